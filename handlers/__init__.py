@@ -1,0 +1,1 @@
+"""What runs inside a TorchServe worker; every archive carries its own copy of this package."""

@@ -1,0 +1,56 @@
+"""Every failure a worker can tell of.
+
+    HandlerError            answered to the client, one request at a time
+    ├── NotJson             400  the body is not JSON
+    ├── TooLarge            413  more work in one request than this version takes
+    ├── Invalid             422  JSON that breaks the schema
+    ├── ModelFault          500  the model failed; details go to the log, not to the client
+    ├── NotSupported        501  this version has no such ability
+    └── OutOfTime           504  the batch's time was spent before this request's turn
+    LoadError               no code: the worker must not start
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class HandlerError(Exception):
+    """A failure of one request, with its HTTP code and the short name that programs switch on."""
+
+    code: ClassVar[int]
+    error: ClassVar[str]
+
+    @property
+    def phrase(self) -> str:
+        """The code's standard reason phrase, ASCII (RFC 9110)."""
+        return HTTPStatus(self.code).phrase
+
+
+class NotJson(HandlerError):
+    code, error = 400, "not_json"
+
+
+class TooLarge(HandlerError):
+    code, error = 413, "too_large"
+
+
+class Invalid(HandlerError):
+    code, error = 422, "invalid_request"
+
+
+class ModelFault(HandlerError):
+    code, error = 500, "model_failed"
+
+
+class NotSupported(HandlerError):
+    code, error = 501, "not_supported"
+
+
+class OutOfTime(HandlerError):
+    code, error = 504, "out_of_time"
+
+
+class LoadError(Exception):
+    """The archive cannot serve: something is missing, damaged or does not fit; the text names the cure."""

@@ -1,0 +1,82 @@
+"""From an extracted archive to a task that answers.
+
+An archive's root holds `entry.py`, `model-config.yaml`, `samples.json`, `metadata.json`, the `handlers/` package and
+`model/`, a Hugging Face `save_pretrained` folder. Nothing is fetched: a missing file stops the load.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from handlers.errors import LoadError
+from handlers.settings import Settings
+from handlers.task import Task
+
+MODEL_FOLDER = "model"
+METADATA_FILE = "metadata.json"
+
+
+def load_task(root: Path, name: str, version: str, handler: Mapping[str, Any] | None, device: str = "cpu") -> Task[Any, Any]:
+    """Load, warm up and return the task of an archive extracted to `root`; raises LoadError naming the cure."""
+    settings = Settings.load(handler)
+    check_libraries(root)
+    loaders = {"multiple_choice": load_multiple_choice}
+    if settings.task not in loaders:
+        raise LoadError(f"task is {settings.task!r}; expected one of {', '.join(sorted(loaders))}")
+    task = loaders[settings.task](root / MODEL_FOLDER, name, version, settings, device)
+    task.warm_up()
+    return task
+
+
+def load_multiple_choice(folder: Path, name: str, version: str, settings: Settings, device: str) -> Task[Any, Any]:
+    """A multiple-choice task from a `save_pretrained` folder."""
+    # A worker must never wait for a hub; this also silences the libraries' progress bars in the server's log.
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    from handlers.multiple_choice import MultipleChoice
+    from handlers.runtimes.torch_runtime import TorchScorer
+    from handlers.tokenization import PairEncoder
+
+    transformers_logging.disable_progress_bar()
+    if not (folder / "config.json").is_file():
+        raise LoadError(f"{folder.name}/config.json is missing; rebuild the archive with `marctl build`")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as err:
+        raise LoadError(f"{folder.name}/ does not hold a tokenizer: {err}") from err
+    encoder = PairEncoder(tokenizer, settings.max_tokens)
+    scorer = TorchScorer.load(folder, encoder, settings, device)
+    return MultipleChoice(name, version, settings, encoder, scorer)
+
+
+def check_libraries(root: Path) -> None:
+    """Every library that the archive was verified with must be here, in that version or a later one."""
+    from packaging.version import Version
+
+    path = root / METADATA_FILE
+    if not path.exists():
+        return  # laid out by torch-model-archiver alone, which records none
+    try:
+        wanted: dict[str, str] = msgspec.json.decode(path.read_bytes())["libraries"]
+    except (OSError, msgspec.DecodeError, KeyError, TypeError) as err:
+        raise LoadError(f"{METADATA_FILE} is damaged ({err}); rebuild the archive") from err
+    faults = []
+    for library, verified in sorted(wanted.items()):
+        try:
+            found = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            faults.append(f"{library} is not installed")
+            continue
+        if Version(found) < Version(verified):
+            faults.append(f"{library} is {found}")
+    if faults:
+        needed = " ".join(f"'{library}>={verified}'" for library, verified in sorted(wanted.items()))
+        raise LoadError(f"the archive was verified with other libraries: {'; '.join(faults)}; pip install {needed}")

@@ -1,0 +1,98 @@
+"""PyTorch forward passes over token rows: short rows together, long rows together, little padding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMultipleChoice, PreTrainedModel
+
+from handlers.errors import LoadError
+from handlers.runtimes.first_token import use_first_token_only
+from handlers.settings import Precision, Settings
+from handlers.tokenization import PairEncoder, Row
+
+WARM_UP_LENGTHS = 16
+"""Row lengths tried at load, evenly spread up to the limit."""
+
+
+class TorchScorer:
+    """Scores rows with a Hugging Face multiple-choice model."""
+
+    def __init__(self, model: PreTrainedModel, encoder: PairEncoder, settings: Settings, device: str) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self.rows_per_pass = settings.rows_per_pass
+        self.max_tokens = settings.max_tokens
+        self.pad_id = encoder.pad_id
+        self.has_type_ids = encoder.template.has_type_ids
+        self.second_type = encoder.template.second_type
+
+    @classmethod
+    def load(cls, folder: Path, encoder: PairEncoder, settings: Settings, device: str) -> TorchScorer:
+        """Read `save_pretrained` files; raises LoadError if a weight of the model is missing in them."""
+        torch.set_num_threads(settings.threads)
+        dtype = dtype_of(settings.precision, device)
+        try:
+            model, report = AutoModelForMultipleChoice.from_pretrained(
+                folder, local_files_only=True, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError) as err:
+            raise LoadError(f"{folder.name}/ does not hold a multiple-choice model: {err}") from err
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:5])
+            raise LoadError(f"the weights lack {missing}; fine-tune and save the model with its multiple-choice head")
+        model.to(device).eval().requires_grad_(False)
+        use_first_token_only(model)
+        return cls(model, encoder, settings, device)
+
+    def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
+        """A logit per row, in order; None where the deadline (time.monotonic seconds) came first."""
+        found: list[float | None] = [None] * len(rows)
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        pending: list[tuple[list[int], Tensor]] = []
+        with torch.inference_mode():
+            for start in range(0, len(rows), self.rows_per_pass):
+                if start and time.monotonic() > deadline:
+                    break
+                places = by_length[start : start + self.rows_per_pass]
+                pending.append((places, self._forward([rows[i] for i in places])))
+            for places, logits in pending:
+                for place, score in zip(places, logits.tolist(), strict=True):
+                    found[place] = score
+        return found
+
+    def _forward(self, rows: Sequence[Row]) -> Tensor:
+        """Logits, float32, shape (rows,)."""
+        longest = max(len(row.ids) for row in rows)
+        ids = [row.ids + [self.pad_id] * (longest - len(row.ids)) for row in rows]
+        inputs = {"input_ids": torch.tensor(ids, device=self.device).unsqueeze(1)}
+        if any(len(row.ids) < longest for row in rows):
+            mask = [[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows]
+            inputs["attention_mask"] = torch.tensor(mask, device=self.device).unsqueeze(1)
+        if self.has_type_ids:
+            types = [
+                [0] * row.second_at + [self.second_type] * (len(row.ids) - row.second_at) + [0] * (longest - len(row.ids))
+                for row in rows
+            ]
+            inputs["token_type_ids"] = torch.tensor(types, device=self.device).unsqueeze(1)
+        return self.model(**inputs).logits.float().view(-1)
+
+    def warm_up(self) -> None:
+        """One pass over each of a spread of lengths, full and single, so that kernels are chosen and memory is there."""
+        step = max(self.max_tokens // WARM_UP_LENGTHS, 1)
+        for tokens in range(step, self.max_tokens + 1, step):
+            row = Row([self.pad_id] * tokens, tokens, truncated=False)
+            for count in (1, self.rows_per_pass):
+                self.scores([row] * count, deadline=float("inf"))
+
+
+def dtype_of(precision: Precision, device: str) -> torch.dtype:
+    """The weights' type; `auto` takes bfloat16 where the processor multiplies in it, for elsewhere it is slower."""
+    if precision == "auto":
+        native = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -1,0 +1,45 @@
+"""What a version is served with: the `handler` section of its model-config.yaml, read once at load.
+
+The archive build writes that file from the recipe; nothing else is consulted, no environment variable included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from handlers.errors import LoadError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Counts are per request unless named otherwise; a bad or unknown value stops the load."""
+
+    task: str
+    precision: Precision = "auto"
+    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere."""
+    max_tokens: int = 128
+    """Longest row, special tokens included; longer ones are cut."""
+    rows_per_pass: int = 16
+    """Rows of one forward pass; a server batch is cut into passes of rows alike in length."""
+    threads: int = 1
+    """Processor threads of one worker's forward pass."""
+    max_instances: int = 128
+    """Questions in one request."""
+    max_rows: int = 512
+    """Rows (choices, over all its questions) in one request."""
+    batch_seconds: float = 30.0
+    """Time for one server batch; what is not computed by then is answered 504, so that the worker is never killed."""
+
+    @classmethod
+    def load(cls, section: Mapping[str, Any] | None) -> Settings:
+        """Check the section as it stands in model-config.yaml; raises LoadError naming the field."""
+        if not section:
+            raise LoadError("model-config.yaml has no `handler` section; rebuild the archive with `marctl build`")
+        try:
+            return msgspec.convert(section, cls)
+        except msgspec.ValidationError as err:
+            raise LoadError(f"model-config.yaml, section `handler`: {err}; rebuild the archive") from err

@@ -1,0 +1,250 @@
+"""The path of a prediction, the same for every task and every caller: decode, predict, encode.
+
+TorchServe, the archive check, evaluation and batch jobs all call `Task.answer` with a list of requests and get as many
+replies, in order. A task adds its own request type and its own forward pass; this file sees to it that each request
+gets its own answer or its own error, whatever its neighbours hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import msgspec
+
+from handlers.errors import HandlerError, Invalid, ModelFault, NotJson, NotSupported, OutOfTime, TooLarge
+from handlers.settings import Settings
+
+log = logging.getLogger(__name__)
+
+JSON = "application/json"
+
+Question = TypeVar("Question", bound=msgspec.Struct)
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One client request as the server hands it over. `body` is None where the server found none."""
+
+    body: bytes | None
+    id: str
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer, ready to send; `body` is JSON, UTF-8."""
+
+    body: bytes
+    code: int = 200
+    phrase: str = "OK"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The one form of every error."""
+
+    error: str
+    detail: str
+
+
+class Predictions(msgspec.Struct, frozen=True):
+    """Answer to a request of several instances (KServe V1 protocol): an answer or an error for each, in order."""
+
+    predictions: list[Any]
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """The forms a body may take besides the bare question."""
+
+    instances: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+    features: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    model: str | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[Question]):
+    """One request's questions; `several` tells `{"instances": [...]}` from a bare question."""
+
+    questions: list[Question | HandlerError]
+    several: bool
+
+
+class Task(ABC, Generic[Question, Outcome]):
+    """One model version, loaded. Holds nothing of any request between two calls."""
+
+    question_type: ClassVar[type[msgspec.Struct]]
+    example: ClassVar[str]
+    """A request that would have been right, for error messages."""
+
+    def __init__(self, name: str, version: str, settings: Settings) -> None:
+        self.name = name
+        self.version = version
+        self.settings = settings
+        self._bare = msgspec.json.Decoder(self.question_type)
+        self._envelope = msgspec.json.Decoder(Envelope)
+        self._encoder = msgspec.json.Encoder()
+        self._headers = {"x-model-version": version}
+
+    @abstractmethod
+    def predict(self, questions: Sequence[Question], deadline: float) -> list[Outcome | None]:
+        """An outcome per question, in order; None for those not computed by `deadline` (time.monotonic seconds)."""
+
+    @abstractmethod
+    def answer_of(self, question: Question, outcome: Outcome, prediction_id: str, latency_ms: float) -> Any:
+        """What the client reads: a msgspec-encodable object."""
+
+    @abstractmethod
+    def weight(self, question: Question) -> int:
+        """Rows that a question costs."""
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Run the shapes that requests will bring, so that the first client does not wait for them."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply per request, in order. Never raises for anything a client sent."""
+        started = time.monotonic()
+        parsed = [self._parse(request) for request in requests]
+        outcomes = iter(self._predict_all(parsed, started + self.settings.batch_seconds))
+        latency_ms = round((time.monotonic() - started) * 1000, 3)
+        return [
+            self._refusal(entry) if isinstance(entry, HandlerError) else self._reply(entry, outcomes, request.id, latency_ms)
+            for request, entry in zip(requests, parsed, strict=True)
+        ]
+
+    def _parse(self, request: Request) -> Parsed[Question] | HandlerError:
+        try:
+            if request.explain:
+                raise NotSupported(f"model {self.name} {self.version} gives predictions only; use /predictions")
+            if request.body is None:
+                raise NotJson(
+                    "expected a JSON body, got a form or none; send `Content-Type: application/json` and " + self.example
+                )
+            return self._decode(request.body)
+        except HandlerError as err:
+            return err
+
+    def _decode(self, body: bytes) -> Parsed[Question]:
+        try:
+            return Parsed([self._bare.decode(body)], several=False)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            bare_error = err
+        # The bare question is by far the most common form; only what is not one pays for a second look.
+        try:
+            envelope = self._envelope.decode(body)
+        except msgspec.ValidationError:
+            raise self._invalid(bare_error, "$") from bare_error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            raise NotJson(f"the body is not JSON: {plain(err)}; expected {self.example}") from err
+        if envelope.instances is not msgspec.UNSET:
+            return self._decode_instances(envelope.instances)
+        if envelope.features is not msgspec.UNSET:
+            question = self._decode_one(envelope.features, "$.features")
+            if isinstance(question, HandlerError):
+                raise question
+            return Parsed([question], several=False)
+        raise self._invalid(bare_error, "$") from bare_error
+
+    def _decode_instances(self, instances: list[msgspec.Raw]) -> Parsed[Question]:
+        limits = self.settings
+        if not instances:
+            raise Invalid('expected at least one instance, got `"instances": []` - at `$.instances`')
+        if len(instances) > limits.max_instances:
+            raise TooLarge(
+                f"expected at most {limits.max_instances} instances, got {len(instances)} - at `$.instances`; "
+                "send several requests"
+            )
+        questions = [self._decode_one(raw, f"$.instances[{i}]") for i, raw in enumerate(instances)]
+        rows = sum(self.weight(question) for question in questions if not isinstance(question, HandlerError))
+        if rows > limits.max_rows:
+            raise TooLarge(
+                f"expected at most {limits.max_rows} rows (choices over all instances), got {rows} - at `$.instances`; "
+                "send several requests"
+            )
+        return Parsed(questions, several=True)
+
+    def _decode_one(self, raw: msgspec.Raw, path: str) -> Question | HandlerError:
+        try:
+            return self._bare.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+            return self._invalid(err, path)
+
+    def _invalid(self, err: Exception, path: str) -> HandlerError:
+        if not isinstance(err, msgspec.ValidationError):
+            return NotJson(f"not JSON: {plain(err)} - at `{path}`; expected {self.example}")
+        text = str(err)
+        text = text.replace("`$", f"`{path}") if "`$" in text else f"{text} - at `{path}`"
+        return Invalid(f"{text}; expected {self.example}")
+
+    def _predict_all(self, parsed: Sequence[Parsed[Question] | HandlerError], deadline: float) -> list[Outcome | HandlerError]:
+        """Outcomes of every good question of the batch, in order of appearance.
+
+        Requests of one question are computed before those of many: a heavy request can make only itself late.
+        """
+        good = [entry for entry in parsed if isinstance(entry, Parsed)]
+        found: dict[tuple[int, int], Outcome | HandlerError] = {}
+        for several in (False, True):
+            places = [
+                (i, j)
+                for i, entry in enumerate(good)
+                if entry.several is several
+                for j, question in enumerate(entry.questions)
+                if not isinstance(question, HandlerError)
+            ]
+            questions = [good[i].questions[j] for i, j in places]
+            found.update(zip(places, self._predict_apart(questions, deadline), strict=True))  # type: ignore[arg-type]  # errors are filtered out above
+        return [found[place] for place in sorted(found)]
+
+    def _predict_apart(self, questions: list[Question], deadline: float) -> list[Outcome | HandlerError]:
+        """The batch at once; if that fails, one by one, so that a question which breaks the model breaks it alone."""
+        if not questions:
+            return []
+        try:
+            outcomes = self.predict(questions, deadline)
+        except Exception:
+            log.exception("%s %s failed on a batch of %d questions", self.name, self.version, len(questions))
+            if len(questions) == 1:
+                return [ModelFault(f"model {self.name} {self.version} failed on this request")]
+            return [outcome for question in questions for outcome in self._predict_apart([question], deadline)]
+        late = OutOfTime(
+            f"model {self.name} {self.version} did not get to this within {self.settings.batch_seconds:g} s; "
+            "send fewer instances at a time"
+        )
+        return [late if outcome is None else outcome for outcome in outcomes]
+
+    def _reply(
+        self, parsed: Parsed[Question], outcomes: Iterator[Outcome | HandlerError], request_id: str, latency_ms: float
+    ) -> Reply:
+        answers: list[Any] = []
+        for i, question in enumerate(parsed.questions):
+            outcome = question if isinstance(question, HandlerError) else next(outcomes)
+            if isinstance(question, HandlerError) or isinstance(outcome, HandlerError):
+                error = outcome if isinstance(outcome, HandlerError) else question
+                if not parsed.several:
+                    return self._refusal(error)  # type: ignore[arg-type]  # one of the two is an error
+                answers.append(ErrorBody(error.error, str(error)))  # type: ignore[union-attr]  # as above
+                continue
+            prediction_id = f"{request_id}:{i}" if parsed.several else request_id
+            answers.append(self.answer_of(question, outcome, prediction_id, latency_ms))
+        body = Predictions(answers) if parsed.several else answers[0]
+        return Reply(self._encoder.encode(body), headers=self._headers)
+
+    def _refusal(self, error: HandlerError) -> Reply:
+        body = self._encoder.encode(ErrorBody(error.error, str(error)))
+        return Reply(body, error.code, error.phrase, self._headers)
+
+
+def plain(err: Exception) -> str:
+    """A decoding error in a few words; none of the client's bytes are in it."""
+    if isinstance(err, RecursionError):
+        return "nested too deeply"
+    if isinstance(err, UnicodeDecodeError):
+        return f"not UTF-8 at byte {err.start}"
+    return re.sub(r"^JSON is malformed: ", "", str(err))

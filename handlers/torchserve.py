@@ -1,0 +1,76 @@
+"""The one place that knows TorchServe's `data` and `context` (ts/context.py, ts/service.py, 0.12.0)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from handlers.errors import LoadError
+from handlers.loading import load_task
+from handlers.task import JSON, Request, Task
+
+PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+_task: Task[Any, Any] | None = None
+
+
+def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:
+    """TorchServe's entry point: called once with None to load, then once per batch.
+
+    Returns bytes only, one per request: any other type can end the worker (see ts/protocol/otf_message_handler.py).
+    """
+    global _task
+    if data is None or _task is None:
+        _task = initialize(context)
+        if data is None:
+            return None
+    replies = _task.answer([request_of(item, context, i) for i, item in enumerate(data)])
+    for i, reply in enumerate(replies):
+        if reply.code != 200:
+            context.set_response_status(code=reply.code, phrase=reply.phrase, idx=i)
+        context.set_response_content_type(i, JSON)
+        for name, value in reply.headers.items():
+            context.set_response_header(i, name, value)
+    return [reply.body for reply in replies]
+
+
+def request_of(item: dict[str, Any], context: Any, index: int) -> Request:
+    """One TorchServe item; its body is bytes, since `decode_input_request` is off, or absent if the client sent a form."""
+    body = item.get("body", item.get("data"))
+    sent_id = context.get_request_header(index, "x-request-id")
+    request_id = sent_id if sent_id and PRINTABLE_ID.fullmatch(sent_id) else context.get_request_id(index)
+    explain = context.get_request_header(index, "explain") == "True"
+    return Request(as_bytes(body), request_id, explain)
+
+
+def as_bytes(body: Any) -> bytes | None:
+    """The body as sent, whatever the server made of it; None if that cannot be known."""
+    if isinstance(body, bytes | bytearray):
+        return bytes(body)
+    if isinstance(body, str):
+        return body.encode("utf-8", "surrogatepass")
+    return None
+
+
+def initialize(context: Any) -> Task[Any, Any]:
+    """Load the version; a LoadError goes to the log as one line that `marctl register` looks for, and ends the worker."""
+    quiet_server_logs()
+    properties = context.system_properties
+    model = context.manifest["model"]
+    gpu = properties.get("gpu_id")
+    device = "cpu" if gpu is None else f"cuda:{gpu}"
+    handler = (context.model_yaml_config or {}).get("handler")
+    try:
+        return load_task(Path(properties["model_dir"]), model["modelName"], model["modelVersion"], handler, device)
+    except LoadError as err:
+        print(f"LoadError: {model['modelName']} {model['modelVersion']}: {err}", file=sys.stderr, flush=True)
+        raise
+
+
+def quiet_server_logs() -> None:
+    """TorchServe's own worker code writes several lines per batch, each parsed again by the Java side."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("ts.metrics.caching_metric").setLevel(logging.WARNING)

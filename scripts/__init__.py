@@ -1,0 +1,1 @@
+"""The operator's side: the `marctl` command and everything behind it."""

@@ -1,0 +1,83 @@
+"""What an archive says of itself, read from the file without running anything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import UserError
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+DEFAULT_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request body and what must come back: `prediction`, and `probabilities` where they are known."""
+
+    request: dict[str, Any]
+    expected: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A `.mar` file. `samples` and `metadata` are empty for one that was not built here."""
+
+    path: Path
+    name: str
+    version: str
+    sha256: str
+    samples: list[Sample]
+    tolerance: float
+    manifest: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    """Path inside the archive -> bytes."""
+
+
+def read_archive(path: Path) -> Archive:
+    """Read one archive; raises UserError if it is not a whole `.mar`."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            manifest = json.loads(file.read(MANIFEST))
+            names = set(file.namelist())
+            samples = json.loads(file.read("samples.json")) if "samples.json" in names else []
+            metadata = json.loads(file.read("metadata.json")) if "metadata.json" in names else {}
+            files = {info.filename: info.file_size for info in file.infolist() if not info.is_dir()}
+        with path.open("rb") as raw:
+            digest = hashlib.file_digest(raw, "sha256").hexdigest()
+        return Archive(
+            path=path,
+            name=manifest["model"]["modelName"],
+            version=manifest["model"]["modelVersion"],
+            sha256=digest,
+            samples=[Sample(sample["request"], sample["expected"]) for sample in samples],
+            tolerance=float(metadata.get("sample_tolerance", DEFAULT_TOLERANCE)),
+            manifest=manifest,
+            metadata=metadata,
+            files=files,
+        )
+    except FileNotFoundError as err:
+        raise UserError(f"{path}: no such file; expected a model archive (.mar)") from err
+    except OSError as err:
+        raise UserError(f"{path}: {err.strerror or err}") from err
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as err:
+        raise UserError(f"{path}: not a whole model archive ({err}); build it with `marctl build`") from err
+
+
+def differences(sample: Sample, answer: dict[str, Any], tolerance: float) -> list[str]:
+    """Where an answer to a sample's request departs from what was expected; empty if it does not."""
+    expected = sample.expected
+    found = []
+    if answer.get("prediction") != expected["prediction"]:
+        found.append(f"prediction is {answer.get('prediction')}, expected {expected['prediction']}")
+    wanted, given = expected.get("probabilities"), answer.get("probabilities") or []
+    if wanted is not None:
+        worst = max((abs(a - b) for a, b in zip(wanted, given, strict=False)), default=0.0)
+        if len(wanted) != len(given) or not worst <= tolerance:
+            found.append(f"probabilities are {given}, expected {wanted} within {tolerance:g}")
+    return found

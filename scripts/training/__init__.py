@@ -1,0 +1,1 @@
+"""Fine-tuning, distillation and evaluation of multiple-choice models."""

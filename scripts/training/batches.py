@@ -1,0 +1,81 @@
+"""Training steps: questions of one choice count and alike in length, so that little of a step is padding."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handlers.tokenization import PairEncoder, Row
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenized question: a row per choice, and the index of the right one."""
+
+    rows: list[Row]
+    label: int
+    index: int
+    """Position in the training set: where a teacher's logits for it are kept."""
+
+    @property
+    def longest(self) -> int:
+        return max(len(row.ids) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step. All int64; ids, mask and types: (questions, choices, tokens); labels, index: (questions,)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor
+    labels: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], pad_id: int) -> Step:
+        shape = (len(examples), len(examples[0].rows), max(example.longest for example in examples))
+        ids = torch.full(shape, pad_id)
+        mask = torch.zeros(shape, dtype=torch.long)
+        types = torch.zeros(shape, dtype=torch.long)
+        for i, example in enumerate(examples):
+            for j, row in enumerate(example.rows):
+                length = len(row.ids)
+                ids[i, j, :length] = torch.tensor(row.ids)
+                mask[i, j, :length] = 1
+                types[i, j, row.second_at : length] = 1
+        labels = torch.tensor([example.label for example in examples])
+        return cls(ids, mask, types, labels, torch.tensor([example.index for example in examples]))
+
+    def inputs(self, has_type_ids: bool) -> dict[str, Tensor]:
+        """The model's keyword arguments."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return inputs | {"token_type_ids": self.token_type_ids} if has_type_ids else inputs
+
+
+def tokenize(encoder: PairEncoder, questions: Sequence[tuple[str, Sequence[str], int]]) -> list[Example]:
+    """questions: (first text, choices, label)."""
+    rows = iter(encoder.encode([(first, choice) for first, choices, _ in questions for choice in choices]))
+    return [
+        Example([next(rows) for _ in choices], label, index) for index, (_, choices, label) in enumerate(questions)
+    ]
+
+
+def epoch_order(examples: Sequence[Example], questions_per_step: int, seed: int, epoch: int) -> list[list[int]]:
+    """Example positions of every step of one epoch; the same for the same seed and epoch."""
+    dice = random.Random(f"{seed}/{epoch}")
+    by_choices: dict[int, list[int]] = defaultdict(list)
+    for position, example in enumerate(examples):
+        by_choices[len(example.rows)].append(position)
+    steps = []
+    for positions in by_choices.values():
+        dice.shuffle(positions)
+        positions.sort(key=lambda p: examples[p].longest + dice.random() * 4)
+        steps += [positions[i : i + questions_per_step] for i in range(0, len(positions), questions_per_step)]
+    dice.shuffle(steps)
+    return steps
