@@ -1,13 +1,13 @@
 """Every failure a worker can tell of.
 
-    HandlerError            answered to the client, one request at a time
-    ├── NotJson             400  the body is not JSON
-    ├── TooLarge            413  more work in one request than this version takes
-    ├── Invalid             422  JSON that breaks the schema
-    ├── ModelFault          500  the model failed; details go to the log, not to the client
-    ├── NotSupported        501  this version has no such ability
-    └── OutOfTime           504  the batch's time was spent before this request's turn
-    LoadError               no code: the worker must not start
+HandlerError            answered to the client, one request at a time
+├── NotJson             400  the body is not JSON
+├── TooLarge            413  more work in one request than this version takes
+├── Invalid             422  JSON that breaks the schema
+├── ModelFault          500  the model failed; details go to the log, not to the client
+├── NotSupported        501  this version has no such ability
+└── OutOfTime           504  the batch's time was spent before this request's turn
+LoadError               no code: the worker must not start
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ MODEL_FOLDER = "model"
 METADATA_FILE = "metadata.json"
 
 
-def load_task(root: Path, name: str, version: str, handler: Mapping[str, Any] | None, device: str = "cpu") -> Task[Any, Any]:
+def load_task(
+    root: Path, name: str, version: str, handler: Mapping[str, Any] | None, device: str = "cpu"
+) -> Task[Any, Any]:
     """Load, warm up and return the task of an archive extracted to `root`; raises LoadError naming the cure."""
     settings = Settings.load(handler)
     check_libraries(root)

@@ -23,7 +23,7 @@ LONGEST_TEXT = 20_000
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_TEXT)]
 
 
-class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One multiple-choice question."""
 
     question: Text
@@ -32,7 +32,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """`prediction` is the index of the chosen choice, `label` its text; `truncated`: the model did not see all of it."""
+    """`prediction` is the index of the chosen choice, `label` its text; `truncated`: the model saw only a part."""
 
     prediction_id: str
     model: str

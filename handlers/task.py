@@ -87,7 +87,7 @@ class Task(ABC, Generic[Question, Outcome]):
         self.name = name
         self.version = version
         self.settings = settings
-        self._bare = msgspec.json.Decoder(self.question_type)
+        self._bare: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.question_type)
         self._envelope = msgspec.json.Decoder(Envelope)
         self._encoder = msgspec.json.Encoder()
         self._headers = {"x-model-version": version}
@@ -115,7 +115,9 @@ class Task(ABC, Generic[Question, Outcome]):
         outcomes = iter(self._predict_all(parsed, started + self.settings.batch_seconds))
         latency_ms = round((time.monotonic() - started) * 1000, 3)
         return [
-            self._refusal(entry) if isinstance(entry, HandlerError) else self._reply(entry, outcomes, request.id, latency_ms)
+            self._refusal(entry)
+            if isinstance(entry, HandlerError)
+            else self._reply(entry, outcomes, request.id, latency_ms)
             for request, entry in zip(requests, parsed, strict=True)
         ]
 
@@ -125,13 +127,16 @@ class Task(ABC, Generic[Question, Outcome]):
                 raise NotSupported(f"model {self.name} {self.version} gives predictions only; use /predictions")
             if request.body is None:
                 raise NotJson(
-                    "expected a JSON body, got a form or none; send `Content-Type: application/json` and " + self.example
+                    "expected a JSON body, got a form or none; send `Content-Type: application/json` and "
+                    + self.example
                 )
             return self._decode(request.body)
         except HandlerError as err:
             return err
 
     def _decode(self, body: bytes) -> Parsed[Question]:
+        if not body:
+            raise NotJson(f"the body is empty; expected {self.example}")
         try:
             return Parsed([self._bare.decode(body)], several=False)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
@@ -172,7 +177,8 @@ class Task(ABC, Generic[Question, Outcome]):
 
     def _decode_one(self, raw: msgspec.Raw, path: str) -> Question | HandlerError:
         try:
-            return self._bare.decode(raw)
+            question: Question = self._bare.decode(raw)
+            return question
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             return self._invalid(err, path)
 
@@ -183,7 +189,9 @@ class Task(ABC, Generic[Question, Outcome]):
         text = text.replace("`$", f"`{path}") if "`$" in text else f"{text} - at `{path}`"
         return Invalid(f"{text}; expected {self.example}")
 
-    def _predict_all(self, parsed: Sequence[Parsed[Question] | HandlerError], deadline: float) -> list[Outcome | HandlerError]:
+    def _predict_all(
+        self, parsed: Sequence[Parsed[Question] | HandlerError], deadline: float
+    ) -> list[Outcome | HandlerError]:
         """Outcomes of every good question of the batch, in order of appearance.
 
         Requests of one question are computed before those of many: a heavy request can make only itself late.

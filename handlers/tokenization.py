@@ -88,7 +88,7 @@ class PairEncoder:
         return Row(row, len(head) + template.middle_in_first, excess > 0)
 
     def _learn_template(self) -> PairTemplate:
-        """Read the join off one encoded probe pair; raises LoadError if the tokenizer does not join by concatenation."""
+        """Read the join off one encoded probe pair; raises LoadError if it is no concatenation."""
         first_text, second_text = PROBE
         plain = self.tokenize(PROBE)
         first, second = list(plain[first_text]), list(plain[second_text])

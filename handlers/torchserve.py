@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from handlers.errors import LoadError
 from handlers.loading import load_task
+from handlers.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
 from handlers.task import JSON, Request, Task
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _task: Task[Any, Any] | None = None
+_counts: WorkerCounts | None = None
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:
@@ -22,12 +25,15 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
 
     Returns bytes only, one per request: any other type can end the worker (see ts/protocol/otf_message_handler.py).
     """
-    global _task
-    if data is None or _task is None:
+    global _task, _counts
+    if _task is None or _counts is None:
         _task = initialize(context)
-        if data is None:
-            return None
+        _counts = WorkerCounts(torchserve_report(context, _task.name, _task.version))
+    if data is None:
+        return None
+    started = time.monotonic()
     replies = _task.answer([request_of(item, context, i) for i, item in enumerate(data)])
+    _counts.add(replies, time.monotonic() - started)
     for i, reply in enumerate(replies):
         if reply.code != 200:
             context.set_response_status(code=reply.code, phrase=reply.phrase, idx=i)
@@ -38,7 +44,7 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
 
 
 def request_of(item: dict[str, Any], context: Any, index: int) -> Request:
-    """One TorchServe item; its body is bytes, since `decode_input_request` is off, or absent if the client sent a form."""
+    """One TorchServe item; its body is bytes (`decode_input_request` is off), or absent if a form was sent."""
     body = item.get("body", item.get("data"))
     sent_id = context.get_request_header(index, "x-request-id")
     request_id = sent_id if sent_id and PRINTABLE_ID.fullmatch(sent_id) else context.get_request_id(index)
@@ -56,7 +62,7 @@ def as_bytes(body: Any) -> bytes | None:
 
 
 def initialize(context: Any) -> Task[Any, Any]:
-    """Load the version; a LoadError goes to the log as one line that `marctl register` looks for, and ends the worker."""
+    """Load the version; a LoadError is logged as one line, which `marctl register` quotes, and ends the worker."""
     quiet_server_logs()
     properties = context.system_properties
     model = context.manifest["model"]
@@ -73,4 +79,5 @@ def initialize(context: Any) -> Task[Any, Any]:
 def quiet_server_logs() -> None:
     """TorchServe's own worker code writes several lines per batch, each parsed again by the Java side."""
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("ts.metrics.caching_metric").setLevel(logging.WARNING)
+    logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
+    quiet_server_metrics()

@@ -33,6 +33,8 @@ def track(title: str, total: int, done: int = 0) -> Iterator[Callable[[str], Non
         if now - shown >= LOG_EVERY_S or done + count == total:
             shown = now
             left_s = (now - started) / count * (total - done - count)
-            print(f"{title}: {done + count}/{total}, {left_s:.0f} s left {remark}".rstrip(), file=sys.stderr, flush=True)
+            print(
+                f"{title}: {done + count}/{total}, {left_s:.0f} s left {remark}".rstrip(), file=sys.stderr, flush=True
+            )
 
     yield advance

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny_models import save_tiny
+
+torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where the processor is shared
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,13 @@ def wordpiece() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 
 
@@ -50,11 +55,20 @@ def byte_bpe() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="<mask>",
-        bos_token="<s>", eos_token="</s>", model_input_names=["input_ids", "attention_mask"],
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token="<mask>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -64,13 +78,22 @@ def unigram() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    tokenizer.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="[UNK]"))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="[UNK]")
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 
 
@@ -80,19 +103,34 @@ def bert(tokenizer: Any) -> PreTrainedConfig:
 
 def roberta(tokenizer: Any) -> PreTrainedConfig:
     return RobertaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=130, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1, **SMALL
+        vocab_size=len(tokenizer),
+        max_position_embeddings=130,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        type_vocab_size=1,
+        **SMALL,
     )
 
 
 def deberta(tokenizer: Any) -> PreTrainedConfig:
     return DebertaV2Config(
-        vocab_size=len(tokenizer), max_position_embeddings=128, relative_attention=True, position_buckets=16,
-        pos_att_type=["p2c", "c2p"], type_vocab_size=2, norm_rel_ebd="layer_norm", share_att_key=True, **SMALL,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=128,
+        relative_attention=True,
+        position_buckets=16,
+        pos_att_type=["p2c", "c2p"],
+        type_vocab_size=2,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        **SMALL,
     )
 
 
 def distilbert(tokenizer: Any) -> PreTrainedConfig:
-    return DistilBertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
+    return DistilBertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=128, dim=32, n_layers=2, n_heads=4, hidden_dim=64
+    )
 
 
 def character_bpe() -> BertweetTokenizer:
@@ -115,7 +153,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], PreTrainedConfig]]] = 
 
 
 def save_tiny(kind: str, folder: Path, seed: int = 0, scale: float = 20.0) -> Path:
-    """Write a model and its tokenizer with `save_pretrained`. `scale` widens the weights, so that answers differ visibly."""
+    """`save_pretrained` a model and its tokenizer. `scale` widens the weights, so that answers differ visibly."""
     make_tokenizer, make_config = KINDS[kind]
     tokenizer = make_tokenizer()
     if kind == "distilbert":

@@ -7,54 +7,49 @@ them out is exact and saves 10 of the 12 parts of that layer's matrix work.
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-POOLED_FAMILIES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
-"""model_type -> attribute that holds the encoder, for models built of BertLayer-shaped layers with a first-token pooler."""
-
-
-class FirstTokenLayer(nn.Module):
-    """Wraps one BertLayer; its output is (rows, 1, hidden) in place of (rows, tokens, hidden)."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        self.train(layer.training)
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object) -> Tensor:
-        """hidden_states: (rows, tokens, hidden); attention_mask: as transformers makes it, (rows, 1, tokens, tokens)."""
-        layer: Any = self.layer
-        own = layer.attention.self
-        first = hidden_states[:, :1]
-        if attention_mask is not None:
-            attention_mask = attention_mask[:, :, :1]
-
-        def heads(states: Tensor) -> Tensor:
-            return states.unflatten(-1, (own.num_attention_heads, own.attention_head_size)).transpose(1, 2)
-
-        context = scaled_dot_product_attention(
-            heads(own.query(first)),
-            heads(own.key(hidden_states)),
-            heads(own.value(hidden_states)),
-            attn_mask=attention_mask,
-            dropout_p=own.dropout.p if self.training else 0.0,
-        )
-        attended: Tensor = layer.attention.output(context.transpose(1, 2).flatten(2), first)
-        output: Tensor = layer.output(layer.intermediate(attended), attended)
-        return output
+ENCODERS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+"""model_type -> where the encoder is, for models of BertLayer-shaped layers with a first-token pooler."""
 
 
 def use_first_token_only(model: Any) -> bool:
-    """Swap the last layer of a known model for its first-token form; False, and no change, for any other model."""
+    """Make a known model's last layer compute its first token only; False, and no change, for any other model."""
     config = model.config
-    family = POOLED_FAMILIES.get(config.model_type)
-    if family is None or getattr(config, "_attn_implementation", "") != "sdpa" or getattr(config, "is_decoder", False):
+    encoder = ENCODERS.get(config.model_type)
+    if encoder is None or config._attn_implementation != "sdpa" or getattr(config, "is_decoder", False):
         return False
-    layers = getattr(model, family).encoder.layer
-    layers[-1] = FirstTokenLayer(layers[-1])
+    last = getattr(model, encoder).encoder.layer[-1]
+    last.forward = MethodType(first_token_forward, last)
     return True
 
 
+def first_token_forward(
+    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor:
+    """BertLayer.forward (transformers/models/bert/modeling_bert.py) with a query for the first token only.
+
+    hidden_states: (rows, tokens, hidden); attention_mask: (rows, 1, tokens, tokens), as transformers makes it for SDPA.
+    Result: (rows, 1, hidden).
+    """
+    attention = layer.attention.self
+    first = hidden_states[:, :1]
+
+    def heads(states: Tensor) -> Tensor:
+        shape = (*states.shape[:2], attention.num_attention_heads, attention.attention_head_size)
+        return states.view(shape).transpose(1, 2)
+
+    context = scaled_dot_product_attention(
+        heads(attention.query(first)),
+        heads(attention.key(hidden_states)),
+        heads(attention.value(hidden_states)),
+        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+        dropout_p=attention.dropout.p if layer.training else 0.0,
+    )
+    attended = layer.attention.output(context.transpose(1, 2).flatten(2), first)
+    output: Tensor = layer.output(layer.intermediate(attended), attended)
+    return output

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForMultipleChoice, PreTrainedModel
 
@@ -40,7 +41,7 @@ class TorchScorer:
             model, report = AutoModelForMultipleChoice.from_pretrained(
                 folder, local_files_only=True, dtype=dtype, output_loading_info=True
             )
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, SafetensorError) as err:
             raise LoadError(f"{folder.name}/ does not hold a multiple-choice model: {err}") from err
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:5])
@@ -75,14 +76,17 @@ class TorchScorer:
             inputs["attention_mask"] = torch.tensor(mask, device=self.device).unsqueeze(1)
         if self.has_type_ids:
             types = [
-                [0] * row.second_at + [self.second_type] * (len(row.ids) - row.second_at) + [0] * (longest - len(row.ids))
+                [0] * row.second_at
+                + [self.second_type] * (len(row.ids) - row.second_at)
+                + [0] * (longest - len(row.ids))
                 for row in rows
             ]
             inputs["token_type_ids"] = torch.tensor(types, device=self.device).unsqueeze(1)
-        return self.model(**inputs).logits.float().view(-1)
+        logits: Tensor = self.model(**inputs).logits
+        return logits.float().view(-1)
 
     def warm_up(self) -> None:
-        """One pass over each of a spread of lengths, full and single, so that kernels are chosen and memory is there."""
+        """One pass over each of a spread of lengths, full and single, to choose kernels and get memory."""
         step = max(self.max_tokens // WARM_UP_LENGTHS, 1)
         for tokens in range(step, self.max_tokens + 1, step):
             row = Row([self.pad_id] * tokens, tokens, truncated=False)

@@ -84,15 +84,23 @@ def is_current(target: Path, sources: str) -> bool:
 
 
 def source_digest(version: Version) -> str:
-    """SHA-256 over all that an archive is made from: recipe, weights, handlers, library versions."""
+    """SHA-256 over all that an archive is made from: recipe, weights, handlers, library versions; no path, no date."""
     weights = version.recipe.weights
-    parts: dict[str, str] = {f"handlers/{path}": digest(HANDLERS / path) for path in handler_files()}
-    parts |= {f"recipe/{p.relative_to(version.folder)}": digest(p) for p in sorted(version.folder.rglob("*")) if p.is_file()}
+    recipe = msgspec.to_builtins(version.recipe)
+    recipe.pop("training")
+    recipe["weights"].pop("directory", None)
+    parts: dict[str, Any] = {
+        "name": str(version),
+        "recipe": recipe,
+        "metadata": version.metadata,
+        "libraries": library_versions(),
+    }
+    parts |= {f"handlers/{path}": digest(HANDLERS / path) for path in handler_files()}
+    if weights.delta and (version.folder / weights.delta).exists():
+        parts["delta"] = digest(version.folder / weights.delta)
     if weights.directory:
         folder = (version.folder / weights.directory).resolve()
         parts |= {f"weights/{p.relative_to(folder)}": digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    parts |= {f"library/{name}": installed for name, installed in library_versions().items()}
-    parts["name"] = str(version)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -136,7 +144,10 @@ def forget_origin(model_folder: Path) -> None:
         path = model_folder / name
         if path.exists():
             content = json.loads(path.read_text())
-            write_json(path, {k: v for k, v in content.items() if k not in {"_name_or_path", "name_or_path", "local_files_only"}})
+            write_json(
+                path,
+                {k: v for k, v in content.items() if k not in {"_name_or_path", "name_or_path", "local_files_only"}},
+            )
 
 
 def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
@@ -151,6 +162,7 @@ def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
         "runtime": recipe.runtime,
         "precision": recipe.precision,
         "licence": recipe.licence,
+        "data": msgspec.to_builtins(recipe.data),
         "libraries": library_versions(),
         "input_schema": msgspec.json.schema(Question),
         "output_schema": msgspec.json.schema(Answer),

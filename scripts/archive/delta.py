@@ -41,7 +41,9 @@ def apply_delta(weights: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> N
         name = key.removesuffix(VALUES)
         if name not in weights or weights[name].shape != value.shape:
             found = tuple(weights[name].shape) if name in weights else "none"
-            raise UserError(f"the delta changes {name} of shape {tuple(value.shape)}, the base has {found}; train the delta again")
+            raise UserError(
+                f"the delta changes {name} of shape {tuple(value.shape)}, the base has {found}; train the delta again"
+            )
         weights[name].add_(value * delta[name + SCALES] if key.endswith(VALUES) else value)
 
 

@@ -92,6 +92,14 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     mask_share: float = 0.1
 
 
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
+    """A data set that the weights were trained on: what a model card must name."""
+
+    name: str
+    source: str
+    licence: str
+
+
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The content of model.yaml."""
 
@@ -111,6 +119,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sample_tolerance: Annotated[float, Meta(gt=0, lt=1)] = 0.03
     """Largest allowed difference of a sample's probabilities, over all precisions that the version may run in."""
     licence: str | None = None
+    data: list[Source] = []
     training: Training | None = None
 
 
@@ -153,8 +162,11 @@ def read_version(folder: Path) -> Version:
         raise UserError(f"{path}: {err.strerror}; expected a recipe, see `marctl build --help`") from err
     except yaml.YAMLError as err:
         raise UserError(f"{path}: not YAML: {' '.join(str(err).split())}") from err
-    faults = [f"{kind} name {name!r}: use letters, digits, '.', '_' and '-'"
-              for kind, name in (("model", folder.parent.name), ("version", folder.name)) if not NAME.fullmatch(name)]
+    faults = [
+        f"{kind} name {name!r}: use letters, digits, '.', '_' and '-'"
+        for kind, name in (("model", folder.parent.name), ("version", folder.name))
+        if not NAME.fullmatch(name)
+    ]
     faults += schema_faults(content)
     if not faults:
         recipe = msgspec.convert(content, Recipe)
@@ -169,7 +181,10 @@ def schema_faults(content: Any) -> list[str]:
     from jsonschema import Draft202012Validator
 
     errors = Draft202012Validator(recipe_schema()).iter_errors(content)
-    return [f"{pointer(error.absolute_path)}: {error.message}" for error in sorted(errors, key=lambda e: list(map(str, e.absolute_path)))]
+    return [
+        f"{pointer(error.absolute_path)}: {error.message}"
+        for error in sorted(errors, key=lambda e: list(map(str, e.absolute_path)))
+    ]
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -191,7 +206,10 @@ def meaning_faults(folder: Path, recipe: Recipe) -> list[str]:
         given = " and ".join(sources) or "none"
         faults.append(f"weights: expected exactly one of directory, hub and package, got {given}")
     if weights.directory and not (folder / weights.directory).is_dir():
-        faults.append(f"weights.directory: no folder {(folder / weights.directory).resolve()}; save the model there with save_pretrained")
+        faults.append(
+            f"weights.directory: no folder {(folder / weights.directory).resolve()}; "
+            "save the model there with save_pretrained"
+        )
     if weights.package and not weights.path:
         faults.append("weights.path: missing; name the folder of the model's files inside the package")
     if weights.delta and not (folder / weights.delta).is_file() and recipe.training is None:
@@ -199,9 +217,14 @@ def meaning_faults(folder: Path, recipe: Recipe) -> list[str]:
     for i, sample in enumerate(recipe.samples):
         count = len(sample.request.choices)
         if sample.expected.prediction >= count:
-            faults.append(f"samples[{i}].expected.prediction: {sample.expected.prediction}, but there are {count} choices, counted from 0")
+            faults.append(
+                f"samples[{i}].expected.prediction: {sample.expected.prediction}, "
+                f"but there are {count} choices, counted from 0"
+            )
         if sample.expected.probabilities is not None and len(sample.expected.probabilities) != count:
-            faults.append(f"samples[{i}].expected.probabilities: {len(sample.expected.probabilities)} of them for {count} choices")
+            faults.append(
+                f"samples[{i}].expected.probabilities: {len(sample.expected.probabilities)} of them for {count} choices"
+            )
     return faults
 
 

@@ -1,4 +1,4 @@
-"""Answers by plain `transformers`, one question at a time: the yardstick for the handlers, sharing no code with them."""
+"""Answers by plain `transformers`, one question at a time: the handlers' yardstick, no code in common."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ def plain_probabilities(model: Any, tokenizer: Any, question: Question, max_toke
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
     try:
         inputs = tokenizer(
-            [first] * len(choices), choices, truncation="only_first", max_length=max_tokens, padding=True, return_tensors="pt"
+            [first] * len(choices),
+            choices,
+            truncation="only_first",
+            max_length=max_tokens,
+            padding=True,
+            return_tensors="pt",
         )
     finally:
         tokenizer.truncation_side = side
     logits = model(**{name: value.unsqueeze(0) for name, value in inputs.items()}).logits
-    return torch.softmax(logits.float(), -1)[0].tolist()  # type: ignore[no-any-return]  # torch types tolist as Any
+    return list(torch.softmax(logits.float(), -1)[0].tolist())

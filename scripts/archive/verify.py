@@ -29,11 +29,17 @@ def verify(path: Path, reference: Sequence[Sequence[float]] = ()) -> Archive:
     for i, (sample, answer) in enumerate(zip(archive.samples, answers, strict=True)):
         faults += [f"samples[{i}]: {fault}" for fault in differences(sample, answer, archive.tolerance)]
         if reference:
-            plain = Sample(sample.request, {"prediction": answer.get("prediction"), "probabilities": list(reference[i])})
-            faults += [f"samples[{i}], against plain transformers: {fault}" for fault in differences(plain, answer, archive.tolerance)]
+            plain = Sample(
+                sample.request, {"prediction": answer.get("prediction"), "probabilities": list(reference[i])}
+            )
+            faults += [
+                f"samples[{i}], against plain transformers: {fault}"
+                for fault in differences(plain, answer, archive.tolerance)
+            ]
     if faults:
         head = f"{archive.name} {archive.version}: the archive does not answer its samples as expected; it was not kept"
-        raise UserError("\n  ".join([head, *faults]))
+        cure = "if only the last digits differ, set `precision: float32` or a wider `sample_tolerance` in model.yaml"
+        raise UserError("\n  ".join([head, *faults, cure]))
     return archive
 
 
@@ -46,7 +52,12 @@ def selfcheck(path: Path, title: str) -> list[dict[str, Any]]:
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "handlers.selfcheck"],
-                cwd=root, env=env, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+                cwd=root,
+                env=env,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired as err:
             raise UserError(f"{title}: no answer to its samples within {TIMEOUT_S} s; it was not kept") from err

@@ -35,13 +35,15 @@ def load_weights(version: Version) -> tuple[PreTrainedModel, Any]:
 
 
 def load_base(version: Version) -> tuple[PreTrainedModel, Any, list[str]]:
-    """The model before its delta, its tokenizer, and the names of the parameters that the source does not hold (zeroed)."""
+    """The model before its delta, its tokenizer, and the parameters that the source lacks (set to zero)."""
     weights = version.recipe.weights
     source = locate(version)
     options: dict[str, Any] = {"revision": weights.revision} if weights.hub and weights.revision else {}
     with quiet_transformers():
         try:
-            model, report = AutoModelForMultipleChoice.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
+            model, report = AutoModelForMultipleChoice.from_pretrained(
+                source, dtype="auto", output_loading_info=True, **options
+            )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, ImportError, KeyError) as err:
             raise UserError(f"{version}: cannot load a multiple-choice model from {source}: {err}") from err
@@ -94,10 +96,12 @@ def check_digests(folder: Path, wanted: dict[str, str]) -> None:
 
 def keep_layers(model: PreTrainedModel, layers: list[int], version: Version) -> None:
     """Cut the encoder down to the named layers."""
-    encoder = getattr(getattr(model, model.base_model_prefix), "encoder", None)
+    encoder: Any = getattr(getattr(model, model.base_model_prefix), "encoder", None)
     stack = getattr(encoder, "layer", None)
     if stack is None:
-        raise UserError(f"{version}: weights.layers: {type(model).__name__} has no encoder.layer to choose from; remove the line")
+        raise UserError(
+            f"{version}: weights.layers: {type(model).__name__} has no encoder.layer to choose from; remove the line"
+        )
     if not layers or max(layers) >= len(stack) or min(layers) < 0:
         raise UserError(f"{version}: weights.layers is {layers}, the model has layers 0 to {len(stack) - 1}")
     encoder.layer = torch.nn.ModuleList([stack[i] for i in layers])

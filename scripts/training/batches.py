@@ -61,9 +61,7 @@ class Step:
 def tokenize(encoder: PairEncoder, questions: Sequence[tuple[str, Sequence[str], int]]) -> list[Example]:
     """questions: (first text, choices, label)."""
     rows = iter(encoder.encode([(first, choice) for first, choices, _ in questions for choice in choices]))
-    return [
-        Example([next(rows) for _ in choices], label, index) for index, (_, choices, label) in enumerate(questions)
-    ]
+    return [Example([next(rows) for _ in choices], label, index) for index, (_, choices, label) in enumerate(questions)]
 
 
 def epoch_order(examples: Sequence[Example], questions_per_step: int, seed: int, epoch: int) -> list[list[int]]:

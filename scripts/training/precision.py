@@ -1,4 +1,4 @@
-"""Cheaper training arithmetic on CPU: bf16 work against fp32 master weights, and dropout without fresh random numbers."""
+"""Cheaper training on CPU: bf16 work with fp32 master weights, and dropout without fresh random numbers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MasterWeights:
 
 
 class PooledDropout(nn.Module):
-    """Dropout whose masks are random slices of one pool; drawing fresh ones takes a seventh of a training step on CPU."""
+    """Dropout whose masks are random slices of one pool; fresh ones take a seventh of a training step on CPU."""
 
     POOL = 1 << 23
 
@@ -54,7 +54,8 @@ class PooledDropout(nn.Module):
             return states
         count = states.numel()
         if self._pool is None or self._pool.numel() < 2 * count:
-            kept = torch.rand(max(2 * count, self.POOL)) >= self.share
+            # A generator of its own, so that a run that goes on from a checkpoint draws the same slices.
+            kept = torch.rand(max(2 * count, self.POOL), generator=torch.Generator().manual_seed(0)) >= self.share
             self._pool = kept.to(states.dtype) / (1 - self.share)
         start = int(torch.randint(self._pool.numel() - count + 1, ()))
         return states * self._pool[start : start + count].view(states.shape)

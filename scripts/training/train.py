@@ -19,29 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from handlers.tokenization import PairEncoder, Row
+from scripts.archive.recipe import Training
 from scripts.progress import track
 from scripts.training.batches import Example, Step, epoch_order
 from scripts.training.precision import MasterWeights, cheapen_dropout
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The `training:` section of a recipe."""
-
-    epochs: int = 4
-    learning_rate: float = 1.5e-4
-    warmup_share: float = 0.06
-    weight_decay: float = 0.01
-    questions_per_step: int = 32
-    seed: int = 1
-    teacher: str | None = None
-    """Version of the same model to distil from."""
-    teacher_weight: float = 0.8
-    temperature: float = 2.0
-    noisy_copies: int = 0
-    """Masked copies of every question, labelled by the teacher alone."""
-    mask_share: float = 0.1
-    checkpoint_every_steps: int = 250
+CHECKPOINT_EVERY_STEPS = 250
 
 
 @dataclass
@@ -71,7 +54,7 @@ def train(
     model: nn.Module,
     encoder: PairEncoder,
     examples: Sequence[Example],
-    settings: TrainSettings,
+    settings: Training,
     checkpoint: Path,
     teacher_logits: Sequence[Tensor] | None = None,
     labelled: int | None = None,
@@ -108,7 +91,7 @@ def train(
             run.step += 1
             losses = [*losses[-99:], loss.item()]
             progress(f"loss {sum(losses) / len(losses):.3f}")
-            if run.step % settings.checkpoint_every_steps == 0:
+            if run.step % CHECKPOINT_EVERY_STEPS == 0:
                 run.save(checkpoint)
     run.save(checkpoint)
     model.eval()
@@ -123,7 +106,7 @@ def schedule(done: float, warmup_share: float) -> float:
 def step_loss(
     logits: Tensor,
     step: Step,
-    settings: TrainSettings,
+    settings: Training,
     teacher_logits: Sequence[Tensor] | None,
     labelled: int | None,
 ) -> Tensor:
@@ -139,7 +122,7 @@ def step_loss(
     return ((1 - hard_weight) * soft + hard_weight * hard).mean()
 
 
-def noisy_copies(examples: Sequence[Example], settings: TrainSettings, mask_id: int, special: set[int]) -> list[Example]:
+def noisy_copies(examples: Sequence[Example], settings: Training, mask_id: int, special: set[int]) -> list[Example]:
     """`noisy_copies` masked versions of every example; positions go on after the originals'."""
     dice = random.Random(settings.seed)
 
@@ -147,7 +130,7 @@ def noisy_copies(examples: Sequence[Example], settings: TrainSettings, mask_id: 
         ids = [mask_id if i not in special and dice.random() < settings.mask_share else i for i in row.ids]
         return replace(row, ids=ids)
 
-    copies = []
+    copies: list[Example] = []
     for _ in range(settings.noisy_copies):
         for example in examples:
             rows = [masked(row) for row in example.rows]

@@ -1,4 +1,4 @@
-"""Answers must equal plain transformers, one request at a time, for every kind of model and whatever shares the batch."""
+"""Answers must equal plain transformers one request at a time, for every kind of model, whatever shares the batch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def some_questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
     questions = []
     for _ in range(count):
-        question: dict[str, Any] = {"question": text(1, 12), "choices": [text(1, 5) for _ in range(dice.randint(2, 16))]}
+        question: dict[str, Any] = {
+            "question": text(1, 12),
+            "choices": [text(1, 5) for _ in range(dice.randint(2, 16))],
+        }
         if dice.random() < 0.5:
             question["context"] = text(1, 12)
         questions.append(question)
@@ -59,7 +62,9 @@ def test_answers_equal_plain_transformers_one_at_a_time(kind: str, tiny_model: C
     questions = some_questions(24)
     spread = 0.0
     for question, (code, answer) in zip(questions, ask(load(folder), questions), strict=True):
-        expected = plain_probabilities(model, tokenizer, Question(question["question"], tuple(question["choices"]), question.get("context")), 64)
+        expected = plain_probabilities(
+            model, tokenizer, Question(question["question"], tuple(question["choices"]), question.get("context")), 64
+        )
         assert code == 200
         assert answer["probabilities"] == pytest.approx(expected, abs=FLOAT32_BOUND)
         assert answer["label"] == question["choices"][answer["prediction"]]
@@ -96,7 +101,9 @@ def test_choice_longer_than_the_limit_is_answered_and_marked(tiny_model: Callabl
 def test_several_instances_get_their_own_answer_or_error_in_order(tiny_model: Callable[[str], Path]) -> None:
     task = load(tiny_model("bert"))
     good = some_questions(2, seed=2)
-    [(code, answer), (_, first), (_, second)] = ask(task, [{"instances": [good[0], {"question": "x", "choices": ["one"]}, good[1]]}, *good])
+    [(code, answer), (_, first), (_, second)] = ask(
+        task, [{"instances": [good[0], {"question": "x", "choices": ["one"]}, good[1]]}, *good]
+    )
     assert code == 200
     one, bad, two = answer["predictions"]
     assert one["probabilities"] == pytest.approx(first["probabilities"], abs=FLOAT32_BOUND)
@@ -116,7 +123,9 @@ def test_reduced_precision_stays_within_its_bound(tiny_model: Callable[[str], Pa
     folder = tiny_model("bert")
     questions = some_questions(40, seed=3)
     exact = ask(load(folder), questions)
-    task = load_multiple_choice(folder, "quiz", "1.0", Settings(task="multiple_choice", precision="bfloat16", max_tokens=64), "cpu")
+    task = load_multiple_choice(
+        folder, "quiz", "1.0", Settings(task="multiple_choice", precision="bfloat16", max_tokens=64), "cpu"
+    )
     for (_, a), (_, b) in zip(exact, ask(task, questions), strict=True):
         assert a["probabilities"] == pytest.approx(b["probabilities"], abs=0.05)
 

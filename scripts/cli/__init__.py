@@ -1,0 +1,77 @@
+"""The `marctl` command.
+
+Every command takes `--state DIR` and `--json`. Its result goes to standard output: text for people, or with `--json`
+one line of JSON. Progress and warnings go to standard error. A failure that the operator can mend is told as
+`error: ...` on standard error, and with `--json` also as {"error": <short name>, "detail": <text>} on standard output.
+
+Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+import click
+
+from scripts.cli.output import WANTS_JSON, emit_json
+from scripts.errors import UserError
+
+COMMANDS = {
+    "build": "scripts.cli.archive:build",
+    "inspect": "scripts.cli.archive:inspect",
+    "up": "scripts.cli.server:up",
+    "down": "scripts.cli.server:down",
+    "status": "scripts.cli.server:status",
+    "register": "scripts.cli.models:register",
+    "scale": "scripts.cli.models:scale",
+    "default": "scripts.cli.models:default",
+    "unregister": "scripts.cli.models:unregister",
+    "ask": "scripts.cli.ask:ask",
+    "train": "scripts.cli.training:train",
+    "eval": "scripts.cli.training:evaluate",
+}
+"""In the order of the help; `module:function`, imported when it is needed."""
+
+
+class Marctl(click.Group):
+    """Finds commands by name, and turns expected failures into messages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as err:
+            click.echo(f"error: {err}", err=True)
+            if ctx.meta.get(WANTS_JSON):
+                emit_json({"error": short_name(err), "detail": str(err)})
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+
+
+def short_name(err: UserError) -> str:
+    """`load_failed` for LoadFailed, `failed` for a plain UserError."""
+    name = type(err).__name__
+    return "failed" if name == "UserError" else re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+@click.command(cls=Marctl, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="torchserve-marctl", prog_name="marctl")
+def main() -> None:
+    """Build model archives, serve them with TorchServe, and change what is served without a gap.
+
+    Example: marctl up
+    """

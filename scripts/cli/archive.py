@@ -1,0 +1,167 @@
+"""`marctl build` and `inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scripts.cli.output import json_option, note, result
+from scripts.errors import UserError
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@json_option
+@click.argument("model", required=False)
+@click.argument("version", required=False)
+@click.option(
+    "--recipes", type=FOLDER, default=Path("model_store"), show_default=True, help="Folder of MODEL/VERSION/model.yaml."
+)
+@click.option(
+    "--store", type=FOLDER, default=Path("model_store/archives"), show_default=True, help="Where archives go."
+)
+@click.option(
+    "--from", "source", type=FOLDER, help="Folder written by save_pretrained: write a recipe for it and build that."
+)
+@click.option("--name", help="With --from: the model's name.")
+@click.option("--version", "new_version", help="With --from: its version.")
+@click.option(
+    "--samples",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --from: JSONL of questions to check it with.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="With --from: arithmetic.",
+)
+@click.option("--force", is_flag=True, help="Build even if nothing changed; with --from, replace the recipe.")
+def build(
+    model: str | None,
+    version: str | None,
+    recipes: Path,
+    store: Path,
+    source: Path | None,
+    name: str | None,
+    new_version: str | None,
+    samples: Path | None,
+    precision: Any,
+    force: bool,
+) -> None:
+    """Build the archives of all recipes, of one MODEL, or of one VERSION.
+
+    Only what changed is built. Every archive is packed reproducibly, loaded again from the finished file, and asked its
+    sample questions; one that answers otherwise than expected is not kept.
+
+    \b
+    Example: marctl build
+             marctl build mcqa 2.0
+             marctl build --from ./my_model --name my-qa --version 1.0
+    """
+    from scripts.archive.adopt import adopt, read_samples
+    from scripts.archive.build import build as build_version
+    from scripts.archive.reader import read_archive
+
+    if source is not None:
+        if not name or not new_version or model:
+            raise click.UsageError("--from takes --name and --version, and no MODEL; see the example in --help")
+        questions = read_samples(samples) if samples else []
+        note(f"{name} {new_version}: reading {source}")
+        versions = [adopt(source, name, new_version, recipes, questions, precision=precision, force=force)]
+    elif name or new_version or samples:
+        raise click.UsageError("--name, --version and --samples go with --from")
+    else:
+        versions = choose(recipes, model, version)
+    built = []
+    for item in versions:
+        path, fresh = build_version(item, store, force=force, notify=note)
+        archive = read_archive(path)
+        built.append(
+            {
+                "archive": str(path),
+                "model": item.model,
+                "version": item.version,
+                "sha256": archive.sha256,
+                "built": fresh,
+            }
+        )
+    lines = [f"{b['archive']}  {'built' if b['built'] else 'up to date'}  sha256 {b['sha256']}" for b in built]
+    result({"archives": built}, "\n".join(lines))
+
+
+def choose(recipes: Path, model: str | None, version: str | None) -> list[Any]:
+    """The recipes meant by the arguments; raises UserError telling which there are."""
+    from scripts.archive.recipe import find_versions, read_version
+
+    if model and version and (recipes / model / version).is_dir():
+        return [read_version(recipes / model / version)]
+    everything = find_versions(recipes)
+    chosen = [v for v in everything if model in (None, v.model) and version in (None, v.version)]
+    if not chosen:
+        wanted = f"{recipes}/{model or '*'}/{version or '*'}/model.yaml"
+        there = ", ".join(map(str, everything)) or "none"
+        raise UserError(f"no recipe {wanted}; there are: {there}. Bring a model of your own with `marctl build --from`")
+    return chosen
+
+
+@click.command()
+@json_option
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--verify", "check", is_flag=True, help="Load the archive and ask its samples, too.")
+def inspect(file: Path, check: bool) -> None:
+    """Show what an archive holds, without running anything in it.
+
+    Example: marctl inspect model_store/archives/mcqa-2.0.mar
+    """
+    from scripts.archive.reader import read_archive
+    from scripts.archive.verify import verify
+
+    archive = read_archive(file)
+    if check and archive.samples:
+        note(f"{archive.name} {archive.version}: asking its samples")
+        verify(file)
+    elif check:
+        raise UserError(f"{file}: carries no samples to verify it with; build it with `marctl build`")
+    content = {
+        "archive": str(file),
+        "model": archive.name,
+        "version": archive.version,
+        "sha256": archive.sha256,
+        "bytes": sum(archive.files.values()),
+        "verified": check,
+        "metadata": {key: value for key, value in archive.metadata.items() if key != "files"},
+        "samples": [{"request": sample.request, "expected": sample.expected} for sample in archive.samples],
+        "files": archive.files,
+    }
+    result(content, describe(content))
+
+
+def describe(content: dict[str, Any]) -> str:
+    """The same for people: short facts, then the samples, then the files, handlers and all."""
+    known = content["metadata"]
+    libraries = ", ".join(f"{name} {version}" for name, version in known.get("libraries", {}).items())
+    facts = {
+        "archive": content["archive"],
+        "model": f"{content['model']} {content['version']}",
+        "sha256": content["sha256"],
+        "size": f"{content['bytes']:,} bytes in {len(content['files'])} files",
+        "task": known.get("task"),
+        "what": known.get("description"),
+        "precision": known.get("precision"),
+        "licence": known.get("licence"),
+        "trained": known.get("trained"),
+        "verified with": libraries,
+    }
+    lines = [f"{key:<14} {value}" for key, value in facts.items() if value]
+    for split, scores in known.get("accuracy", {}).items():
+        shares = ", ".join(f"{name} {100 * score['accuracy']:.1f} %" for name, score in scores.items())
+        lines.append(f"{'accuracy, ' + split:<14} {shares}")
+    for sample in content["samples"]:
+        choices = sample["request"]["choices"]
+        lines.append(f"{'sample':<14} {sample['request']['question']} -> {choices[sample['expected']['prediction']]}")
+    return "\n".join([*lines, "", *(f"{size:>12,}  {name}" for name, size in content["files"].items())])

@@ -1,0 +1,60 @@
+"""`marctl ask`: one question from the shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scripts.cli.output import common, result
+from scripts.errors import UserError
+
+BAR = 24
+
+
+@click.command()
+@common
+@click.argument("question")
+@click.argument("choices", nargs=-1, required=True)
+@click.option("--context", help="What the question is about.")
+@click.option("--model", default="mcqa", show_default=True)
+@click.option("--version", help="Ask this version [default: the model's default].")
+def ask(
+    state: Path, question: str, choices: tuple[str, ...], context: str | None, model: str, version: str | None
+) -> None:
+    """Ask the running stack one multiple-choice QUESTION with two or more CHOICES.
+
+    Example: marctl ask "What do people use to cut bread?" "a pillow" "a knife"
+    """
+    import requests
+
+    from scripts.server.state import State
+    from scripts.server.torchserve import running_server
+
+    if len(choices) < 2:
+        raise click.UsageError("expected at least two CHOICES")
+    address = running_server(State(state)).inference
+    path = f"/predictions/{model}" + (f"/{version}" if version else "")
+    body: dict[str, Any] = {"question": question, "choices": choices} | ({"context": context} if context else {})
+    try:
+        response = requests.post(address + path, json=body, timeout=60)
+        answer = response.json()
+    except (requests.RequestException, ValueError) as err:
+        raise UserError(f"no answer from {address}{path}: {err}; look at `marctl status`") from err
+    if response.status_code != 200:
+        raise UserError(f"{answer.get('error') or answer.get('type')}: {answer.get('detail') or answer.get('message')}")
+    result(answer, picture(choices, answer))
+
+
+def picture(choices: tuple[str, ...], answer: dict[str, Any]) -> str:
+    """The choices with bars, the chosen one marked."""
+    width = max(map(len, choices))
+    lines = []
+    for i, (choice, share) in enumerate(zip(choices, answer["probabilities"], strict=True)):
+        mark = ">" if i == answer["prediction"] else " "
+        lines.append(f"{mark} {choice.ljust(width)}  {'█' * round(share * BAR):<{BAR}} {100 * share:5.1f} %")
+    cut = ", the question was cut to the model's limit" if answer.get("truncated") else ""
+    return "\n".join(
+        [*lines, f"  {answer['model']} {answer['model_version']}, {answer['latency_ms']:.1f} ms in the worker{cut}"]
+    )

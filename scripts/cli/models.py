@@ -1,0 +1,161 @@
+"""`marctl register`, `scale`, `default` and `unregister`: what a running stack serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from scripts.cli.output import common, note, result
+
+if TYPE_CHECKING:
+    from scripts.archive.reader import Archive
+    from scripts.server.management import Served
+    from scripts.server.versions import Stack
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def model_and_version(command: Function) -> Function:
+    return click.argument("model")(click.argument("version")(command))
+
+
+@click.command()
+@common
+@click.argument("archive", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--workers", type=click.IntRange(1), help="Worker processes; the archive's own count if left out.")
+@click.option("--default", "make_default", is_flag=True, help="Make it the model's default once it has proved itself.")
+@click.option("--force", is_flag=True, help="Replace another file of the same name in the store.")
+def register(state: Path, archive: Path, workers: int | None, make_default: bool, force: bool) -> None:
+    """Serve one more version, without a gap for the others.
+
+    The archive is copied into the store, its workers are started, and its sample questions are asked. If anything
+    fails, it is taken back and everything else goes on as before.
+
+    Example: marctl register mcqa-2.1.mar --default
+    """
+    from scripts.archive.reader import read_archive
+    from scripts.server import store, versions
+    from scripts.server.plan import key
+    from scripts.server.state import State
+    from scripts.server.versions import Stack
+
+    home = State(state)
+    given = read_archive(archive)
+    with home.locked():
+        stack = Stack.open(home)
+        refuse_registered(stack, given)
+        with store.put(given, Path(stack.running.store), force=force) as stored:
+            served = versions.load(stack, stored, workers, note)
+        if make_default:
+            stack.management.set_default(stored.name, stored.version)
+        with home.choosing() as choices:
+            choices.extra = sorted({*choices.extra, stored.path.name})
+            choices.left_out = [name for name in choices.left_out if name != key(stored)]
+            if workers is not None:
+                choices.workers[key(stored)] = workers
+            if make_default:
+                choices.defaults[stored.name] = stored.version
+    tell(stack, served, f"{served} is served by {served.ready} workers")
+
+
+def refuse_registered(stack: Stack, archive: Archive) -> None:
+    from scripts.errors import UserError
+
+    served = stack.served(archive.name, archive.version)
+    if served:
+        raise UserError(
+            f"{served} is registered already, from {served.archive}; give the archive another version, "
+            f"or replace it: marctl unregister {served}, then register again"
+        )
+
+
+@click.command()
+@common
+@model_and_version
+@click.argument("workers", type=click.IntRange(0))
+def scale(state: Path, model: str, version: str, workers: int) -> None:
+    """Bring a version to WORKERS processes, and wait until they are ready.
+
+    0 parks a version: it stays registered, holds no memory and answers 503. The default version needs at least one.
+
+    Example: marctl scale mcqa 2.0 2
+    """
+    from scripts.server import versions
+    from scripts.server.state import State
+    from scripts.server.versions import Stack
+
+    home = State(state)
+    with home.locked():
+        stack = Stack.open(home)
+        note(f"{model} {version}: scaling to {workers}")
+        served = versions.scale(stack, model, version, workers)
+        with home.choosing() as choices:
+            choices.workers[f"{model}/{version}"] = workers
+    tell(stack, served, f"{served} has {served.ready} workers")
+
+
+@click.command()
+@common
+@model_and_version
+def default(state: Path, model: str, version: str) -> None:
+    """Make VERSION the one that answers when a client names none. It must answer its sample questions first.
+
+    Example: marctl default mcqa 2.0
+    """
+    from scripts.archive.reader import read_archive
+    from scripts.server import versions
+    from scripts.server.state import State
+    from scripts.server.versions import Stack
+
+    home = State(state)
+    with home.locked():
+        stack = Stack.open(home)
+        served = stack.management.describe(model, version)
+        versions.promote(stack, read_archive(Path(stack.running.store) / served.archive))
+        with home.choosing() as choices:
+            choices.defaults[model] = version
+    tell(stack, served, f"{served} is the default")
+
+
+@click.command()
+@common
+@model_and_version
+def unregister(state: Path, model: str, version: str) -> None:
+    """Stop serving a version, now and at the next start. Its archive stays in the store.
+
+    Example: marctl unregister mcqa 1.0
+    """
+    from scripts.server import versions
+    from scripts.server.state import State
+    from scripts.server.versions import Stack
+
+    home = State(state)
+    with home.locked():
+        stack = Stack.open(home)
+        served = stack.management.describe(model, version)
+        note(f"{served}: unregistering")
+        versions.unregister(stack, model, version)
+        with home.choosing() as choices:
+            choices.extra = [name for name in choices.extra if name != served.archive]
+            choices.left_out = sorted({*choices.left_out, f"{model}/{version}"})
+            choices.workers.pop(f"{model}/{version}", None)
+            if choices.defaults.get(model) == version:
+                del choices.defaults[model]
+    result({"model": model, "version": version, "unregistered": True}, f"{served} is no longer served")
+
+
+def tell(stack: Stack, served: Served, text: str) -> None:
+    """The version as it is now."""
+    is_default = stack.is_default(served.model, served.version)
+    content = {
+        "model": served.model,
+        "version": served.version,
+        "default": is_default,
+        "workers_ready": served.ready,
+        "workers_asked": served.asked,
+        "archive": served.archive,
+    }
+    result(content, f"{text}{' (default)' if is_default and 'default' not in text else ''}")

@@ -1,0 +1,68 @@
+"""What all commands share: their common options, and where their words go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+WANTS_JSON = "marctl.json"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def json_option(command: Function) -> Function:
+    """`--json`; remembered for the group, which also reports failures by it."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Print the result as one line of JSON.",
+    )(command)
+
+
+def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[WANTS_JSON] = value
+
+
+def state_option(command: Function) -> Function:
+    """`--state`, given to the command as `state`: the folder."""
+    return click.option(
+        "--state",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path(".marctl"),
+        show_default=True,
+        help="Folder of this stack: its settings, logs and choices.",
+    )(command)
+
+
+def common(command: Function) -> Function:
+    """Both of them."""
+    return state_option(json_option(command))
+
+
+def note(text: str) -> None:
+    """Progress, for people."""
+    click.echo(text, err=True)
+
+
+def result(content: dict[str, Any], text: str) -> None:
+    """The command's result: `text` for people, or `content` with --json."""
+    if click.get_current_context().meta.get(WANTS_JSON):
+        emit_json(content)
+    else:
+        click.echo(text)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, whatever the terminal: rows are for copying and for grep, too."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def emit_json(content: dict[str, Any]) -> None:
+    click.echo(json.dumps(content, ensure_ascii=False))

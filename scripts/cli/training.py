@@ -1,0 +1,150 @@
+"""`marctl train` and `eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scripts.cli.archive import FOLDER
+from scripts.cli.output import json_option, note, result
+from scripts.errors import UserError
+
+if TYPE_CHECKING:
+    from scripts.training.evaluate import Score
+
+
+@click.command()
+@json_option
+@click.argument("model")
+@click.argument("version")
+@click.option("--data", type=FOLDER, required=True, help="Folder of SET/train.jsonl files.")
+@click.option(
+    "--recipes", type=FOLDER, default=Path("model_store"), show_default=True, help="Folder of MODEL/VERSION/model.yaml."
+)
+@click.option("--work", type=FOLDER, help="Where the checkpoint is kept [default: .marctl/train/MODEL-VERSION].")
+@click.option("--restart", is_flag=True, help="Forget an earlier checkpoint.")
+def train(model: str, version: str, data: Path, recipes: Path, work: Path | None, restart: bool) -> None:
+    """Train a recipe's weights, as its `training` section says.
+
+    Interrupted, it goes on where it stopped when it is called again. The result is the recipe's delta file, the
+    recorded date, files and seed in metadata.yaml, and MODEL_CARD.md.
+
+    Example: marctl train mcqa 2.0 --data ./data
+    """
+    from scripts.archive.recipe import read_version
+    from scripts.training.job import train_version
+
+    work = work or Path(".marctl") / "train" / f"{model}-{version}"
+    if restart:
+        for path in work.glob("*.pt"):
+            path.unlink()
+    path = train_version(read_version(recipes / model / version), data, work, note)
+    measure = f"marctl eval {model} {version} --data {data} --write"
+    text = f"{path} written ({path.stat().st_size:,} bytes); measure it with: {measure}"
+    result({"delta": str(path), "bytes": path.stat().st_size}, text)
+
+
+@click.command("eval")
+@json_option
+@click.argument("model")
+@click.argument("versions", nargs=-1, required=True)
+@click.option("--data", type=FOLDER, help="Folder of SET/SPLIT.jsonl files.")
+@click.option("--split", default="dev", show_default=True, help="With --data: which files.")
+@click.option(
+    "--file",
+    "files",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    help="A JSONL file; more than once.",
+)
+@click.option(
+    "--recipes", type=FOLDER, default=Path("model_store"), show_default=True, help="Folder of MODEL/VERSION/model.yaml."
+)
+@click.option(
+    "--store", type=FOLDER, default=Path("model_store/archives"), show_default=True, help="Folder of archives."
+)
+@click.option("--write", is_flag=True, help="Record the figures in metadata.yaml and MODEL_CARD.md.")
+def evaluate(
+    model: str,
+    versions: tuple[str, ...],
+    data: Path | None,
+    split: str,
+    files: tuple[Path, ...],
+    recipes: Path,
+    store: Path,
+    write: bool,
+) -> None:
+    """Accuracy of built archives on labelled questions, through the serving code.
+
+    Rows are JSON lines {"question", "choices", "label", "context"?}. Where train.jsonl stands beside a file, accuracy
+    is also told without the rows that stand in it.
+
+    Example: marctl eval mcqa 1.0 2.0 --data ./data
+    """
+    from scripts.archive.recipe import read_version
+    from scripts.training.evaluate import evaluate as score
+    from scripts.training.evaluate import open_archive
+    from scripts.training.job import write_metadata
+    from scripts.training.questions import find_split, read_questions
+
+    if bool(data) == bool(files):
+        raise click.UsageError("give either --data or --file")
+    datasets = find_split(data, split) if data else [read_questions(path) for path in files]
+    table: dict[str, list[Score]] = {}
+    for version in versions:
+        path = store / f"{model}-{version}.mar"
+        if not path.exists():
+            raise UserError(f"{path}: not built; run: marctl build {model} {version}")
+        note(f"{model} {version}: loading")
+        with open_archive(path) as task:
+            table[version] = [score(task, dataset) for dataset in datasets]
+        if write:
+            item = read_version(recipes / model / version)
+            accuracy = item.metadata.get("accuracy", {}) | {split: {s.dataset: s.record() for s in table[version]}}
+            write_metadata(item, {"accuracy": accuracy})
+    content = {
+        "model": model,
+        "split": split,
+        "versions": {v: {s.dataset: figures(s) for s in scores} for v, scores in table.items()},
+    }
+    result(content, report(model, table))
+
+
+def figures(score: Score) -> dict[str, Any]:
+    return {
+        **score.record(),
+        "interval_95": round(score.interval, 4),
+        "chance": round(score.chance, 4),
+        "questions_per_s": round(score.questions / score.seconds, 1),
+    }
+
+
+def report(model: str, table: dict[str, list[Score]]) -> str:
+    """A row per data set, a column per version: accuracy in % and half its 95 % interval."""
+    from scripts.training.evaluate import mean_accuracy
+
+    rows = [["data set", "questions", "chance", *(f"{model} {version}" for version in table)]]
+    for scores in zip(*table.values(), strict=True):
+        first = scores[0]
+        rows.append(
+            [
+                first.dataset,
+                f"{first.questions:,}",
+                f"{100 * first.chance:.1f}",
+                *(f"{100 * s.accuracy:.1f} ± {100 * s.interval:.1f}" for s in scores),
+            ]
+        )
+        if first.unrepeated:
+            shares = [f"{100 * (s.right_unrepeated or 0) / (s.unrepeated or 1):.1f}" for s in scores]
+            rows.append(
+                [f"  without {first.questions - first.unrepeated} repeats", f"{first.unrepeated:,}", "", *shares]
+            )
+    rows.append(["mean", "", "", *(f"{100 * mean_accuracy(scores):.1f}" for scores in table.values())])
+    speeds = [f"{sum(s.questions for s in scores) / sum(s.seconds for s in scores):.0f}/s" for scores in table.values()]
+    rows.append(["questions answered", "", "", *speeds])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

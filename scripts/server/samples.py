@@ -1,0 +1,56 @@
+"""Asks a served version the sample questions that its archive carries."""
+
+from __future__ import annotations
+
+import json
+
+import requests
+
+from scripts.archive.reader import Archive, Sample, differences
+from scripts.errors import UserError
+from scripts.server.management import local_session
+
+MARGIN_S = 10.0
+
+
+class SampleFailed(UserError):
+    """A version is up but does not answer as it did when it was built."""
+
+
+def ask_samples(inference: str, archive: Archive, response_timeout_s: float) -> int:
+    """How many questions were asked, none for an archive that carries none. Raises SampleFailed on the first miss."""
+    with local_session() as session:
+        for i, sample in enumerate(archive.samples):
+            answer = ask(session, inference, archive, i, response_timeout_s + MARGIN_S)
+            if faults := differences(sample, answer, archive.tolerance):
+                raise SampleFailed(
+                    f"{archive.name} {archive.version} answers its sample {i} wrongly: {'; '.join(faults)}"
+                )
+    return len(archive.samples)
+
+
+def ask(session: requests.Session, inference: str, archive: Archive, index: int, timeout_s: float) -> dict[str, object]:
+    """The parsed answer to one sample's request."""
+    who = f"{archive.name} {archive.version}"
+    url = f"{inference}/predictions/{archive.name}/{archive.version}"
+    try:
+        reply = session.post(url, json=archive.samples[index].request, timeout=timeout_s)
+    except requests.RequestException as err:
+        raise SampleFailed(
+            f"{who} did not answer its sample {index} within {timeout_s:.0f} s: {type(err).__name__}"
+        ) from err
+    if not reply.ok:
+        raise SampleFailed(f"{who} refused its sample {index} with {reply.status_code}: {reply.text.strip()[:300]}")
+    try:
+        answer = reply.json()
+    except ValueError as err:
+        raise SampleFailed(f"{who} answered its sample {index} with no JSON: {reply.text[:300]}") from err
+    if not isinstance(answer, dict):
+        raise SampleFailed(f"{who} answered its sample {index} with {type(answer).__name__}, expected an object")
+    return answer
+
+
+def curl(inference: str, model: str, sample: Sample | None) -> str:
+    """A command line to copy that asks the default version."""
+    body = json.dumps(sample.request if sample else {}, ensure_ascii=False).replace("'", "'\\''")
+    return f"curl -s {inference}/predictions/{model} -H 'Content-Type: application/json' -d '{body}'"

@@ -1,0 +1,165 @@
+"""Starts a whole stack, watches it, and describes it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from scripts.errors import UserError
+from scripts.server.java import find_java
+from scripts.server.logs import Position
+from scripts.server.management import NoSuchVersion, Served
+from scripts.server.plan import Plan, find_archives, make_plan
+from scripts.server.ports import choose_ports
+from scripts.server.state import State
+from scripts.server.torchserve import find, last_words, refuse_second, start, stop
+from scripts.server.versions import Notify, Stack, begin_load, finish_load, version_order
+
+WATCH_S = 0.5
+READINESS_EVERY_S = 5.0
+MIB = 1 << 20
+
+
+class ServerDied(UserError):
+    """TorchServe ended although nobody stopped it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `marctl up` was asked for. Ports may be 0 for any free one."""
+
+    recipes: Path
+    store: Path
+    inference_port: int
+    management_port: int
+    metrics_port: int
+    workers: int | None = None
+
+
+def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Plan]:
+    """Build, start, load and check everything; on any failure all of it is stopped again."""
+    refuse_second(state)
+    java = find_java()
+    store = request.store.resolve()
+    ports = choose_ports(request.inference_port, request.management_port, request.metrics_port)
+    paths = find_archives(request.recipes, store, notify)
+    plan = make_plan(paths, store, state.choices(), request.workers, notify)
+    notify(f"starting TorchServe on Java {java.major}, port {ports.inference}")
+    running = start(state, java, ports, store)
+    try:
+        stack = Stack.of(state, running)
+        load_all(stack, plan, notify)
+    except BaseException:
+        stop(state, running)
+        raise
+    return stack, plan
+
+
+def load_all(stack: Stack, plan: Plan, notify: Notify) -> None:
+    """All versions load side by side; then each is checked, and the defaults are set."""
+    logs = stack.mark()
+    for archive in plan.archives:
+        notify(f"{archive.name} {archive.version}: loading")
+        begin_load(stack, archive, plan.workers_of(archive))
+    for archive in plan.archives:
+        finish_load(stack, archive, logs, notify)
+    for model, version in plan.defaults.items():
+        stack.management.set_default(model, version)
+
+
+def watch(stack: Stack, notify: Notify) -> None:
+    """Return when the server was stopped by another command; raises ServerDied if it ended by itself."""
+    log = Position.now(stack.state.server_log)
+    before = readiness(stack)
+    checked = time.monotonic()
+    while find(stack.state, stack.running) is not None:
+        time.sleep(WATCH_S)
+        if time.monotonic() - checked >= READINESS_EVERY_S:
+            before, checked = tell_changes(stack, before, notify), time.monotonic()
+    now = stack.state.running()
+    if now is None or now.stopping:
+        return
+    raise ServerDied(f"TorchServe (pid {stack.running.pid}) has ended{last_words(stack.state, log)}")
+
+
+def tell_changes(stack: Stack, before: dict[str, str], notify: Notify) -> dict[str, str]:
+    """Say which version's workers came or went; returns what to compare with next time."""
+    now = readiness(stack) or before
+    for name, ready in now.items():
+        if before.get(name, ready) != ready:
+            notify(f"{name}: {ready} workers ready; their log is {stack.state.workers_log}")
+    return now
+
+
+def readiness(stack: Stack) -> dict[str, str]:
+    """`mcqa 1.0` to `1 of 1`; empty while the server does not answer."""
+    try:
+        return {str(served): f"{served.ready} of {served.asked}" for served in every_version(stack)}
+    except UserError:
+        return {}
+
+
+def every_version(stack: Stack) -> list[Served]:
+    """By model and version; a model that goes meanwhile is left out."""
+    found: list[Served] = []
+    for model in sorted(stack.management.models()):
+        with suppress(NoSuchVersion):
+            found += sorted(stack.management.versions(model), key=lambda served: version_order(served.version))
+    return found
+
+
+def status(stack: Stack) -> dict[str, Any]:
+    """Everything that `marctl status` shows."""
+    running = stack.running
+    served = every_version(stack)
+    defaults = {model: default_of(stack, model) for model in {version.model for version in served}}
+    return {
+        "running": True,
+        "state": str(stack.state.folder),
+        "pid": running.pid,
+        "started_at": running.started_at,
+        "inference": running.inference,
+        "management": running.management,
+        "metrics": running.metrics,
+        "store": running.store,
+        "server_memory_mb": memory_mb(running.pid),
+        "versions": [row(version, defaults[version.model]) for version in served],
+    }
+
+
+def default_of(stack: Stack, model: str) -> str | None:
+    with suppress(NoSuchVersion):
+        return stack.management.default_version(model)
+    return None
+
+
+def row(served: Served, default: str | None) -> dict[str, Any]:
+    pids = [worker.pid for worker in served.workers if worker.pid > 0]
+    return {
+        "model": served.model,
+        "version": served.version,
+        "default": served.version == default,
+        "workers_ready": served.ready,
+        "workers_asked": served.asked,
+        "pids": pids,
+        "memory_mb": sum(memory_mb(pid) for pid in pids),
+        "queue": served.queue,
+        "queue_size": served.queue_size,
+        "batch_size": served.batch_size,
+        "batch_delay_ms": served.batch_delay_ms,
+        "archive": served.archive,
+        "loaded_since": min((worker.since for worker in served.workers), default=None),
+    }
+
+
+def memory_mb(pid: int) -> int:
+    """Resident memory, 0 for a process that is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss // MIB)
+    except psutil.Error:
+        return 0

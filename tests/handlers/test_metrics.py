@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from handlers.metrics import WorkerCounts
+from handlers.task import Reply
+
+
+def test_counts_are_reported_once_a_second_and_none_is_lost() -> None:
+    clock, reports = [0.0], []
+    counts = WorkerCounts(reports.append, now=lambda: clock[0])
+    for step in range(30):
+        clock[0] = step / 10
+        counts.add([Reply(b""), Reply(b"", code=422)], seconds=0.002)
+    assert len(reports) == 2
+    clock[0] = 10.0
+    counts.add([], seconds=0.0)
+    totals = {name: sum(report.get(name, 0) for report in reports) for name in reports[0]}
+    assert totals == {
+        "handler_batches_total": 31,
+        "handler_requests_total": 60,
+        "handler_errors_total": 30,
+        "handler_milliseconds_total": 60,
+    }

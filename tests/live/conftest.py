@@ -1,0 +1,128 @@
+"""A real TorchServe per fixture: its own folder, free ports, and proof that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import requests
+
+from tests.tiny_archives import REQUEST, tiny_archive
+
+PROJECT = Path(__file__).parents[2]
+MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
+FREE_PORTS = ["--port", "0", "--management-port", "0", "--metrics-port", "0"]
+COMMAND_TIMEOUT_S = 120
+
+
+@dataclass
+class Site:
+    """One state folder and one store, and marctl commands on them."""
+
+    folder: Path
+    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def up_arguments(self) -> list[str]:
+        return ["up", "--recipes", str(self.folder / "recipes"), "--store", str(self.store), *FREE_PORTS]
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [*MARCTL, *arguments, "--state", str(self.state)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=PROJECT, env=self.environ, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = self.popen(*arguments)
+        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def call(self, *arguments: str) -> Any:
+        """The JSON result of a command that must succeed."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def up(self) -> Any:
+        return self.call(*self.up_arguments, "--detach")
+
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """`mcqa 1.0` to its row of the status."""
+        return {f"{row['model']} {row['version']}": row for row in self.call("status")["versions"]}
+
+    def default(self) -> list[str]:
+        return [name for name, row in self.versions().items() if row["default"]]
+
+    def ask(self, path: str) -> requests.Response:
+        return requests.post(f"{self.call('status')['inference']}/predictions/{path}", json=REQUEST, timeout=30)
+
+    def assert_nothing_left(self, listened: dict[str, Any]) -> None:
+        for name in ("inference", "management", "metrics"):
+            assert not listening(listened[name])
+        assert not self.processes()
+        assert not (self.state / "tmp").exists()
+        assert not (self.state / "running.json").exists()
+
+    def processes(self) -> list[psutil.Process]:
+        """Servers and workers of this site; every one names the state folder in its command line."""
+        found = psutil.process_iter(["cmdline"])
+        mark = str(self.state)
+        return [
+            p for p in found if any(mark in word for word in p.info["cmdline"] or []) and is_server(p.info["cmdline"])
+        ]
+
+
+def is_server(words: list[str]) -> bool:
+    """Whether a command line is TorchServe's or one of its workers'."""
+    return any("ModelServer" in word or "model_service_worker" in word for word in words)
+
+
+def listening(url: str) -> bool:
+    address = urlsplit(url)
+    with socket.socket() as probe:
+        return probe.connect_ex((address.hostname, address.port)) == 0
+
+
+@pytest.fixture(scope="session")
+def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Site]]:
+    """Makes sites, and stops at the end whatever a failed test left running."""
+    sites: list[Site] = []
+
+    def make(*versions: str, under: str = "") -> Site:
+        site = Site(tmp_path_factory.mktemp("site") / under)
+        for version in versions:
+            tiny_archive(site.store, version=version)
+        sites.append(site)
+        return site
+
+    yield make
+    for site in sites:
+        site.run("down")
+        for process in site.processes():
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def site(make_site: Callable[..., Site]) -> Iterator[Site]:
+    """mcqa 1.9 and 1.10 are served."""
+    served = make_site("1.9", "1.10")
+    served.up()
+    yield served
+    served.run("down")

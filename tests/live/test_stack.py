@@ -1,0 +1,301 @@
+"""The operator's commands against a real TorchServe. Tests share one stack where they leave it as they found it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from scripts.server.process import is_alive
+from tests.live.conftest import Site, is_server
+from tests.tiny_archives import ANSWER, BUSY, CONSTANT, FAILS_TO_LOAD, LACKS_A_LIBRARY, REQUEST, tiny_archive
+
+pytestmark = pytest.mark.live
+MakeSite = Callable[..., Site]
+
+
+def test_all_versions_are_served_and_the_highest_is_the_default(site: Site) -> None:
+    versions = site.versions()
+    assert {name: row["default"] for name, row in versions.items()} == {"mcqa 1.9": False, "mcqa 1.10": True}
+    for row in versions.values():
+        assert (row["workers_ready"], row["workers_asked"], row["queue"], row["batch_size"]) == (1, 1, 0, 8)
+        assert all(psutil.pid_exists(pid) for pid in row["pids"])
+        assert row["memory_mb"] > 10
+
+
+def test_status_is_a_table_for_people(site: Site) -> None:
+    lines = site.run("status").stdout.splitlines()
+    assert lines[3].split()[:4] == ["model", "version", "default", "workers"]
+    assert lines[5].split()[:4] == ["mcqa", "1.10", "yes", "1/1"]
+
+
+def test_only_loopback_listens(site: Site) -> None:
+    server = psutil.Process(site.call("status")["pid"])
+    listeners = [c.laddr for c in server.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert len(listeners) == 5
+    assert {address.ip.removeprefix("::ffff:") for address in listeners} == {"127.0.0.1"}
+
+
+def test_a_second_start_is_refused_and_harms_nothing(site: Site) -> None:
+    done = site.run(*site.up_arguments)
+    assert done.returncode == 1
+    assert "is running already" in done.stderr
+    assert "marctl down --state" in done.stderr
+    assert site.ask("mcqa").json() == ANSWER
+
+
+def test_registering_leaves_no_gap_and_the_default_as_it_is(site: Site, tmp_path: Path) -> None:
+    """Loading takes seconds; a client that asks all the while must not notice."""
+    url = f"{site.call('status')['inference']}/predictions/mcqa"
+    slowest, stop = [0.0], threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.01):
+            began = time.monotonic()
+            assert requests.post(url, json=REQUEST, timeout=30).json() == ANSWER
+            slowest.append(time.monotonic() - began)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    done = site.call("register", str(tiny_archive(tmp_path, version="2.0")), "--workers", "2")
+    stop.set()
+    asking.join()
+    assert (done["workers_ready"], done["default"]) == (2, False)
+    assert len(slowest) > 20
+    assert max(slowest) < 1.0
+    assert site.default() == ["mcqa 1.10"]
+    site.call("unregister", "mcqa", "2.0")
+
+
+def test_a_registered_version_is_not_registered_twice(site: Site, tmp_path: Path) -> None:
+    done = site.run("register", str(tiny_archive(tmp_path, version="1.9")))
+    assert done.returncode == 1
+    assert "mcqa 1.9 is registered already" in done.stderr
+    assert "marctl unregister mcqa 1.9" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("handler", "answer", "reason"),
+    [
+        (FAILS_TO_LOAD, None, "did not load: labels.json has 2 labels, the model has 3; rebuild the archive"),
+        (LACKS_A_LIBRARY, None, "did not load: ModuleNotFoundError: No module named 'no_such_library'"),
+        (CONSTANT, {"prediction": 0}, "answers its sample 0 wrongly: prediction is 1, expected 0"),
+    ],
+    ids=["load error", "import error", "wrong answer"],
+)
+def test_a_version_that_fails_is_taken_back_and_says_why(
+    site: Site, tmp_path: Path, handler: str, answer: dict[str, object] | None, reason: str
+) -> None:
+    archive = tiny_archive(tmp_path, version="9.0", handler=handler, answer=answer)
+    done = site.run("register", str(archive), "--default")
+    assert done.returncode == 1
+    error = done.stderr[done.stderr.index("error: ") :].rstrip().splitlines()
+    assert error[0].endswith(reason)
+    assert len(error) <= 2
+    assert "mcqa 9.0" not in site.versions()
+    assert not (site.store / archive.name).exists()
+    assert site.default() == ["mcqa 1.10"]
+
+
+def test_what_is_no_archive_is_refused(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "x.mar").write_bytes(b"no zip")
+    done = site.run("register", str(tmp_path / "x.mar"))
+    assert done.returncode == 1
+    assert "not a whole model archive" in done.stderr
+
+
+def test_a_plain_torchserve_archive_of_another_model_becomes_its_default(site: Site, tmp_path: Path) -> None:
+    done = site.call("register", str(tiny_archive(tmp_path, "plain", samples=False)))
+    assert done["default"]
+    assert site.ask("plain").json() == ANSWER
+    site.call("unregister", "plain", "1.0")
+    assert not [name for name in site.versions() if name.startswith("plain")]
+
+
+def test_workers_are_scaled_up_and_down(site: Site) -> None:
+    assert site.call("scale", "mcqa", "1.9", "2")["workers_ready"] == 2
+    assert len(site.versions()["mcqa 1.9"]["pids"]) == 2
+    assert site.call("scale", "mcqa", "1.9", "0")["workers_ready"] == 0
+    assert site.ask("mcqa/1.9").status_code == 503
+    assert site.run("default", "mcqa", "1.9").returncode == 1
+    assert site.call("scale", "mcqa", "1.9", "1")["workers_ready"] == 1
+    assert site.ask("mcqa/1.9").json() == ANSWER
+
+
+def test_the_default_version_keeps_a_worker(site: Site) -> None:
+    done = site.run("scale", "mcqa", "1.10", "0")
+    assert done.returncode == 1
+    assert "must keep a worker" in done.stderr
+
+
+def test_the_default_moves_and_only_then_may_its_version_go(site: Site) -> None:
+    refused = site.run("unregister", "mcqa", "1.10")
+    assert refused.returncode == 1
+    assert "marctl default mcqa VERSION" in refused.stderr
+    assert site.call("default", "mcqa", "1.9")["default"]
+    assert site.default() == ["mcqa 1.9"]
+    assert site.call("unregister", "mcqa", "1.10")["unregistered"]
+    assert "mcqa 1.10" not in site.versions()
+    assert site.call("register", str(site.store / "mcqa-1.10.mar"), "--default")["default"]
+    assert site.default() == ["mcqa 1.10"]
+
+
+def test_unregistering_answers_what_was_asked_before(site: Site, tmp_path: Path) -> None:
+    """Sixteen requests are two batches of a second each."""
+    site.call("register", str(tiny_archive(tmp_path, "busy", handler=BUSY)))
+    url = f"{site.call('status')['inference']}/predictions/busy"
+    with ThreadPoolExecutor(16) as clients:
+        asked = [clients.submit(requests.post, url, json=REQUEST, timeout=30) for _ in range(16)]
+        time.sleep(0.3)
+        site.call("unregister", "busy", "1.0")
+    assert [answer.result().status_code for answer in asked] == [200] * 16
+
+
+def test_an_unknown_version_is_named(site: Site) -> None:
+    done = site.run("default", "mcqa", "7.7")
+    assert done.returncode == 1
+    assert "7.7" in done.stderr
+
+
+def test_down_leaves_nothing_and_the_next_start_respects_what_was_chosen(make_site: MakeSite, tmp_path: Path) -> None:
+    site = make_site("1.0", "1.1", "1.2")
+    listened = site.up()
+    site.call("default", "mcqa", "1.0")
+    site.call("scale", "mcqa", "1.0", "2")
+    site.call("scale", "mcqa", "1.1", "0")
+    site.call("unregister", "mcqa", "1.2")
+    site.call("register", str(tiny_archive(tmp_path, "embed")))
+    assert site.call("down")["stopped"]
+    site.assert_nothing_left(listened)
+    assert site.run("status").returncode == 1
+    site.up()
+    rows = {name: row["workers_ready"] for name, row in site.versions().items()}
+    assert rows == {"embed 1.0": 1, "mcqa 1.0": 2, "mcqa 1.1": 0}
+    assert site.default() == ["embed 1.0", "mcqa 1.0"]
+    site.call("down")
+
+
+def test_two_stacks_live_side_by_side_even_where_paths_are_long(site: Site, make_site: MakeSite) -> None:
+    """A socket's path may have about 100 bytes."""
+    other = make_site("1.0", under="long" * 30)
+    listened = other.up()
+    assert listened["inference"] != site.call("status")["inference"]
+    assert other.ask("mcqa").json() == ANSWER
+    assert site.ask("mcqa").json() == ANSWER
+    temp = Path(json.loads((other.state / "running.json").read_text())["temp"])
+    assert temp.is_dir()
+    other.call("down")
+    other.assert_nothing_left(listened)
+    assert not temp.exists()
+    assert site.ask("mcqa").json() == ANSWER
+
+
+def foreground(site: Site) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """`marctl up` that has announced itself, with the server and the workers it started."""
+    process = site.popen(*site.up_arguments)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("stop it with Ctrl-C"):
+            break
+    started = [p for p in psutil.Process(process.pid).children(recursive=True) if is_server(p.cmdline())]
+    assert len(started) == 2
+    return process, started
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_foreground_stack_stops_whole(make_site: MakeSite, sent: signal.Signals, code: int) -> None:
+    site = make_site("1.0")
+    process, started = foreground(site)
+    listened = site.call("status")
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert not any(map(is_alive, started))
+    site.assert_nothing_left(listened)
+
+
+def test_down_ends_a_foreground_stack_without_an_error(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    process, _ = foreground(site)
+    listened = site.call("status")
+    site.call("down")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert errors.endswith("stopped by another command\n")
+    site.assert_nothing_left(listened)
+
+
+def test_a_server_that_dies_ends_the_foreground_with_the_reason(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    process, _ = foreground(site)
+    listened = site.call("status")
+    psutil.Process(listened["pid"]).kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"error: TorchServe (pid {listened['pid']}) has ended" in errors
+    site.assert_nothing_left(listened)
+
+
+def test_a_dead_stack_is_noticed_and_cleaned_by_the_next_start(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    dead = site.up()
+    psutil.Process(dead["pid"]).kill()
+    done = site.run("status")
+    assert done.returncode == 1
+    assert "has died" in done.stderr
+    listened = site.up()
+    answer = subprocess.run(shlex.split(listened["curl"]), capture_output=True, text=True, check=True).stdout
+    assert json.loads(answer) == ANSWER
+    site.call("down")
+    site.assert_nothing_left(listened)
+
+
+def test_a_start_with_a_broken_version_stops_everything_again(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    tiny_archive(site.store, version="2.0", handler=FAILS_TO_LOAD)
+    done = site.run(*site.up_arguments, "--detach")
+    assert done.returncode == 1
+    assert "error: mcqa 2.0 did not load: labels.json has 2 labels" in done.stderr
+    assert not site.processes()
+    assert not (site.state / "tmp").exists()
+
+
+def test_a_taken_port_is_named_before_anything_starts(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        done = site.run(*site.up_arguments, "--metrics-port", str(port))
+    assert done.returncode == 1
+    assert (
+        f"port {port} on 127.0.0.1 is taken by another program; choose another one with --metrics-port" in done.stderr
+    )
+
+
+def test_a_server_that_does_not_start_shows_its_last_words(make_site: MakeSite, tmp_path: Path) -> None:
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(
+        '#!/bin/sh\nif [ "$1" = -version ]; then echo \'version "17.0.1"\'; else echo out of luck; exit 3; fi\n'
+    )
+    java.chmod(0o755)
+    site = make_site("1.0")
+    site.environ["JAVA_HOME"] = str(tmp_path)
+    done = site.run(*site.up_arguments, "--detach")
+    assert done.returncode == 1
+    assert "TorchServe ended while starting, exit code 3" in done.stderr
+    assert "out of luck" in done.stderr
+    assert "console.log" in done.stderr

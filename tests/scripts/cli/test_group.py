@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from scripts.cli import COMMANDS, main
+from scripts.server.state import Running, State
+
+HEAVY = {"torch", "transformers", "requests", "rich.table", "psutil", "msgspec", "yaml"}
+SERVER_COMMANDS = ["up", "down", "status", "register", "scale", "default", "unregister"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from scripts.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(eval(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", SERVER_COMMANDS)
+def test_every_command_has_an_example_and_the_common_options(name: str) -> None:
+    shown = CliRunner().invoke(main, [name, "--help"]).output
+    assert f"Example: marctl {name}" in " ".join(shown.split())
+    assert "--json" in shown
+    assert "--state" in shown
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_listed_command_exists(name: str) -> None:
+    assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+
+
+def test_misuse_is_exit_code_2() -> None:
+    assert CliRunner().invoke(main, ["scale", "mcqa"]).exit_code == 2
+    assert CliRunner().invoke(main, ["no-such-command"]).exit_code == 2
+
+
+def test_a_failure_is_one_message_and_exit_code_1(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert done.stderr == f"error: nothing runs in {tmp_path}; start it with `marctl up`\n"
+
+
+def test_with_json_a_failure_is_also_one_line_of_json(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["status", "--json", "--state", str(tmp_path)])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout) == {
+        "error": "not_running",
+        "detail": f"nothing runs in {tmp_path}; start it with `marctl up`",
+    }
+
+
+def test_an_interrupt_is_exit_code_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: State) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(State, "running", interrupt)
+    done = CliRunner().invoke(main, ["status", "--state", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+
+
+def test_down_with_nothing_running_is_no_failure(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["down", "--json", "--state", str(tmp_path)])
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"stopped": False})
+
+
+def test_down_cleans_up_what_a_dead_server_left_and_ends_no_stranger(tmp_path: Path) -> None:
+    """The recorded pid is this very test's: alive, but not the server."""
+    import os
+
+    temp = tmp_path / "tmp"
+    temp.mkdir()
+    state = State(tmp_path)
+    state.save_running(Running(os.getpid(), 1.0, "http://x:1", "", "", "", str(temp), "2026-01-01T00:00:00+00:00"))
+    done = CliRunner().invoke(main, ["down", "--state", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (0, "it had died already; what it left is removed\n")
+    assert not temp.exists()
+    assert state.running() is None

@@ -1,0 +1,119 @@
+"""Training must learn, and an interrupted run must end where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+import yaml
+
+from scripts.archive.adopt import adopt
+from scripts.archive.recipe import Version, read_version
+from scripts.archive.weights import load_weights
+from scripts.errors import UserError
+from scripts.training import train as train_module
+from scripts.training.job import train_version
+from tests.tiny_models import CORPUS, save_tiny
+
+WORDS = [word for word in " ".join(CORPUS).split() if word != "knife,"]
+
+
+def write_data(folder: Path, count: int = 160) -> Path:
+    """Questions whose right choice is the one with a knife in it, 2 or 3 choices each."""
+    dice = random.Random(0)
+    lines = []
+    for i in range(count):
+        choices = [" ".join(dice.sample(WORDS, 2)) for _ in range(2 + i % 2)]
+        label = dice.randrange(len(choices))
+        choices[label] += " knife"
+        lines.append(json.dumps({"question": " ".join(dice.sample(WORDS, 3)), "choices": choices, "label": label}))
+    (folder / "knives").mkdir(parents=True)
+    (folder / "knives" / "train.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def recipe(
+    tmp_path: Path, base: Path, version: str = "2.0", layers: list[int] | None = None, **training: object
+) -> Version:
+    adopted = adopt(base, "quiz", version, tmp_path / "recipes", precision="float32")
+    path = adopted.folder / "model.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["weights"] |= {"delta": "delta.safetensors"} | ({"layers": layers} if layers is not None else {})
+    content["training"] = {"epochs": 3, "learning_rate": 0.003, "questions_per_step": 16, **training}
+    path.write_text(yaml.safe_dump(content))
+    return read_version(adopted.folder)
+
+
+def accuracy(version: Version, data: Path) -> float:
+    from scripts.archive.reference import plain_probabilities
+    from scripts.training.questions import find_split
+
+    model, tokenizer = load_weights(version)
+    [dataset] = find_split(data, "train")
+    hits = 0
+    for question in dataset.questions:
+        asked = msgspec.convert(
+            {"question": question.question, "choices": question.choices}, type(version.recipe.samples[0].request)
+        )
+        probabilities = plain_probabilities(model, tokenizer, asked, 64)
+        hits += probabilities.index(max(probabilities)) == question.label
+    return hits / len(dataset.questions)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("bert", tmp_path_factory.mktemp("base") / "model", scale=2.0)
+
+
+def test_training_learns_and_a_student_learns_from_its_teacher(tmp_path: Path, base: Path) -> None:
+    data = write_data(tmp_path / "data")
+    teacher = recipe(tmp_path, base)
+    path = train_version(teacher, data, tmp_path / "work", lambda _: None)
+    assert path == teacher.folder / "delta.safetensors"
+    teacher = read_version(teacher.folder)
+    assert accuracy(teacher, data) > 0.9
+    assert teacher.metadata["training_files"]["knives"]["questions"] == 160
+    assert "fine-tuned, 3 epochs" in (teacher.folder / "MODEL_CARD.md").read_text()
+    student = recipe(tmp_path, base, "1.0", layers=[0], teacher="2.0", noisy_copies=1)
+    train_version(student, data, tmp_path / "work-1.0", lambda _: None)
+    student = read_version(student.folder)
+    assert load_weights(student)[0].config.num_hidden_layers == 1
+    assert accuracy(student, data) > 0.9
+
+
+def test_interrupted_training_ends_with_the_same_weights(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_data(tmp_path / "data", 64)
+    version = recipe(tmp_path, base)
+    whole = train_version(version, data, tmp_path / "whole", lambda _: None).read_bytes()
+    monkeypatch.setattr(train_module, "CHECKPOINT_EVERY_STEPS", 4)
+    real, calls = train_module.step_loss, 0
+
+    def stop_at_seventh(*arguments: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]  # passed through as they came
+
+    monkeypatch.setattr(train_module, "step_loss", stop_at_seventh)
+    with pytest.raises(KeyboardInterrupt):
+        train_version(version, data, tmp_path / "broken", lambda _: None)
+    monkeypatch.setattr(train_module, "step_loss", real)
+    resumed = train_version(version, data, tmp_path / "broken", lambda _: None).read_bytes()
+    assert resumed == whole
+
+
+def test_recipe_without_training_says_so(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(UserError, match="no `training` section"):
+        train_version(adopt(base, "quiz", "1.0", tmp_path), tmp_path, tmp_path / "work", lambda _: None)
+
+
+def test_missing_data_says_where_it_was_looked_for(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(UserError, match=r"no \*/train\.jsonl"):
+        train_version(recipe(tmp_path, base), tmp_path / "nowhere", tmp_path / "work", lambda _: None)
