@@ -6,13 +6,15 @@ VENV="${VENV:-.venv}"
 prepare_environment() {
     local extra="${1:-}" python stamp wanted
     python=$(find_python)
-    wanted="$(cat setup.cfg pyproject.toml | sha256sum | cut -d' ' -f1) $PWD"
+    wanted="$(cat setup.cfg pyproject.toml | cksum) $PWD"
     stamp="$VENV/.installed${extra:+-$extra}"
-    if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    # An environment with an extra serves those who need none.
+    if [ -x "$VENV/bin/marctl" ] && cat "$stamp"* 2>/dev/null | grep -qxF "$wanted"; then
         return
     fi
     echo "setting up $VENV (a few minutes the first time)" >&2
-    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+    # --clear mends an environment whose making was interrupted.
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
     echo "$wanted" >"$stamp"
 }

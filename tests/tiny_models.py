@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AlbertConfig,
     AutoModelForMultipleChoice,
     BertConfig,
     BertweetTokenizer,
     DebertaV2Config,
     DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -143,12 +147,33 @@ def character_bpe() -> BertweetTokenizer:
         return BertweetTokenizer(str(vocabulary), str(merges))
 
 
+def electra(tokenizer: Any) -> PreTrainedConfig:
+    return ElectraConfig(vocab_size=len(tokenizer), embedding_size=16, max_position_embeddings=128, **SMALL)
+
+
+def albert(tokenizer: Any) -> PreTrainedConfig:
+    return AlbertConfig(vocab_size=len(tokenizer), embedding_size=16, max_position_embeddings=128, **SMALL)
+
+
+def mpnet(tokenizer: Any) -> PreTrainedConfig:
+    return MPNetConfig(vocab_size=len(tokenizer), max_position_embeddings=130, pad_token_id=1, **SMALL)
+
+
+def modernbert(tokenizer: Any) -> PreTrainedConfig:
+    ids = {"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0, "eos_token_id": 2}
+    return ModernBertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **ids, **SMALL)
+
+
 KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], PreTrainedConfig]]] = {
     "bert": (wordpiece, bert),
     "roberta": (byte_bpe, roberta),
     "deberta": (unigram, deberta),
     "distilbert": (wordpiece, distilbert),
     "bertweet": (character_bpe, roberta),
+    "electra": (wordpiece, electra),
+    "albert": (unigram, albert),
+    "mpnet": (byte_bpe, mpnet),
+    "modernbert": (byte_bpe, modernbert),
 }
 
 

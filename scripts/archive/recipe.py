@@ -72,15 +72,23 @@ class Expected(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     probabilities: list[float] | None = None
 
 
+class TrainingRun(Struct, frozen=True, forbid_unknown_fields=True):
+    """One pass through training, from the base weights on."""
+
+    epochs: Positive
+    learning_rate: float
+    """At its peak, after the warm-up."""
+    seed: int
+
+
 class Training(Struct, frozen=True, forbid_unknown_fields=True):
     """How `marctl train` makes the delta; distils from `teacher`, a version of the same model, where one is named."""
 
-    epochs: Positive = 4
-    learning_rate: float = 1.5e-4
+    runs: Annotated[list[TrainingRun], Meta(min_length=1)]
+    """The weights of several runs are averaged (model soup, Wortsman et al. 2022, arXiv:2203.05482)."""
     warmup_share: float = 0.06
     weight_decay: float = 0.01
     questions_per_step: Positive = 32
-    seed: int = 1
     frozen: list[str] = []
     """Parts of parameter names that stay as they are."""
     teacher: str | None = None

@@ -11,6 +11,8 @@ from scripts.cli.output import common, result
 from scripts.errors import UserError
 
 BAR = 24
+DEFAULT_MODEL = "mcqa"
+TIMEOUT_S = 60
 
 
 @click.command()
@@ -18,10 +20,10 @@ BAR = 24
 @click.argument("question")
 @click.argument("choices", nargs=-1, required=True)
 @click.option("--context", help="What the question is about.")
-@click.option("--model", default="mcqa", show_default=True)
+@click.option("--model", help="Ask this model [default: the only one that is served, or mcqa].")
 @click.option("--version", help="Ask this version [default: the model's default].")
 def ask(
-    state: Path, question: str, choices: tuple[str, ...], context: str | None, model: str, version: str | None
+    state: Path, question: str, choices: tuple[str, ...], context: str | None, model: str | None, version: str | None
 ) -> None:
     """Ask the running stack one multiple-choice QUESTION with two or more CHOICES.
 
@@ -29,22 +31,33 @@ def ask(
     """
     import requests
 
+    from scripts.server.management import local_session
     from scripts.server.state import State
-    from scripts.server.torchserve import running_server
+    from scripts.server.versions import Stack
 
     if len(choices) < 2:
         raise click.UsageError("expected at least two CHOICES")
-    address = running_server(State(state)).inference
-    path = f"/predictions/{model}" + (f"/{version}" if version else "")
+    stack = Stack.open(State(state))
+    model = model or the_model(sorted(stack.management.models()))
+    url = f"{stack.running.inference}/predictions/{model}" + (f"/{version}" if version else "")
     body: dict[str, Any] = {"question": question, "choices": choices} | ({"context": context} if context else {})
     try:
-        response = requests.post(address + path, json=body, timeout=60)
+        response = local_session().post(url, json=body, timeout=TIMEOUT_S)
         answer = response.json()
     except (requests.RequestException, ValueError) as err:
-        raise UserError(f"no answer from {address}{path}: {err}; look at `marctl status`") from err
+        raise UserError(f"no answer from {url}: {err}; look at `marctl status`") from err
     if response.status_code != 200:
         raise UserError(f"{answer.get('error') or answer.get('type')}: {answer.get('detail') or answer.get('message')}")
     result(answer, picture(choices, answer))
+
+
+def the_model(served: list[str]) -> str:
+    """The one that is meant when none is named."""
+    if len(served) == 1:
+        return served[0]
+    if DEFAULT_MODEL in served:
+        return DEFAULT_MODEL
+    raise UserError(f"name one with --model; served are: {', '.join(served) or 'none'}")
 
 
 def picture(choices: tuple[str, ...], answer: dict[str, Any]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 from torch import Tensor, nn
 
@@ -44,14 +45,25 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     labelled = len(examples)
     if training.teacher:
         examples, logits = with_teacher(version, training, encoder, examples, tokenizer, work)
-        start_from_teacher(model, version, training)
-    use_first_token_only(model)
-    freeze(model, training.frozen)
-    tuned = train(model, encoder, examples, training, work / "checkpoint.pt", logits, labelled)
+    results = []
+    for number, run in enumerate(training.runs, 1):
+        notify(f"{version}: run {number} of {len(training.runs)}, {run.epochs} epochs")
+        model, _, _ = load_base(version)
+        if training.teacher:
+            start_from_teacher(model, version, training)
+        use_first_token_only(model)
+        freeze(model, training.frozen)
+        checkpoint = work / f"run-{number}.pt"
+        results.append(train(model, encoder, examples, training, run, checkpoint, logits, labelled))
     path = version.folder / version.recipe.weights.delta
-    write_delta(path, pack_delta(base, tuned))
+    write_delta(path, pack_delta(base, average(results)))
     record_training(version, training, datasets)
     return path
+
+
+def average(results: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several runs' weights, name by name."""
+    return {name: sum(result[name] for result in results) / len(results) for name in results[0]}  # type: ignore[misc]  # sum starts at int 0
 
 
 def first_text_of(question: LabelledQuestion) -> str:
@@ -102,11 +114,7 @@ def record_training(version: Version, training: Training, datasets: list[Dataset
         version,
         {
             "trained": datetime.now(UTC).date().isoformat(),
-            "trained_with": {
-                "torch": importlib.metadata.version("torch"),
-                "seed": training.seed,
-                "epochs": training.epochs,
-            },
+            "trained_with": {"torch": importlib.metadata.version("torch"), "runs": msgspec.to_builtins(training.runs)},
             "training_files": {
                 dataset.name: {"sha256": dataset.sha256, "questions": len(dataset.questions)} for dataset in datasets
             },

@@ -31,7 +31,9 @@ def model_card(version: Version) -> str:
         lines.append(f"- Licence: {recipe.licence}")
     if training is not None and "trained" in known:
         how = f"distilled from {version.model} {training.teacher}" if training.teacher else "fine-tuned"
-        lines.append(f"- Trained: {known['trained']}, {how}, {training.epochs} epochs, seed {training.seed}")
+        runs = "; ".join(f"{run.epochs} epochs, seed {run.seed}" for run in training.runs)
+        mean = f"the mean of {len(training.runs)} runs: " if len(training.runs) > 1 else ""
+        lines.append(f"- Trained: {known['trained']}, {how}, {mean}{runs}")
     if recipe.data:
         lines += ["", "## Data", "", "| data set | source | licence |", "|---|---|---|"]
         lines += [f"| {data.name} | {data.source} | {data.licence} |" for data in recipe.data]

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from handlers.tokenization import PairEncoder, Row
-from scripts.archive.recipe import Training
+from scripts.archive.recipe import Training, TrainingRun
 from scripts.progress import track
 from scripts.training.batches import Example, Step, epoch_order
 from scripts.training.precision import MasterWeights, cheapen_dropout
@@ -55,6 +55,7 @@ def train(
     encoder: PairEncoder,
     examples: Sequence[Example],
     settings: Training,
+    plan: TrainingRun,
     checkpoint: Path,
     teacher_logits: Sequence[Tensor] | None = None,
     labelled: int | None = None,
@@ -64,14 +65,14 @@ def train(
     teacher_logits: per example, float32, shape (choices,); examples from position `labelled` on have no true label.
     An interrupted run goes on from `checkpoint`, with the same questions in the same order.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(plan.seed)
     cheapen_dropout(model)
     master = MasterWeights(model)
-    optimizer = torch.optim.AdamW(master.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(master.weights, lr=plan.learning_rate, weight_decay=settings.weight_decay)
     run = Run(master, optimizer)
     if checkpoint.exists():
         run.load(checkpoint)
-    orders = [epoch_order(examples, settings.questions_per_step, settings.seed, e) for e in range(settings.epochs)]
+    orders = [epoch_order(examples, settings.questions_per_step, plan.seed, e) for e in range(plan.epochs)]
     steps = [positions for order in orders for positions in order]
     losses: list[float] = []
     model.train()
@@ -80,7 +81,7 @@ def train(
         for positions in steps[run.step :]:
             step = Step.of([examples[p] for p in positions], encoder.pad_id)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * schedule(run.step / len(steps), settings.warmup_share)
+                group["lr"] = plan.learning_rate * schedule(run.step / len(steps), settings.warmup_share)
             logits = model(**step.inputs(encoder.template.has_type_ids)).logits.float()
             loss = step_loss(logits, step, settings, teacher_logits, labelled)
             loss.backward()
@@ -124,7 +125,7 @@ def step_loss(
 
 def noisy_copies(examples: Sequence[Example], settings: Training, mask_id: int, special: set[int]) -> list[Example]:
     """`noisy_copies` masked versions of every example; positions go on after the originals'."""
-    dice = random.Random(settings.seed)
+    dice = random.Random(settings.runs[0].seed)
 
     def masked(row: Row) -> Row:
         ids = [mask_id if i not in special and dice.random() < settings.mask_share else i for i in row.ids]

@@ -19,7 +19,6 @@ from scripts.archive.reader import read_archive
 from scripts.archive.recipe import Version, read_version
 from scripts.archive.verify import selfcheck, verify
 from scripts.errors import UserError
-from tests.tiny_models import KINDS
 
 
 def rewrite(archive: Path, target: Path, changes: dict[str, bytes | None]) -> Path:
@@ -69,7 +68,7 @@ def test_same_sources_build_the_same_bytes_in_another_folder_at_another_time(
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"bert"}))
+@pytest.mark.parametrize("kind", ["roberta", "deberta", "distilbert", "bertweet"])
 def test_any_multiple_choice_model_becomes_an_archive_that_answers(
     kind: str, tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:

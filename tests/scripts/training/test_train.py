@@ -43,7 +43,8 @@ def recipe(
     path = adopted.folder / "model.yaml"
     content = yaml.safe_load(path.read_text())
     content["weights"] |= {"delta": "delta.safetensors"} | ({"layers": layers} if layers is not None else {})
-    content["training"] = {"epochs": 3, "learning_rate": 0.003, "questions_per_step": 16, **training}
+    run = {"epochs": 3, "learning_rate": 0.003, "seed": 1}
+    content["training"] = {"runs": [run], "questions_per_step": 16, **training}
     path.write_text(yaml.safe_dump(content))
     return read_version(adopted.folder)
 
@@ -107,6 +108,18 @@ def test_interrupted_training_ends_with_the_same_weights(
     monkeypatch.setattr(train_module, "step_loss", real)
     resumed = train_version(version, data, tmp_path / "broken", lambda _: None).read_bytes()
     assert resumed == whole
+
+
+def test_several_runs_are_averaged(tmp_path: Path, base: Path) -> None:
+    data = write_data(tmp_path / "data", 32)
+    one, two = ({"epochs": 1, "learning_rate": 0.003, "seed": seed} for seed in (1, 2))
+    weights = {}
+    for name, runs in (("one", [one]), ("two", [two]), ("both", [one, two])):
+        version = recipe(tmp_path, base, name, runs=runs)
+        train_version(version, data, tmp_path / f"work-{name}", lambda _: None)
+        weights[name] = load_weights(read_version(version.folder))[0].state_dict()
+    for name, both in weights["both"].items():
+        torch.testing.assert_close(both, (weights["one"][name] + weights["two"][name]) / 2, atol=2e-4, rtol=0)
 
 
 def test_recipe_without_training_says_so(tmp_path: Path, base: Path) -> None:
