@@ -7,22 +7,16 @@ from typing import Any
 
 import click
 
-from scripts.cli.output import json_option, note, result
+from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
 from scripts.errors import UserError
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
 @json_option
 @click.argument("model", required=False)
 @click.argument("version", required=False)
-@click.option(
-    "--recipes", type=FOLDER, default=Path("model_store"), show_default=True, help="Folder of MODEL/VERSION/model.yaml."
-)
-@click.option(
-    "--store", type=FOLDER, default=Path("model_store/archives"), show_default=True, help="Where archives go."
-)
+@recipes_option
+@store_option
 @click.option(
     "--from", "source", type=FOLDER, help="Folder written by save_pretrained: write a recipe for it and build that."
 )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+FOLDER = click.Path(file_okay=False, path_type=Path)
 WANTS_JSON = "marctl.json"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -33,10 +34,28 @@ def state_option(command: Function) -> Function:
     """`--state`, given to the command as `state`: the folder."""
     return click.option(
         "--state",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=FOLDER,
         default=Path(".marctl"),
         show_default=True,
         help="Folder of this stack: its settings, logs and choices.",
+    )(command)
+
+
+def recipes_option(command: Function) -> Function:
+    """`--recipes`, given to the command as `recipes`: the folder."""
+    return click.option(
+        "--recipes",
+        type=FOLDER,
+        default=Path("model_store"),
+        show_default=True,
+        help="Folder of MODEL/VERSION/model.yaml.",
+    )(command)
+
+
+def store_option(command: Function) -> Function:
+    """`--store`, given to the command as `store`: the folder."""
+    return click.option(
+        "--store", type=FOLDER, default=Path("model_store/archives"), show_default=True, help="Folder of archives."
     )(command)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import common, note, result, table
+from scripts.cli.output import common, note, recipes_option, result, store_option, table
 
 if TYPE_CHECKING:
     from scripts.server.plan import Plan
@@ -30,20 +30,8 @@ class Terminated(KeyboardInterrupt):
 @click.option("--port", type=PORT, default=8080, show_default=True, help="Predictions; 0 for any free port.")
 @click.option("--management-port", type=PORT, default=8081, show_default=True, help="TorchServe's management API.")
 @click.option("--metrics-port", type=PORT, default=8082, show_default=True, help="Prometheus metrics.")
-@click.option(
-    "--recipes",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_store"),
-    show_default=True,
-    help="Folder of MODEL/VERSION/model.yaml; without any, all archives in the store are served.",
-)
-@click.option(
-    "--store",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("model_store/archives"),
-    show_default=True,
-    help="Folder of archives.",
-)
+@recipes_option
+@store_option
 @click.option("--workers", type=click.IntRange(1), help="Workers of every version, for this run only.")
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(

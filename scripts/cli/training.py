@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.archive import FOLDER
-from scripts.cli.output import json_option, note, result
+from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
 from scripts.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("version")
 @click.option("--data", type=FOLDER, required=True, help="Folder of SET/train.jsonl files.")
-@click.option(
-    "--recipes", type=FOLDER, default=Path("model_store"), show_default=True, help="Folder of MODEL/VERSION/model.yaml."
-)
+@recipes_option
 @click.option("--work", type=FOLDER, help="Where the checkpoint is kept [default: .marctl/train/MODEL-VERSION].")
 @click.option("--restart", is_flag=True, help="Forget an earlier checkpoint.")
 def train(model: str, version: str, data: Path, recipes: Path, work: Path | None, restart: bool) -> None:
@@ -59,12 +56,8 @@ def train(model: str, version: str, data: Path, recipes: Path, work: Path | None
     multiple=True,
     help="A JSONL file; more than once.",
 )
-@click.option(
-    "--recipes", type=FOLDER, default=Path("model_store"), show_default=True, help="Folder of MODEL/VERSION/model.yaml."
-)
-@click.option(
-    "--store", type=FOLDER, default=Path("model_store/archives"), show_default=True, help="Folder of archives."
-)
+@recipes_option
+@store_option
 @click.option("--write", is_flag=True, help="Record the figures in metadata.yaml and MODEL_CARD.md.")
 def evaluate(
     model: str,
@@ -117,7 +110,7 @@ def figures(score: Score) -> dict[str, Any]:
         **score.record(),
         "interval_95": round(score.interval, 4),
         "chance": round(score.chance, 4),
-        "questions_per_s": round(score.questions / score.seconds, 1),
+        "cpu_seconds_per_1000": round(1000 * score.cpu_seconds / score.questions, 2),
     }
 
 
@@ -142,8 +135,8 @@ def report(model: str, table: dict[str, list[Score]]) -> str:
                 [f"  without {first.questions - first.unrepeated} repeats", f"{first.unrepeated:,}", "", *shares]
             )
     rows.append(["mean", "", "", *(f"{100 * mean_accuracy(scores):.1f}" for scores in table.values())])
-    speeds = [f"{sum(s.questions for s in scores) / sum(s.seconds for s in scores):.0f}/s" for scores in table.values()]
-    rows.append(["questions answered", "", "", *speeds])
+    costs = [1000 * sum(s.cpu_seconds for s in scores) / sum(s.questions for s in scores) for scores in table.values()]
+    rows.append(["CPU-s per 1,000 questions", "", "", *(f"{cost:.2f}" for cost in costs)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -34,7 +34,8 @@ class Score:
     questions: int
     right: int
     chance: float
-    seconds: float
+    cpu_seconds: float
+    """Processor time of this process, over all its threads."""
     right_unrepeated: int | None = None
     unrepeated: int | None = None
     """Questions that do not stand in the training split; None where there is no training split or no repeat."""
@@ -72,13 +73,13 @@ def evaluate(task: Task[Any, Any], dataset: Dataset) -> Score:
     bodies = [request_body(question) for question in dataset.questions]
     starts = range(0, len(bodies), BATCH)
     predictions: list[int] = []
-    seconds = 0.0
+    cpu_seconds = 0.0
     with track(f"{task.name} {task.version} on {dataset.name}", total=len(starts)) as progress:
         for start in starts:
             requests = [Request(body, str(start + i)) for i, body in enumerate(bodies[start : start + BATCH])]
-            began = time.perf_counter()
+            began = time.process_time()
             replies = task.answer(requests)
-            seconds += time.perf_counter() - began
+            cpu_seconds += time.process_time() - began
             for request, reply in zip(requests, replies, strict=True):
                 if reply.code != 200:
                     raise UserError(f"{dataset.path}:{int(request.id) + 1}: {reply.body.decode()}")
@@ -92,7 +93,7 @@ def evaluate(task: Task[Any, Any], dataset: Dataset) -> Score:
         questions=len(hits),
         right=sum(hits),
         chance=sum(1 / len(q.choices) for q in dataset.questions) / len(hits),
-        seconds=seconds,
+        cpu_seconds=cpu_seconds,
         right_unrepeated=sum(fresh) if some_repeat else None,
         unrepeated=len(fresh) if some_repeat else None,
     )
