@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import yaml
+from safetensors import SafetensorError
 
 import handlers
 from handlers.multiple_choice import Answer, Question
@@ -32,6 +33,7 @@ from scripts.errors import UserError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip file can hold; archives must not tell when they were built."""
+TEMP = tempfile.gettempdir()
 CREATED_ON = "01/01/1980 00:00:00"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "msgspec", "numpy", "packaging", "PyYAML")
 """What the handlers need at run time."""
@@ -50,23 +52,21 @@ def build(version: Version, store: Path, *, force: bool = False, notify: Notify 
     sources = source_digest(version)
     if not force and is_current(target, sources):
         return target, False
-    notify(f"{version}: laying out")
-    store.mkdir(parents=True, exist_ok=True)
-    with work_folder() as work:
-        stage = work / "stage"
-        reference = lay_out(version, stage, sources)
-        notify(f"{version}: packing")
-        laid_out = run_archiver(version, stage, work)
-        partial = store / f".{target.name}.{os.getpid()}.partial"
-        try:
-            pack(laid_out, partial)
-            notify(f"{version}: verifying")
-            verify(partial, reference)
-            os.replace(partial, target)
-        except OSError as err:
-            raise UserError(f"{version}: cannot write {target}: {err.strerror or err}") from err
-        finally:
-            partial.unlink(missing_ok=True)
+    partial = store / f".{target.name}.{os.getpid()}.partial"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with work_folder() as work:
+            notify(f"{version}: laying out")
+            reference = lay_out(version, work / "stage", sources)
+            notify(f"{version}: packing")
+            pack(run_archiver(version, work / "stage", work), partial)
+        notify(f"{version}: verifying")
+        verify(partial, reference)
+        os.replace(partial, target)
+    except (OSError, SafetensorError) as err:
+        raise UserError(f"{version}: cannot build {target}: {err}; the temporary files went to {TEMP}") from err
+    finally:
+        partial.unlink(missing_ok=True)
     return target, True
 
 

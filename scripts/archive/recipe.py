@@ -218,6 +218,8 @@ def meaning_faults(folder: Path, recipe: Recipe) -> list[str]:
             f"weights.directory: no folder {(folder / weights.directory).resolve()}; "
             "save the model there with save_pretrained"
         )
+    if weights.hub and not weights.revision:
+        faults.append(f"weights.revision: missing; name the commit of {weights.hub}, or two builds may differ")
     if weights.package and not weights.path:
         faults.append("weights.path: missing; name the folder of the model's files inside the package")
     if weights.delta and not (folder / weights.delta).is_file() and recipe.training is None:

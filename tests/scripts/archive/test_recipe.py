@@ -13,7 +13,7 @@ from scripts.errors import UserError
 GOOD = {
     "task": "multiple_choice",
     "description": "a test",
-    "weights": {"hub": "some/model"},
+    "weights": {"hub": "some/model", "revision": "0123abc"},
     "samples": [{"request": {"question": "Why?", "choices": ["a", "b"]}, "expected": {"prediction": 0}}],
 }
 
@@ -49,6 +49,7 @@ def test_faults_of_meaning_are_told_at_once(tmp_path: Path) -> None:
         read_version(folder)
     assert "exactly one of directory, hub and package, got directory and hub" in str(err.value)
     assert "no folder" in str(err.value)
+    assert "name the commit of x/y" in str(err.value)
     assert "samples[0].expected.prediction: 5" in str(err.value)
 
 
