@@ -100,7 +100,7 @@ def evaluate(task: Task[Any, Any], dataset: Dataset) -> Score:
 
 
 def repeats(dataset: Dataset) -> list[bool]:
-    """For each question, whether the same question, choices and label stand in `train.jsonl` beside the file."""
+    """For each question, whether it stands in `train.jsonl` beside the file, its choices in whatever order."""
     train = dataset.path.with_name("train.jsonl")
     if train == dataset.path or not train.exists():
         return [False] * len(dataset.questions)
@@ -109,7 +109,7 @@ def repeats(dataset: Dataset) -> list[bool]:
 
 
 def identity(question: LabelledQuestion) -> tuple[Any, ...]:
-    return (question.context, question.question, question.choices, question.label)
+    return (question.context, question.question, frozenset(question.choices))
 
 
 def request_body(question: LabelledQuestion) -> bytes:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from scripts.training.questions import read_questions
 from tests.handlers.test_multiple_choice import some_questions
 
 
-def write(path: Path, rows: list[dict[str, object]]) -> Path:
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -28,9 +29,10 @@ def test_accuracy_equals_plain_transformers_with_and_without_repeats(
     tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
     folder = tiny_model("bert")
-    rows = [{**question, "label": i % 2} for i, question in enumerate(some_questions(50, seed=5))]
+    rows: list[dict[str, Any]] = [{**question, "label": i % 2} for i, question in enumerate(some_questions(50, seed=5))]
     dataset = read_questions(write(tmp_path / "set" / "dev.jsonl", rows))
-    write(tmp_path / "set" / "train.jsonl", rows[:10])
+    shuffled = [{**row, "choices": row["choices"][::-1]} for row in rows[:10]]
+    write(tmp_path / "set" / "train.jsonl", shuffled)
     task = load_multiple_choice(
         folder, "quiz", "1.0", Settings(task="multiple_choice", precision="float32", max_tokens=64), "cpu"
     )
