@@ -28,6 +28,7 @@ COMMANDS = {
     "scale": "scripts.cli.models:scale",
     "default": "scripts.cli.models:default",
     "unregister": "scripts.cli.models:unregister",
+    "route": "scripts.cli.route:route",
     "ask": "scripts.cli.ask:ask",
     "train": "scripts.cli.training:train",
     "eval": "scripts.cli.training:evaluate",

@@ -37,6 +37,7 @@ def register(state: Path, archive: Path, workers: int | None, make_default: bool
     Example: marctl register mcqa-2.1.mar --default
     """
     from scripts.archive.reader import read_archive
+    from scripts.door import traffic
     from scripts.server import store, versions
     from scripts.server.plan import key
     from scripts.server.state import State
@@ -51,6 +52,7 @@ def register(state: Path, archive: Path, workers: int | None, make_default: bool
             served = versions.load(stack, stored, workers, note)
         if make_default:
             stack.management.set_default(stored.name, stored.version)
+        traffic.refresh(stack)
         with home.choosing() as choices:
             choices.extra = sorted({*choices.extra, stored.path.name})
             choices.left_out = [name for name in choices.left_out if name != key(stored)]
@@ -83,6 +85,7 @@ def scale(state: Path, model: str, version: str, workers: int) -> None:
 
     Example: marctl scale mcqa 2.0 2
     """
+    from scripts.door import traffic
     from scripts.server import versions
     from scripts.server.state import State
     from scripts.server.versions import Stack
@@ -90,6 +93,8 @@ def scale(state: Path, model: str, version: str, workers: int) -> None:
     home = State(state)
     with home.locked():
         stack = Stack.open(home)
+        if workers == 0:
+            traffic.refuse_parking(stack, model, version)
         note(f"{model} {version}: scaling to {workers}")
         served = versions.scale(stack, model, version, workers)
         with home.choosing() as choices:
@@ -106,6 +111,7 @@ def default(state: Path, model: str, version: str) -> None:
     Example: marctl default mcqa 2.0
     """
     from scripts.archive.reader import read_archive
+    from scripts.door import traffic
     from scripts.server import versions
     from scripts.server.state import State
     from scripts.server.versions import Stack
@@ -115,6 +121,9 @@ def default(state: Path, model: str, version: str) -> None:
         stack = Stack.open(home)
         served = stack.management.describe(model, version)
         versions.promote(stack, read_archive(Path(stack.running.store) / served.archive))
+        traffic.refresh(stack)
+        if stack.running.door and model in traffic.read_documents(home):
+            note(f"{model} has a traffic document, which its requests still follow: marctl route show {model}")
         with home.choosing() as choices:
             choices.defaults[model] = version
     tell(stack, served, f"{served} is the default")
@@ -123,11 +132,13 @@ def default(state: Path, model: str, version: str) -> None:
 @click.command()
 @common
 @model_and_version
-def unregister(state: Path, model: str, version: str) -> None:
+@click.option("--force", is_flag=True, help="Even if it has a place in the model's traffic; take it out of there.")
+def unregister(state: Path, model: str, version: str, force: bool) -> None:
     """Stop serving a version, now and at the next start. Its archive stays in the store.
 
     Example: marctl unregister mcqa 1.0
     """
+    from scripts.door import traffic
     from scripts.server import versions
     from scripts.server.state import State
     from scripts.server.versions import Stack
@@ -137,7 +148,10 @@ def unregister(state: Path, model: str, version: str) -> None:
         stack = Stack.open(home)
         served = stack.management.describe(model, version)
         note(f"{served}: unregistering")
+        versions.refuse_default(stack, served)
+        traffic.release(stack, model, version, "unregister", force=force)
         versions.unregister(stack, model, version)
+        traffic.refresh(stack)
         with home.choosing() as choices:
             choices.extra = [name for name in choices.extra if name != served.archive]
             choices.left_out = sorted({*choices.left_out, f"{model}/{version}"})

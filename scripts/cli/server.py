@@ -27,7 +27,14 @@ class Terminated(KeyboardInterrupt):
 
 @click.command()
 @common
-@click.option("--port", type=PORT, default=8080, show_default=True, help="Predictions; 0 for any free port.")
+@click.option("--door-port", type=PORT, default=8000, show_default=True, help="Where clients ask; 0 for any free port.")
+@click.option(
+    "--door-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of the door's address, limits, API keys and certificate.",
+)
+@click.option("--no-door", is_flag=True, help="TorchServe alone, without Envoy before it.")
+@click.option("--port", type=PORT, default=8080, show_default=True, help="TorchServe's predictions.")
 @click.option("--management-port", type=PORT, default=8081, show_default=True, help="TorchServe's management API.")
 @click.option("--metrics-port", type=PORT, default=8082, show_default=True, help="Prometheus metrics.")
 @recipes_option
@@ -36,6 +43,9 @@ class Terminated(KeyboardInterrupt):
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(
     state: Path,
+    door_port: int,
+    door_config: Path | None,
+    no_door: bool,
     port: int,
     management_port: int,
     metrics_port: int,
@@ -56,7 +66,8 @@ def up(
     from scripts.server.up import Request, bring_up, watch
 
     home = State(state)
-    request = Request(recipes, store, port, management_port, metrics_port, workers)
+    opened = None if no_door else door_port
+    request = Request(recipes, store, port, management_port, metrics_port, workers, opened, door_config)
     with terminable():
         with home.locked():
             stack, plan = bring_up(home, request, note)
@@ -97,12 +108,13 @@ def announce(stack: Stack, plan: Plan, ending: str) -> None:
     running = stack.running
     model, version = next(iter(plan.defaults.items()))
     archive = next(a for a in plan.archives if (a.name, a.version) == (model, version))
-    command = curl(running.inference, model, archive.samples[0] if archive.samples else None)
+    command = curl(running.predictions, model, archive.samples[0] if archive.samples else None)
     versions = [
         {"model": a.name, "version": a.version, "default": plan.defaults[a.name] == a.version} for a in plan.archives
     ]
     served = ", ".join(f"{v['model']} {v['version']}{' (default)' if v['default'] else ''}" for v in versions)
     content = {
+        "door": running.door.address if running.door else None,
         "inference": running.inference,
         "management": running.management,
         "metrics": running.metrics,
@@ -111,8 +123,9 @@ def announce(stack: Stack, plan: Plan, ending: str) -> None:
         "versions": versions,
         "curl": command,
     }
-    text = f"serving {served}\n  predictions  {running.inference}\n  management   {running.management}\n"
-    text += f"  metrics      {running.metrics}/metrics\n  logs         {stack.state.logs}\ntry:\n  {command}\n{ending}"
+    figures = running.predictions if running.door else running.metrics
+    text = f"serving {served}\n  predictions  {running.predictions}\n  management   {running.management}\n"
+    text += f"  metrics      {figures}/metrics\n  logs         {stack.state.logs}\ntry:\n  {command}\n{ending}"
     result(content, text)
 
 
@@ -134,9 +147,10 @@ def down(state: Path) -> None:
             return
         alive = find(home, running) is not None
         if alive:
-            note(f"stopping TorchServe (pid {running.pid})")
+            door = f"Envoy (pid {running.door.pid}) and " if running.door else ""
+            note(f"stopping {door}TorchServe (pid {running.pid})")
         stop(home, running)
-    text = f"stopped, {running.inference} is free" if alive else "it had died already; what it left is removed"
+    text = f"stopped, {running.predictions} is free" if alive else "it had died already; what it left is removed"
     result({"stopped": alive, "pid": running.pid}, text)
 
 
@@ -158,6 +172,8 @@ def status(state: Path) -> None:
 def describe(content: dict[str, Any]) -> str:
     """The status as a table for people."""
     head = f"TorchServe pid {content['pid']}, {content['server_memory_mb']} MiB, since {content['started_at']}\n"
+    if content["door"]:
+        head += f"Envoy pid {content['door_pid']}, open at {content['door']}, admin {content['admin']}\n"
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     return head + table([TITLES, *(cells(row) for row in content["versions"])])
 

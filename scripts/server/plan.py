@@ -8,8 +8,9 @@ from pathlib import Path
 
 from scripts.archive.reader import Archive, read_archive
 from scripts.errors import UserError
+from scripts.server.order import version_order
 from scripts.server.state import Choices
-from scripts.server.versions import Notify, version_order
+from scripts.server.versions import Notify
 
 
 @dataclass(frozen=True)

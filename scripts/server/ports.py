@@ -9,6 +9,7 @@ from scripts.errors import UserError
 
 HOST = "127.0.0.1"
 GRPC_FIRST = 7070
+ADMIN_FIRST = 9901
 WORKERS_FIRST, WORKERS_STEP = 9000, 100
 
 
@@ -27,11 +28,13 @@ class Ports:
     grpc_inference: int
     grpc_management: int
     workers: int
+    door: int
+    admin: int
 
 
-def choose_ports(inference: int, management: int, metrics: int) -> Ports:
-    """Operators choose the first three, 0 for any free one; the rest is found. Raises PortTaken or UserError."""
-    asked = {"--port": inference, "--management-port": management, "--metrics-port": metrics}
+def choose_ports(inference: int, management: int, metrics: int, door: int = 0) -> Ports:
+    """Operators choose these four, 0 for any free one; the rest is found. Raises PortTaken or UserError."""
+    asked = {"--port": inference, "--management-port": management, "--metrics-port": metrics, "--door-port": door}
     fixed = [port for port in asked.values() if port]
     if len(fixed) != len(set(fixed)):
         raise UserError("the ports must differ: " + ", ".join(f"{name} {port}" for name, port in asked.items()))
@@ -39,9 +42,9 @@ def choose_ports(inference: int, management: int, metrics: int) -> Ports:
         if port and not is_free(port):
             raise PortTaken(f"port {port} on {HOST} is taken by another program; choose another one with {option}")
     taken = set(fixed)
-    first, second, third = (port or claim(taken, 0) for port in asked.values())
+    first, second, third, opened = (port or claim(taken, 0) for port in asked.values())
     grpc = [claim(taken, GRPC_FIRST), claim(taken, GRPC_FIRST)]
-    return Ports(first, second, third, grpc[0], grpc[1], free_range())
+    return Ports(first, second, third, grpc[0], grpc[1], free_range(), opened, claim(taken, ADMIN_FIRST))
 
 
 def claim(taken: set[int], first: int) -> int:

@@ -3,7 +3,9 @@
 config.properties   TorchServe's settings as they are in force
 running.json        the running server, from start to stop
 choices.json        what operators chose; the next start respects it
-logs/               server.log, workers.log, console.log
+traffic.yaml        the models' traffic documents; traffic.jsonl tells every change of them
+door/               Envoy's settings, routes and clusters as they are in force
+logs/               server.log, workers.log, console.log, door.log
 tmp/                sockets and unpacked archives, from start to stop (elsewhere if this path is too long)
 """
 
@@ -18,6 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
+from scripts.door.settings import DoorSettings
 from scripts.errors import UserError
 
 DEFAULT_STATE = Path(".marctl")
@@ -29,6 +32,16 @@ class DamagedState(UserError):
 
 class Busy(UserError):
     """Another command is changing this stack."""
+
+
+class Door(msgspec.Struct, frozen=True):
+    """A started Envoy. `address` is where this machine reaches it."""
+
+    pid: int
+    created: float
+    address: str
+    admin: str
+    settings: DoorSettings
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -43,6 +56,13 @@ class Running(msgspec.Struct, frozen=True):
     temp: str
     started_at: str
     stopping: bool = False
+    door: Door | None = None
+    """None where TorchServe is served alone."""
+
+    @property
+    def predictions(self) -> str:
+        """Where clients ask."""
+        return self.door.address if self.door else self.inference
 
 
 class Choices(msgspec.Struct):
@@ -71,6 +91,8 @@ class State:
         self.server_log = self.logs / "server.log"
         self.workers_log = self.logs / "workers.log"
         self.console_log = self.logs / "console.log"
+        self.traffic = self.folder / "traffic.yaml"
+        self.traffic_history = self.folder / "traffic.jsonl"
         self._running = self.folder / "running.json"
         self._choices = self.folder / "choices.json"
 
@@ -127,5 +149,6 @@ def write(path: Path, content: Running | Choices) -> None:
     """Readers see the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
+    partial.touch(mode=0o600)  # the door's settings may hold keys
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
     os.replace(partial, path)

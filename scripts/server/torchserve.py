@@ -21,6 +21,7 @@ import msgspec
 import psutil
 import requests
 
+from scripts.door import envoy
 from scripts.errors import UserError
 from scripts.server.java import Java
 from scripts.server.logs import Position
@@ -88,16 +89,25 @@ def start(state: State, java: Java, ports: Ports, store: Path, environ: Mapping[
 
 
 def stop(state: State, running: Running) -> None:
-    """Stop the server and everything it started, and remove its temp folder; a second interrupt skips the grace."""
+    """Close the door, stop the server and everything it started, and remove its temp folder.
+
+    Requests under way are answered first. A second interrupt skips the grace.
+    """
     current = state.running()
     if current is not None and current.pid != running.pid:
         return  # another start has taken the folder over, and cleaned it
+    running = current or running
     process = find(state, running)
     try:
         if process is not None:
             # A `marctl up` that watches this server then knows that its end was asked for.
             state.save_running(msgspec.structs.replace(running, stopping=True))
-            stop_tree(process)
+        try:
+            if running.door is not None:
+                envoy.stop(state, running.door, drain=process is not None)
+        finally:
+            if process is not None:
+                stop_tree(process)
     finally:
         kill(processes_marked(socket_prefix(Path(running.temp))))
         shutil.rmtree(running.temp, ignore_errors=True)

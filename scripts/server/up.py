@@ -10,15 +10,19 @@ from typing import Any
 
 import psutil
 
+from scripts.door import envoy
+from scripts.door.settings import read_settings
+from scripts.door.traffic import open_door
 from scripts.errors import UserError
 from scripts.server.java import find_java
 from scripts.server.logs import Position
 from scripts.server.management import NoSuchVersion, Served
+from scripts.server.order import version_order
 from scripts.server.plan import Plan, find_archives, make_plan
 from scripts.server.ports import choose_ports
 from scripts.server.state import State
 from scripts.server.torchserve import find, last_words, refuse_second, start, stop
-from scripts.server.versions import Notify, Stack, begin_load, finish_load, version_order
+from scripts.server.versions import Notify, Stack, begin_load, finish_load
 
 WATCH_S = 0.5
 READINESS_EVERY_S = 5.0
@@ -26,7 +30,7 @@ MIB = 1 << 20
 
 
 class ServerDied(UserError):
-    """TorchServe ended although nobody stopped it."""
+    """TorchServe or Envoy ended although nobody stopped it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class Request:
     management_port: int
     metrics_port: int
     workers: int | None = None
+    door_port: int | None = None
+    """None for no door."""
+    door_config: Path | None = None
 
 
 def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Plan]:
@@ -46,7 +53,8 @@ def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Pla
     refuse_second(state)
     java = find_java()
     store = request.store.resolve()
-    ports = choose_ports(request.inference_port, request.management_port, request.metrics_port)
+    settings = read_settings(request.door_config)
+    ports = choose_ports(request.inference_port, request.management_port, request.metrics_port, request.door_port or 0)
     paths = find_archives(request.recipes, store, notify)
     plan = make_plan(paths, store, state.choices(), request.workers, notify)
     notify(f"starting TorchServe on Java {java.major}, port {ports.inference}")
@@ -54,6 +62,8 @@ def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Pla
     try:
         stack = Stack.of(state, running)
         load_all(stack, plan, notify)
+        if request.door_port is not None:
+            stack = open_door(stack, (ports.door, ports.admin), settings, notify)
     except BaseException:
         stop(state, running)
         raise
@@ -73,17 +83,20 @@ def load_all(stack: Stack, plan: Plan, notify: Notify) -> None:
 
 
 def watch(stack: Stack, notify: Notify) -> None:
-    """Return when the server was stopped by another command; raises ServerDied if it ended by itself."""
-    log = Position.now(stack.state.server_log)
+    """Return when the stack was stopped by another command; raises ServerDied if a part of it ended by itself."""
+    log, door_log = Position.now(stack.state.server_log), Position.now(envoy.log_file(stack.state))
+    door = stack.running.door
     before = readiness(stack)
     checked = time.monotonic()
-    while find(stack.state, stack.running) is not None:
+    while find(stack.state, stack.running) is not None and (door is None or envoy.find(stack.state, door) is not None):
         time.sleep(WATCH_S)
         if time.monotonic() - checked >= READINESS_EVERY_S:
             before, checked = tell_changes(stack, before, notify), time.monotonic()
     now = stack.state.running()
     if now is None or now.stopping:
         return
+    if door is not None and find(stack.state, stack.running) is not None:
+        raise ServerDied(f"Envoy (pid {door.pid}) has ended{envoy.last_words(door_log)}")
     raise ServerDied(f"TorchServe (pid {stack.running.pid}) has ended{last_words(stack.state, log)}")
 
 
@@ -126,6 +139,9 @@ def status(stack: Stack) -> dict[str, Any]:
         "inference": running.inference,
         "management": running.management,
         "metrics": running.metrics,
+        "door": running.door.address if running.door else None,
+        "door_pid": running.door.pid if running.door else None,
+        "admin": running.door.admin if running.door else None,
         "store": running.store,
         "server_memory_mb": memory_mb(running.pid),
         "versions": [row(version, defaults[version.model]) for version in served],

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from packaging.version import InvalidVersion, Version
 
 from scripts.archive.reader import Archive
 from scripts.errors import UserError
@@ -184,13 +183,19 @@ def scale(stack: Stack, model: str, version: str, workers: int) -> Served:
 def unregister(stack: Stack, model: str, version: str) -> None:
     """Stop serving a version after the requests that wait for it; its archive stays in the store."""
     served = stack.management.describe(model, version)
+    refuse_default(stack, served)
+    drain(stack, served)
+    remove(stack, served)
+
+
+def refuse_default(stack: Stack, served: Served) -> None:
+    """Raise NotReady if this is the default version of a model that has others."""
+    model, version = served.model, served.version
     if stack.is_default(model, version) and len(stack.management.versions(model)) > 1:
         raise NotReady(
             f"{served} is the default version of {model}, and others are registered; "
             f"first make another one the default: marctl default {model} VERSION"
         )
-    drain(stack, served)
-    remove(stack, served)
 
 
 def drain(stack: Stack, served: Served) -> None:
@@ -215,11 +220,3 @@ def processor_s(pid: int) -> float:
     except psutil.Error:
         return 0.0
     return float(times.user + times.system)
-
-
-def version_order(version: str) -> tuple[int, Version, str]:
-    """Sort key: 1.10 after 1.9; what is no version number comes before all that are."""
-    try:
-        return 1, Version(version), ""
-    except InvalidVersion:
-        return 0, Version("0"), version

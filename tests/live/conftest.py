@@ -21,7 +21,7 @@ from tests.tiny_archives import REQUEST, tiny_archive
 
 PROJECT = Path(__file__).parents[2]
 MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
-FREE_PORTS = ["--port", "0", "--management-port", "0", "--metrics-port", "0"]
+FREE_PORTS = ["--door-port", "0", "--port", "0", "--management-port", "0", "--metrics-port", "0"]
 COMMAND_TIMEOUT_S = 120
 
 
@@ -74,7 +74,7 @@ class Site:
         return requests.post(f"{self.call('status')['inference']}/predictions/{path}", json=REQUEST, timeout=30)
 
     def assert_nothing_left(self, listened: dict[str, Any]) -> None:
-        for name in ("inference", "management", "metrics"):
+        for name in ("door", "inference", "management", "metrics"):
             assert not listening(listened[name])
         assert not self.processes()
         assert not (self.state / "tmp").exists()
@@ -90,8 +90,8 @@ class Site:
 
 
 def is_server(words: list[str]) -> bool:
-    """Whether a command line is TorchServe's or one of its workers'."""
-    return any("ModelServer" in word or "model_service_worker" in word for word in words)
+    """Whether a command line is Envoy's, TorchServe's or one of its workers'."""
+    return any(name in word for word in words for name in ("ModelServer", "model_service_worker", "_bin/envoy"))
 
 
 def listening(url: str) -> bool:

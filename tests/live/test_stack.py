@@ -209,7 +209,7 @@ def foreground(site: Site) -> tuple[subprocess.Popen[str], list[psutil.Process]]
         if line.startswith("stop it with Ctrl-C"):
             break
     started = [p for p in psutil.Process(process.pid).children(recursive=True) if is_server(p.cmdline())]
-    assert len(started) == 2
+    assert len(started) == 3
     return process, started
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from scripts.errors import UserError
+from scripts.server.order import version_order
 from scripts.server.plan import Plan, find_archives, make_plan
 from scripts.server.state import Choices
-from scripts.server.versions import version_order
 from tests.tiny_archives import tiny_archive
 
 

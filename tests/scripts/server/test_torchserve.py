@@ -20,7 +20,7 @@ from scripts.server.torchserve import (
     socket_prefix,
 )
 
-PORTS = Ports(1, 2, 3, 4, 5, 9300)
+PORTS = Ports(1, 2, 3, 4, 5, 9300, 6, 7)
 LOGS, TEMP = Path("/s/logs"), Path("/s/tmp")
 
 

@@ -1,0 +1,1 @@
+"""The front door: one Envoy before TorchServe, and the traffic documents that tell it who answers whom."""

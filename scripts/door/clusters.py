@@ -1,0 +1,109 @@
+"""Envoy's clusters: one per model version, so that each has its own figures, limits and stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from scripts.door.documents import Served
+from scripts.door.names import (
+    LADDER,
+    Json,
+    cluster,
+    endpoint,
+    extension,
+    shadow_cluster,
+    socket_address,
+    stat_name,
+    typed,
+)
+from scripts.door.settings import DoorSettings
+
+CONNECT_TIMEOUT_S = 1
+SHADOW_REQUESTS = 128
+"""Copies under way at once; a shadow that hangs holds no more than these."""
+CONNECTIONS = 2048
+"""More than TorchServe queues for a version (`queue_size` of its recipe), so that its own refusal comes first: Envoy
+would not let another version stand in for one that it refused itself."""
+
+
+def version_clusters(served: Served, torchserve: str, settings: DoorSettings, translate: str) -> list[Json]:
+    """All of them; `torchserve` is the URL of its inference port, `translate` the Lua that mends its errors."""
+    return [
+        made
+        for model in sorted(served)
+        for version in sorted(served[model])
+        for made in of_version(model, version, torchserve, settings, translate)
+    ]
+
+
+def of_version(model: str, version: str, torchserve: str, settings: DoorSettings, translate: str) -> Iterator[Json]:
+    """A version as it answers clients, with the ladder as its second priority, and as it answers copies."""
+    server = {"priority": 0, "lb_endpoints": [endpoint(address_of(torchserve))]}
+    stand_in = {"priority": 1, "lb_endpoints": [endpoint(ladder_address())]}
+    yield {
+        **base(cluster(model, version), [server, stand_in]),
+        "circuit_breakers": thresholds(CONNECTIONS, settings.pending, CONNECTIONS),
+        "typed_extension_protocol_options": upstream_filters(translate),
+    }
+    yield {
+        **base(shadow_cluster(model, version), [server]),
+        "circuit_breakers": thresholds(SHADOW_REQUESTS, SHADOW_REQUESTS, SHADOW_REQUESTS),
+    }
+
+
+def base(name: str, localities: list[Json]) -> Json:
+    return {
+        "name": name,
+        "alt_stat_name": stat_name(name),
+        "type": "STATIC",
+        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "load_assignment": {"cluster_name": name, "endpoints": localities},
+    }
+
+
+def plain_cluster(name: str, url: str) -> Json:
+    """A server without versions."""
+    return base(name, [{"lb_endpoints": [endpoint(address_of(url))]}])
+
+
+def ladder_cluster() -> Json:
+    return base(LADDER, [{"lb_endpoints": [endpoint(ladder_address())]}])
+
+
+def address_of(url: str) -> Json:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return socket_address(parts.hostname, parts.port)
+
+
+def ladder_address() -> Json:
+    """A listener inside Envoy: no port, nobody else can reach it."""
+    return {"envoy_internal_address": {"server_listener_name": LADDER}}
+
+
+def thresholds(connections: int, pending: int, requests: int) -> Json:
+    """For both priorities. `max_retries` is 3 if left out: the fourth fallback at a time would be refused."""
+    limits = {
+        "max_connections": connections,
+        "max_pending_requests": pending,
+        "max_requests": requests,
+        "max_retries": requests,
+    }
+    return {"thresholds": [limits]}
+
+
+def upstream_filters(lua: str) -> Json:
+    """Lua on each answer of TorchServe, before Envoy decides whether it is a failure."""
+    kind = "envoy.extensions.filters.http"
+    filters = [
+        extension("envoy.filters.http.lua", f"{kind}.lua.v3.Lua", default_source_code={"inline_string": lua}),
+        extension("envoy.filters.http.upstream_codec", f"{kind}.upstream_codec.v3.UpstreamCodec"),
+    ]
+    options = typed(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        explicit_http_config={"http_protocol_options": {}},
+        http_filters=filters,
+    )
+    return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}

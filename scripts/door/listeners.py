@@ -1,0 +1,235 @@
+"""Envoy's start configuration: the open listener with its guards, the inner one, and the fixed clusters."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from scripts.door.clusters import ladder_cluster, plain_cluster
+from scripts.door.names import (
+    ADMIN,
+    BODY_MODEL,
+    DOOR,
+    LADDER,
+    MANAGEMENT,
+    METRICS,
+    Json,
+    extension,
+    seconds,
+    socket_address,
+    typed,
+)
+from scripts.door.routes import RETRY_AFTER_S
+from scripts.door.settings import DoorSettings, RateLimit, Tls
+
+HTTP = "envoy.extensions.filters.http"
+CLIENT_HEADER = "x-client"
+"""Who asks, by name: written over by api_key_auth."""
+CLIENTS_COUNTED = 10_000
+"""Buckets of the rate limit that are kept at once; the client that was away longest loses its own."""
+
+LOCAL_ERRORS = {
+    400: ("bad_request", "the request breaks HTTP's rules"),
+    401: ("no_api_key", "send a valid key in the header x-api-key"),
+    403: ("forbidden", "this client may not do that"),
+    404: None,
+    408: ("request_too_slow", "the request did not arrive in time"),
+    413: ("too_large", "the body is larger than {body_bytes} bytes; send less at a time"),
+    429: ("too_many_requests", "this client's rate is used up; ask more slowly"),
+    431: ("headers_too_large", "the headers are larger than the door takes"),
+    503: ("unavailable", "no version of this model can answer now; try again"),
+    504: ("out_of_time", "no answer came within the time that this model has"),
+}
+"""Code to the error that Envoy tells; None where its routes bring their own words."""
+
+
+def bootstrap(files: Path, admin_port: int, door_port: int, torchserve: Json, settings: DoorSettings) -> Json:
+    """`files`: the folder that Envoy watches; `torchserve`: the URLs of its management and metrics."""
+    admin = f"http://127.0.0.1:{admin_port}"
+    return {
+        "node": {"id": DOOR, "cluster": DOOR},
+        "admin": {"address": socket_address("127.0.0.1", admin_port)},
+        "bootstrap_extensions": [
+            extension(
+                "envoy.bootstrap.internal_listener",
+                "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            )
+        ],
+        "overload_manager": connection_limit(settings.connections),
+        "dynamic_resources": {"cds_config": watched(files, "clusters.json")},
+        "static_resources": {
+            "listeners": [door_listener(files, door_port, settings), ladder_listener(files, settings)],
+            "clusters": [
+                ladder_cluster(),
+                plain_cluster(MANAGEMENT, torchserve["management"]),
+                plain_cluster(METRICS, torchserve["metrics"]),
+                plain_cluster(ADMIN, admin),
+            ],
+        },
+    }
+
+
+def watched(files: Path, name: str) -> Json:
+    source = {"path": str(files / name), "watched_directory": {"path": str(files)}}
+    return {"resource_api_version": "V3", "path_config_source": source}
+
+
+def connection_limit(connections: int) -> Json:
+    kind = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+    name = "envoy.resource_monitors.global_downstream_max_connections"
+    return {"resource_monitors": [extension(name, kind, max_active_downstream_connections=connections)]}
+
+
+def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
+    manager = connection_manager(DOOR, files, settings, door_filters(settings)) | {
+        # Envoy's own control headers are obeyed from nobody outside, loopback included.
+        "use_remote_address": True,
+        "internal_address_config": {"cidr_ranges": []},
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        "request_timeout": seconds(settings.request_timeout_s),
+        "request_headers_timeout": seconds(settings.request_timeout_s / 3),
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "server_header_transformation": "PASS_THROUGH",
+    }
+    chain = {"filters": [{"name": "http", "typed_config": manager}]}
+    if settings.tls:
+        chain["transport_socket"] = tls_socket(settings.tls)  # type: ignore[assignment]  # a chain's values differ
+    return {
+        "name": DOOR,
+        "address": socket_address(settings.address, port),
+        "per_connection_buffer_limit_bytes": settings.body_bytes,
+        "filter_chains": [chain],
+    }
+
+
+def ladder_listener(files: Path, settings: DoorSettings) -> Json:
+    manager = connection_manager(LADDER, files, settings, [router()])
+    return {
+        "name": LADDER,
+        "internal_listener": {},
+        "per_connection_buffer_limit_bytes": settings.body_bytes,
+        "ignore_global_conn_limit": True,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+
+
+def connection_manager(name: str, files: Path, settings: DoorSettings, filters: list[Json]) -> Json:
+    return typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=name,
+        rds={"route_config_name": name, "config_source": watched(files, f"{name}.json")},
+        http_filters=filters,
+        local_reply_config=local_replies(settings),
+        common_http_protocol_options={"idle_timeout": seconds(settings.idle_timeout_s)},
+        # A request id is the client's own or a plain UUID: nothing of Envoy's is written into it.
+        request_id_extension={
+            "typed_config": typed("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", pack_trace_reason=False)
+        },
+        # A model may compute without a byte coming or going; the routes' own timeouts end what takes too long.
+        stream_idle_timeout="0s",
+    )
+
+
+def local_replies(settings: DoorSettings) -> Json:
+    """Envoy's own errors in the one form of all errors."""
+    mappers = [mapper(code, words, settings) for code, words in LOCAL_ERRORS.items()]
+    return {"mappers": mappers}
+
+
+def mapper(code: int, words: tuple[str, str] | None, settings: DoorSettings) -> Json:
+    comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"door.{code}"}}
+    body: Json = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
+    if words is not None:
+        error, detail = words
+        body = {"json_format": {"error": error, "detail": detail.format(body_bytes=f"{settings.body_bytes:,}")}}
+    wait = {"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}, "append_action": "ADD_IF_ABSENT"}
+    return {
+        "filter": {"status_code_filter": {"comparison": comparison}},
+        "body_format_override": body,
+        "headers_to_add": [wait] if code in (429, 503) else [],
+    }
+
+
+def door_filters(settings: DoorSettings) -> list[Json]:
+    """In the order in which a request passes them: who asks, how often, how much, and for which model."""
+    filters = [pages()]
+    if settings.api_keys:
+        filters.append(api_keys(settings.api_keys))
+    if settings.rate_limit:
+        filters.append(rate_limit(settings.rate_limit, by_key=bool(settings.api_keys)))
+    size = extension("envoy.filters.http.buffer", f"{HTTP}.buffer.v3.Buffer", max_request_bytes=settings.body_bytes)
+    return [*filters, size, body_model(), router()]
+
+
+def router() -> Json:
+    return extension("envoy.filters.http.router", f"{HTTP}.router.v3.Router", suppress_envoy_headers=True)
+
+
+def pages() -> Json:
+    """The scripts of the pages that Envoy puts together; routes choose one by name."""
+    codes = {name: {"inline_string": script(name)} for name in ("metrics", "health")}
+    return extension("envoy.filters.http.lua", f"{HTTP}.lua.v3.Lua", source_codes=codes)
+
+
+@cache
+def script(name: str) -> str:
+    """One part of filters.lua."""
+    parts = re.split(r"^---- (\w+): .* ----$", (Path(__file__).parent / "filters.lua").read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[name]
+
+
+def api_keys(keys: dict[str, str]) -> Json:
+    credentials = [{"client": client, "key": key} for client, key in keys.items()]
+    return extension(
+        "envoy.filters.http.api_key_auth",
+        f"{HTTP}.api_key_auth.v3.ApiKeyAuth",
+        credentials=credentials,
+        key_sources=[{"header": "x-api-key"}],
+        forwarding={"header": CLIENT_HEADER, "hide_credentials": True},
+    )
+
+
+def rate_limit(limit: RateLimit, *, by_key: bool) -> Json:
+    """A bucket per client."""
+    bucket = {
+        "max_tokens": limit.burst or limit.requests_per_s,
+        "tokens_per_fill": limit.requests_per_s,
+        "fill_interval": "1s",
+    }
+    by_name = {"request_headers": {"header_name": CLIENT_HEADER, "descriptor_key": "client"}}
+    everything = {"default_value": {"numerator": 100}}
+    return extension(
+        "envoy.filters.http.local_ratelimit",
+        f"{HTTP}.local_ratelimit.v3.LocalRateLimit",
+        stat_prefix="rate_limit",
+        filter_enabled=everything,
+        filter_enforced=everything,
+        rate_limits=[{"actions": [by_name if by_key else {"remote_address": {}}]}],
+        descriptors=[{"entries": [{"key": "client" if by_key else "remote_address"}], "token_bucket": bucket}],
+        max_dynamic_descriptors=CLIENTS_COUNTED,
+        always_consume_default_token_bucket=False,
+    )
+
+
+def body_model() -> Json:
+    """Lifts the body's `model` to where routes see it; off except where a route asks for it."""
+    rule = {"selectors": [{"key": "model"}], "on_present": {"metadata_namespace": "envoy.lb", "key": BODY_MODEL}}
+    filter_ = extension(
+        "envoy.filters.http.json_to_metadata",
+        f"{HTTP}.json_to_metadata.v3.JsonToMetadata",
+        request_rules={"rules": [rule], "allow_content_types_regex": {"regex": ".*"}},
+    )
+    return filter_ | {"disabled": True}
+
+
+def tls_socket(tls: Tls) -> Json:
+    certificate = {"certificate_chain": {"filename": tls.certificate}, "private_key": {"filename": tls.key}}
+    return extension(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        common_tls_context={"tls_certificates": [certificate]},
+    )

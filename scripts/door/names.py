@@ -1,0 +1,52 @@
+"""Names that the parts of Envoy's configuration call each other by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+
+DOOR, LADDER = "door", "ladder"
+"""The open listener, and the one inside Envoy that a failed or copied request goes through."""
+TORCHSERVE, MANAGEMENT, METRICS, ADMIN = "torchserve", "management", "metrics", "admin"
+"""Clusters that every door has: TorchServe's three ports, and Envoy's own figures."""
+SHADOW_HEADER = "x-shadow-version"
+VERSION_HEADER = "x-model-version"
+FALLBACK_HEADER = "x-fallback"
+BODY_MODEL = "model"
+"""Where json_to_metadata puts the body's `model`."""
+
+
+def cluster(model: str, version: str) -> str:
+    return f"{model}|{version}"
+
+
+def shadow_cluster(model: str, version: str) -> str:
+    return f"{model}|{version}|shadow"
+
+
+def stat_name(cluster_name: str) -> str:
+    """A cluster's name in Envoy's figures, where a dot would end it."""
+    return cluster_name.replace(".", "_")
+
+
+def typed(kind: str, **content: Any) -> Json:
+    """An Any message: `kind` without its common prefix."""
+    return {"@type": f"type.googleapis.com/{kind}", **content}
+
+
+def extension(name: str, kind: str, **content: Any) -> Json:
+    """A named extension with its configuration."""
+    return {"name": name, "typed_config": typed(kind, **content)}
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3f}s"
+
+
+def socket_address(host: str, port: int) -> Json:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def endpoint(address: Json) -> Json:
+    return {"endpoint": {"address": address}}

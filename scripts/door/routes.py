@@ -1,0 +1,293 @@
+"""Translates traffic documents into Envoy's routes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from itertools import accumulate, pairwise
+
+from scripts.door.documents import Served, Traffic
+from scripts.door.names import (
+    ADMIN,
+    BODY_MODEL,
+    DOOR,
+    FALLBACK_HEADER,
+    LADDER,
+    MANAGEMENT,
+    SHADOW_HEADER,
+    VERSION_HEADER,
+    Json,
+    cluster,
+    seconds,
+    shadow_cluster,
+    typed,
+)
+from scripts.server.order import version_order
+
+MAIN_MODEL, EMBED_MODEL = "mcqa", "embed"
+"""Who answers `/predict` when the body names no model, and who `/embed`."""
+TOTAL_WEIGHT = 10_000
+LANES = {"predictions": "predict", "explanations": "explain"}
+"""TorchServe's path to the verb of KServe's V1 protocol and of the short path."""
+RETRY_AFTER_S = 1
+JSON_TYPE = {
+    "header": {"key": "content-type", "value": "application/json"},
+    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+}
+FAILED_CODES = [500, 502, 503, 504, 507]
+"""What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
+
+
+def door_routes(served: Served, documents: Mapping[str, Traffic]) -> Json:
+    """The open listener's routes; `documents` holds one for each served model."""
+    routes = [*pages(served, documents)]
+    for model in sorted(served):
+        routes += model_routes(model, served, documents[model])
+    routes += refusals(served)
+    return route_configuration(DOOR, routes)
+
+
+def route_configuration(name: str, routes: list[Json]) -> Json:
+    return typed(
+        "envoy.config.route.v3.RouteConfiguration",
+        name=name,
+        virtual_hosts=[{"name": name, "domains": ["*"], "routes": routes}],
+        # Longer lists of routes than the default lets pass (4096 bytes) come with a few dozen models.
+        max_direct_response_body_size_bytes=64 * 1024,
+        **({"request_headers_to_remove": [SHADOW_HEADER]} if name == DOOR else {}),
+    )
+
+
+def pages(served: Served, documents: Mapping[str, Traffic]) -> Iterator[Json]:
+    """Liveness, health, readiness, figures."""
+    names = {model: sorted(served[model], key=version_order) for model in sorted(served)}
+    routed = [
+        f"{model}/{version}" for model in names for version in names[model] if documents[model].split.get(version)
+    ]
+    listed = [f"{model}/{version}" for model, versions in names.items() for version in versions]
+    yield {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
+    for path in ("/health", "/ready"):
+        yield {
+            "match": {"path": path},
+            "route": {"cluster": MANAGEMENT},
+            **lua("health", versions=" ".join(listed), routed=" ".join(routed), strict=path == "/ready"),
+        }
+    yield {"match": {"path": "/metrics"}, "route": {"cluster": ADMIN}, **lua("metrics")}
+
+
+def lua(name: str, **context: object) -> Json:
+    """Answer by a script of filters.lua instead of going on."""
+    kind = "envoy.extensions.filters.http.lua.v3.LuaPerRoute"
+    return {"typed_per_filter_config": {"envoy.filters.http.lua": typed(kind, name=name, filter_context=context)}}
+
+
+def model_routes(model: str, served: Served, document: Traffic) -> Iterator[Json]:
+    """Everything that is addressed to one model: pinned by path, pinned by header, split."""
+    for lane in LANES:
+        for version in sorted(served[model]):
+            yield {"match": {"path": f"/{lane}/{model}/{version}"}, **to_version(lane, model, version, document)}
+        unknown = {"match": {"prefix": f"/{lane}/{model}/"}, **no_such_version(model, served)}
+        yield unknown
+        for match in addresses(lane, model):
+            for version in sorted(served[model]):
+                yield {"match": pinned(match, {"exact": version}), **to_version(lane, model, version, document)}
+            yield {"match": with_header(match, {"present_match": True}), **no_such_version(model, served)}
+            yield {"match": match, **to_split(lane, model, document), **looks_into_body(match)}
+
+
+def addresses(lane: str, model: str) -> Iterator[Json]:
+    """Where requests for a model without a version arrive."""
+    verb = LANES[lane]
+    yield {"path": f"/{lane}/{model}"}
+    yield {"path": f"/v1/models/{model}:{verb}"}
+    if model == EMBED_MODEL and lane == "predictions":
+        yield {"path": "/embed"}
+    for path in (f"/{verb}", f"/v1/{verb}"):
+        yield {"path": path, "dynamic_metadata": [named_in_body({"string_match": {"exact": model}})]}
+        if model == MAIN_MODEL:
+            unnamed = named_in_body({"present_match": True}) | {"invert": True}
+            yield {"path": path, "dynamic_metadata": [unnamed]}
+
+
+def named_in_body(value: Json) -> Json:
+    return {"filter": "envoy.lb", "path": [{"key": BODY_MODEL}], "value": value}
+
+
+def looks_into_body(match: Json) -> Json:
+    """Switches json_to_metadata on. Each request is routed twice then: first without the body's model, and again."""
+    if "dynamic_metadata" not in match:
+        return {}
+    kind = "envoy.config.route.v3.FilterConfig"
+    return {"typed_per_filter_config": {"envoy.filters.http.json_to_metadata": typed(kind, config={}, disabled=False)}}
+
+
+def pinned(match: Json, string_match: Json) -> Json:
+    return with_header(match, {"string_match": string_match}) | {}
+
+
+def with_header(match: Json, test: Json) -> Json:
+    return match | {"headers": [{"name": VERSION_HEADER, **test}]}
+
+
+def to_version(lane: str, model: str, version: str, document: Traffic) -> Json:
+    """A route to one version."""
+    action = {"cluster": cluster(model, version), "path_rewrite": f"/{lane}/{model}/{version}"}
+    return {
+        "route": action | limits(document) | retries(bool(document.rungs_after(version))),
+        "response_headers_to_add": [label(VERSION_HEADER, version)],
+    }
+
+
+def to_split(lane: str, model: str, document: Traffic) -> Json:
+    """A route to versions by weight. Each names itself in a header, which the path is then made from."""
+    clusters = [
+        {
+            "name": cluster(model, version),
+            "weight": weight,
+            "request_headers_to_add": [label(VERSION_HEADER, version, overwrite=True)],
+            "response_headers_to_add": [label(VERSION_HEADER, version)],
+        }
+        for version, weight in ranges(document.split)
+    ]
+    action = {
+        "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
+        "hash_policy": [sticky(document)],
+        "path_rewrite": f"/{lane}/{model}/%REQ({VERSION_HEADER})%",
+        "request_mirror_policies": [mirror(model, *shadow) for shadow in document.shadow.items()],
+    }
+    return {"route": action | limits(document) | retries(bool(document.fallback))}
+
+
+def ranges(split: Mapping[str, float]) -> list[tuple[str, int]]:
+    """Weights out of 10,000, newest version first.
+
+    Envoy lays them side by side in this order and looks where the hash, modulo their sum, falls. With a constant sum
+    and the newest version at the beginning, all that a growing newest version had stays inside its range.
+    """
+    versions = sorted((v for v, weight in split.items() if weight > 0), key=version_order, reverse=True)
+    total = sum(split[version] for version in versions)
+    ends = [0, *(round(end / total * TOTAL_WEIGHT) for end in accumulate(split[version] for version in versions))]
+    return [(v, end - start) for v, (start, end) in zip(versions, pairwise(ends), strict=True) if end > start]
+
+
+def sticky(document: Traffic) -> Json:
+    """What is hashed: the experiment's name before the header's value. Without the header, Envoy draws at random."""
+    salted = {"pattern": {"regex": "^(.*)$"}, "substitution": f"{document.experiment}/\\1"}
+    return {"header": {"header_name": document.sticky, "regex_rewrite": salted}}
+
+
+def mirror(model: str, version: str, percent: float) -> Json:
+    """Copies go through the ladder's listener, which writes their version into the path."""
+    share = {"numerator": round(percent * 10_000), "denominator": "MILLION"}
+    copied = label(SHADOW_HEADER, version, overwrite=True)
+    return {
+        "cluster": LADDER,
+        "runtime_fraction": {"default_value": share},
+        "request_headers_mutations": [{"append": copied}],
+    }
+
+
+def limits(document: Traffic) -> Json:
+    return {"timeout": seconds(document.timeout_s)}
+
+
+def retries(ladder: bool, timeout_s: float | None = None) -> Json:
+    """With a ladder a failure goes to the second priority, which is the ladder; without, only what was never begun
+    is tried again."""
+    if not ladder:
+        return {"retry_policy": {"retry_on": "connect-failure,reset-before-request", "num_retries": 1}}
+    kind = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
+    return {
+        "retry_policy": {
+            "retry_on": "retriable-status-codes,reset,connect-failure",
+            "retriable_status_codes": FAILED_CODES,
+            "num_retries": 1,
+            "retry_priority": {
+                "name": "envoy.retry_priorities.previous_priorities",
+                "typed_config": typed(kind, update_frequency=1),
+            },
+            "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
+        }
+    }
+
+
+def label(name: str, value: str, *, overwrite: bool = False) -> Json:
+    """A header; who sets it first keeps it, unless it is to be overwritten."""
+    action = "OVERWRITE_IF_EXISTS_OR_ADD" if overwrite else "ADD_IF_ABSENT"
+    return {"header": {"key": name, "value": value}, "append_action": action}
+
+
+def refusals(served: Served) -> Iterator[Json]:
+    """What is left: models and paths that are not there."""
+    models = ", ".join(sorted(served)) or "none"
+    for lane, verb in LANES.items():
+        for path in (f"/{verb}", f"/v1/{verb}"):
+            yield {
+                "match": {"path": path},
+                **no_such(
+                    "model", f"no model of the name that the body gives (or {MAIN_MODEL} if none); served: {models}"
+                ),
+                **looks_into_body({"dynamic_metadata": []}),
+            }
+        yield {"match": {"prefix": f"/{lane}/"}, **no_such("model", f"no such model; served: {models}")}
+    yield {"match": {"prefix": "/v1/models/"}, **no_such("model", f"no such model, or not this verb; served: {models}")}
+    detail = f"/embed is answered by a model named {EMBED_MODEL}, and there is none; served: {models}"
+    yield {"match": {"path": "/embed"}, **no_such("model", detail)}
+    detail = "no such path; there are: /predict, /v1/predict, /predictions/MODEL, /v1/models/MODEL:predict, /explain, "
+    detail += "/explanations/MODEL, /embed, /healthz, /health, /ready, /metrics"
+    yield {"match": {"prefix": "/"}, **no_such("path", detail)}
+
+
+def no_such_version(model: str, served: Served) -> Json:
+    versions = ", ".join(sorted(served[model], key=version_order))
+    return no_such("version", f"no such version of {model}; served: {versions}")
+
+
+def no_such(what: str, detail: str) -> Json:
+    return answer(404, {"error": f"no_such_{what}", "detail": detail})
+
+
+def answer(code: int, content: Json) -> Json:
+    """An answer of Envoy's own."""
+    return {"direct_response": {"status": code, "body": {"inline_string": json.dumps(content)}}}
+
+
+def ladder_routes(served: Served, documents: Mapping[str, Traffic]) -> Json:
+    """The inner listener's routes: copies for shadows, then each version's next rung."""
+    routes: list[Json] = []
+    for model in sorted(served):
+        routes += [shadow_route(model, version) for version in sorted(served[model])]
+        for version in sorted(served[model]):
+            routes.append(rung_route(model, version, documents[model]))
+    return route_configuration(LADDER, routes)
+
+
+def shadow_route(model: str, version: str) -> Json:
+    match = with_header(path_of(model, "[^/]+"), {}) | {
+        "headers": [{"name": SHADOW_HEADER, "string_match": {"exact": version}}]
+    }
+    return {"match": match, "route": {"cluster": shadow_cluster(model, version), **rewrite(model, version)}}
+
+
+def rung_route(model: str, failed: str, document: Traffic) -> Json:
+    """Where a request goes that this version failed."""
+    match = path_of(model, re.escape(failed))
+    rungs = document.rungs_after(failed)
+    if not rungs:
+        return {"match": match, "direct_response": {"status": 503}}
+    action = {"cluster": cluster(model, rungs[0]), **rewrite(model, rungs[0]), **limits(document)}
+    return {
+        "match": match,
+        "route": action | retries(ladder=True),
+        "response_headers_to_add": [label(VERSION_HEADER, rungs[0]), label(FALLBACK_HEADER, rungs[0])],
+    }
+
+
+def path_of(model: str, version_regex: str) -> Json:
+    return {"safe_regex": {"regex": f"^/({'|'.join(LANES)})/{re.escape(model)}/{version_regex}$"}}
+
+
+def rewrite(model: str, version: str) -> Json:
+    pattern = {"regex": f"^/({'|'.join(LANES)})/.*$"}
+    return {"regex_rewrite": {"pattern": pattern, "substitution": f"/\\1/{model}/{version}"}}

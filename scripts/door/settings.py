@@ -1,0 +1,75 @@
+"""What the door lets in: address, limits, keys, certificate. One YAML file, `marctl up --door-config FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from scripts.archive.recipe import pointer
+from scripts.errors import UserError
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class RateLimit(Struct, frozen=True, forbid_unknown_fields=True):
+    """Per client: by API key's owner where keys are on, else by address."""
+
+    requests_per_s: Positive
+    burst: Positive | None = None
+    """Requests at once; as many as `requests_per_s` if left out."""
+
+
+class Tls(Struct, frozen=True, forbid_unknown_fields=True):
+    """PEM files."""
+
+    certificate: str
+    key: str
+
+
+class DoorSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of the file; all of it may be left out."""
+
+    address: str = "127.0.0.1"
+    """Where to listen; 0.0.0.0 opens the door to the network."""
+    threads: Positive = 1
+    body_bytes: Positive = 1 << 20
+    """Larger requests get 413. TorchServe's own limit, max_request_size, must not be smaller."""
+    request_timeout_s: Seconds = 15.0
+    """For a request to arrive whole; its headers have a third of it."""
+    idle_timeout_s: Seconds = 300.0
+    """For a connection without a request."""
+    connections: Positive = 4096
+    pending: Positive = 1024
+    """Requests that may wait for one version, on top of TorchServe's queue; more get 503."""
+    rate_limit: RateLimit | None = None
+    api_keys: dict[str, str] = {}
+    """Client's name to its key, sent as `x-api-key`; without any, everybody may ask."""
+    tls: Tls | None = None
+
+
+def read_settings(path: Path | None) -> DoorSettings:
+    """The file's settings, or the defaults without one; raises UserError listing every fault."""
+    if path is None:
+        return DoorSettings()
+    from jsonschema import Draft202012Validator
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err
+    errors = Draft202012Validator(msgspec.json.schema(DoorSettings)).iter_errors(content)
+    faults = [f"{pointer(error.absolute_path)}: {error.message}" for error in errors]
+    settings = DoorSettings() if faults else msgspec.convert(content, DoorSettings)
+    if settings.tls:
+        files = {"certificate": settings.tls.certificate, "key": settings.tls.key}
+        faults += [f"tls.{name}: no file {file}" for name, file in files.items() if not Path(file).is_file()]
+    if len(set(settings.api_keys.values())) < len(settings.api_keys):
+        faults.append("api_keys: two clients have the same key")
+    if faults:
+        raise UserError("\n  ".join([f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults]))
+    return settings
