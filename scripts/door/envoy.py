@@ -235,13 +235,18 @@ def put(door: Door, path: Path, content: Json, log: Position) -> None:
     """Write one watched file and wait until it is in force."""
     write(path, content)
     stat, wanted = VERSION_TEXTS[path.name], content["version_info"]
-    refused_stat = stat.replace("version_text", "update_rejected")
-    refused = figure(door, refused_stat)
+    refused = refusals(door, stat)
     deadline = time.monotonic() + APPLY_TIMEOUT_S
     while figures(door).get(stat) != wanted:
-        if figure(door, refused_stat) > refused or time.monotonic() > deadline:
+        if refusals(door, stat) > refused or time.monotonic() > deadline:
             raise DoorFailed(f"Envoy did not take {path}; the former one is back{last_words(log)}")
         time.sleep(POLL_S)
+
+
+def refusals(door: Door, version_text: str) -> int:
+    """How often a watched file was not taken: for its form, or for its content."""
+    prefix = version_text.removesuffix("version_text")
+    return figure(door, f"{prefix}update_rejected") + figure(door, f"{prefix}update_failure")
 
 
 def write(path: Path, content: Json) -> None:

@@ -13,6 +13,7 @@ function envoy_on_response(handle)
   -- The message stays as TorchServe wrote it, escapes included.
   local message = text:match('"message"%s*:%s*"(.*)"%s*}%s*$')
   if not message then return end
+  headers = handle:headers()  -- the former object ended when the body was waited for
   -- A worker that was killed: no matter how, the request was not to blame (WorkerThread.java says 413 after SIGKILL).
   if message:find("Worker died", 1, true) then
     status = "503"
@@ -41,9 +42,9 @@ end
 ---- health: what TorchServe says of each version's workers and queue ----
 function envoy_on_request(handle)
   local context = handle:filterContext()
-  local routed = " " .. context["routed"] .. " "
+  local routed = " " .. context:get("routed") .. " "
   local rows, ready = {}, true
-  for name in context["versions"]:gmatch("%S+") do
+  for name in context:get("versions"):gmatch("%S+") do
     local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
     local headers, body = handle:httpCall("management", call, nil, 5000)
     local text = headers[":status"] == "200" and body or ""
@@ -54,7 +55,7 @@ function envoy_on_request(handle)
       name:match("^[^/]+"), name:match("[^/]+$"), tostring(gets_traffic), workers,
       text:match('"pendingRequests"%s*:%s*(%d+)') or "null")
   end
-  local status = (ready or not context["strict"]) and "200" or "503"
+  local status = (ready or not context:get("strict")) and "200" or "503"
   local head = { [":status"] = status, ["content-type"] = "application/json" }
   if status == "503" then head["retry-after"] = "1" end
   local error = status == "503" and '"error":"not_ready","detail":"a version with traffic has no worker that is ready",' or ""

@@ -30,6 +30,7 @@ CLIENTS_COUNTED = 10_000
 """Buckets of the rate limit that are kept at once; the client that was away longest loses its own."""
 
 LOCAL_ERRORS = {
+    200: None,
     400: ("bad_request", "the request breaks HTTP's rules"),
     401: ("no_api_key", "send a valid key in the header x-api-key"),
     403: ("forbidden", "this client may not do that"),
@@ -41,7 +42,7 @@ LOCAL_ERRORS = {
     503: ("unavailable", "no version of this model can answer now; try again"),
     504: ("out_of_time", "no answer came within the time that this model has"),
 }
-"""Code to the error that Envoy tells; None where its routes bring their own words."""
+"""Code to the error that Envoy tells; None where its routes bring their own JSON."""
 
 
 def bootstrap(files: Path, admin_port: int, door_port: int, torchserve: Json, settings: DoorSettings) -> Json:

@@ -19,6 +19,7 @@ from scripts.door.names import (
     VERSION_HEADER,
     Json,
     cluster,
+    extension,
     seconds,
     shadow_cluster,
     typed,
@@ -31,10 +32,6 @@ TOTAL_WEIGHT = 10_000
 LANES = {"predictions": "predict", "explanations": "explain"}
 """TorchServe's path to the verb of KServe's V1 protocol and of the short path."""
 RETRY_AFTER_S = 1
-JSON_TYPE = {
-    "header": {"key": "content-type", "value": "application/json"},
-    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-}
 FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
 
@@ -87,12 +84,14 @@ def model_routes(model: str, served: Served, document: Traffic) -> Iterator[Json
     for lane in LANES:
         for version in sorted(served[model]):
             yield {"match": {"path": f"/{lane}/{model}/{version}"}, **to_version(lane, model, version, document)}
-        unknown = {"match": {"prefix": f"/{lane}/{model}/"}, **no_such_version(model, served)}
-        yield unknown
+        yield {"match": {"prefix": f"/{lane}/{model}/"}, **no_such_version(model, served)}
         for match in addresses(lane, model):
             for version in sorted(served[model]):
-                yield {"match": pinned(match, {"exact": version}), **to_version(lane, model, version, document)}
-            yield {"match": with_header(match, {"present_match": True}), **no_such_version(model, served)}
+                yield {
+                    "match": pinned(match, {"string_match": {"exact": version}}),
+                    **to_version(lane, model, version, document),
+                }
+            yield {"match": pinned(match, {"present_match": True}), **no_such_version(model, served)}
             yield {"match": match, **to_split(lane, model, document), **looks_into_body(match)}
 
 
@@ -122,11 +121,8 @@ def looks_into_body(match: Json) -> Json:
     return {"typed_per_filter_config": {"envoy.filters.http.json_to_metadata": typed(kind, config={}, disabled=False)}}
 
 
-def pinned(match: Json, string_match: Json) -> Json:
-    return with_header(match, {"string_match": string_match}) | {}
-
-
-def with_header(match: Json, test: Json) -> Json:
+def pinned(match: Json, test: Json) -> Json:
+    """Only where the client names a version in a header."""
     return match | {"headers": [{"name": VERSION_HEADER, **test}]}
 
 
@@ -134,7 +130,7 @@ def to_version(lane: str, model: str, version: str, document: Traffic) -> Json:
     """A route to one version."""
     action = {"cluster": cluster(model, version), "path_rewrite": f"/{lane}/{model}/{version}"}
     return {
-        "route": action | limits(document) | retries(bool(document.rungs_after(version))),
+        "route": action | patience(document.timeout_s, ladder=bool(document.rungs_after(version))),
         "response_headers_to_add": [label(VERSION_HEADER, version)],
     }
 
@@ -156,7 +152,7 @@ def to_split(lane: str, model: str, document: Traffic) -> Json:
         "path_rewrite": f"/{lane}/{model}/%REQ({VERSION_HEADER})%",
         "request_mirror_policies": [mirror(model, *shadow) for shadow in document.shadow.items()],
     }
-    return {"route": action | limits(document) | retries(bool(document.fallback))}
+    return {"route": action | patience(document.timeout_s, ladder=bool(document.fallback))}
 
 
 def ranges(split: Mapping[str, float]) -> list[tuple[str, int]]:
@@ -188,28 +184,25 @@ def mirror(model: str, version: str, percent: float) -> Json:
     }
 
 
-def limits(document: Traffic) -> Json:
-    return {"timeout": seconds(document.timeout_s)}
+def patience(timeout_s: float, *, ladder: bool) -> Json:
+    """How long to wait, and what to try again.
 
-
-def retries(ladder: bool, timeout_s: float | None = None) -> Json:
-    """With a ladder a failure goes to the second priority, which is the ladder; without, only what was never begun
-    is tried again."""
+    With a ladder, the version has half of the time, and a failure goes to its cluster's second priority, which is the
+    ladder. Without one, only what was never begun is tried again.
+    """
     if not ladder:
-        return {"retry_policy": {"retry_on": "connect-failure,reset-before-request", "num_retries": 1}}
+        retry = {"retry_on": "connect-failure,reset-before-request", "num_retries": 1}
+        return {"timeout": seconds(timeout_s), "retry_policy": retry}
     kind = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
-    return {
-        "retry_policy": {
-            "retry_on": "retriable-status-codes,reset,connect-failure",
-            "retriable_status_codes": FAILED_CODES,
-            "num_retries": 1,
-            "retry_priority": {
-                "name": "envoy.retry_priorities.previous_priorities",
-                "typed_config": typed(kind, update_frequency=1),
-            },
-            "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
-        }
+    retry = {
+        "retry_on": "retriable-status-codes,reset,connect-failure",
+        "retriable_status_codes": FAILED_CODES,
+        "num_retries": 1,
+        "per_try_timeout": seconds(timeout_s / 2),
+        "retry_priority": extension("envoy.retry_priorities.previous_priorities", kind, update_frequency=1),
+        "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
     }
+    return {"timeout": seconds(timeout_s), "retry_policy": retry}
 
 
 def label(name: str, value: str, *, overwrite: bool = False) -> Json:
@@ -264,9 +257,7 @@ def ladder_routes(served: Served, documents: Mapping[str, Traffic]) -> Json:
 
 
 def shadow_route(model: str, version: str) -> Json:
-    match = with_header(path_of(model, "[^/]+"), {}) | {
-        "headers": [{"name": SHADOW_HEADER, "string_match": {"exact": version}}]
-    }
+    match = path_of(model, "[^/]+") | {"headers": [{"name": SHADOW_HEADER, "string_match": {"exact": version}}]}
     return {"match": match, "route": {"cluster": shadow_cluster(model, version), **rewrite(model, version)}}
 
 
@@ -276,10 +267,12 @@ def rung_route(model: str, failed: str, document: Traffic) -> Json:
     rungs = document.rungs_after(failed)
     if not rungs:
         return {"match": match, "direct_response": {"status": 503}}
-    action = {"cluster": cluster(model, rungs[0]), **rewrite(model, rungs[0]), **limits(document)}
+    action = {"cluster": cluster(model, rungs[0]), **rewrite(model, rungs[0])}
+    # Each rung has half of the time that the one above had.
+    timeout_s = document.timeout_s / 2 ** (document.fallback.index(rungs[0]) + 1)
     return {
         "match": match,
-        "route": action | retries(ladder=True),
+        "route": action | patience(timeout_s, ladder=True),
         "response_headers_to_add": [label(VERSION_HEADER, rungs[0]), label(FALLBACK_HEADER, rungs[0])],
     }
 

@@ -1,0 +1,213 @@
+"""A door before stand-ins for TorchServe, for tests of what Envoy does with answers, failures and silence."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import requests
+
+from scripts.door import envoy
+from scripts.door.documents import Traffic
+from scripts.door.names import extension, socket_address
+from scripts.door.settings import DoorSettings
+from scripts.server.ports import HOST, free_port
+from scripts.server.state import Running, State
+
+Reply = tuple[int, dict[str, str], bytes]
+SERVED = {"mcqa": ["1.0", "2.0", "3.0"], "embed": ["1.0"]}
+
+
+class Standin(ThreadingHTTPServer):
+    """Answers as TorchServe would, by version; `seen` tells what came."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self) -> None:
+        super().__init__((HOST, 0), Handler)
+        self.behave: dict[str, Callable[[Standin], Reply]] = {}
+        self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        self.release = Event()
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_port}"
+
+    def versions_seen(self) -> list[str]:
+        return [path.rpartition("/")[2] for path, _, _ in self.seen]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Standin
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+        version = self.path.rpartition("/")[2]
+        code, headers, content = self.server.behave.get(version, answer)(self.server)
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def answer(_: Standin) -> Reply:
+    return 200, {"content-type": "application/json"}, b'{"prediction": 1}'
+
+
+def fails(code: int, message: str = 'Model "x" has no worker') -> Callable[[Standin], Reply]:
+    """As TorchServe words it."""
+    body = {"code": code, "type": "InternalServerException", "message": message}
+    return lambda _: (code, {"content-type": "application/json"}, json.dumps(body, indent=2).encode())
+
+
+def refuses(code: int) -> Callable[[Standin], Reply]:
+    """As a handler of ours words it."""
+    head = {"content-type": "application/json", "x-model-version": "2.0"}
+    return lambda _: (code, head, b'{"error": "some_error", "detail": "why"}')
+
+
+def hangs(server: Standin) -> Reply:
+    server.release.wait(20)
+    return answer(server)
+
+
+@dataclass
+class TestDoor:
+    """A running door; its documents may be changed."""
+
+    __test__ = False
+    state: State
+    running: Running
+    served: Mapping[str, list[str]]
+    documents: dict[str, Traffic] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        assert self.running.door is not None
+        return self.running.door.address
+
+    def set(self, **fields: Any) -> None:
+        """A new document for mcqa."""
+        self.documents = all_documents(self.served, Traffic(**fields))
+        envoy.apply(self.state, self.running, self.served, self.documents)
+
+    def ask(self, path: str = "/predict", body: Any = None, **headers: str) -> requests.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return requests.post(self.url + path, json=body or {"question": "?"}, headers=named, timeout=20)
+
+    def stop(self) -> None:
+        assert self.running.door is not None
+        envoy.stop(self.state, self.running.door)
+
+
+def all_documents(served: Mapping[str, list[str]], mcqa: Traffic) -> dict[str, Traffic]:
+    return {model: Traffic(split={versions[0]: 1}) for model, versions in served.items()} | {"mcqa": mcqa}
+
+
+def open_door(folder: Path, torchserve: str, settings: DoorSettings | None = None, **fields: Any) -> TestDoor:
+    """A started door with a document for mcqa."""
+    state = State(folder)
+    state.create()
+    running = Running(0, 0.0, torchserve, torchserve, torchserve, "", "", "")
+    documents = all_documents(SERVED, Traffic(**(fields or {"split": {"1.0": 80, "2.0": 20}})))
+    ports = free_port(), free_port()
+    door = envoy.start(state, running, ports, settings or DoorSettings(), SERVED, documents)
+    return TestDoor(
+        state, Running(0, 0.0, torchserve, torchserve, torchserve, "", "", "", door=door), SERVED, documents
+    )
+
+
+@contextmanager
+def constant_server(folder: Path) -> Iterator[str]:
+    """One more Envoy, which answers everything at once: fast enough for ten thousand requests."""
+    port = free_port()
+    manager = {
+        "@type": "type.googleapis.com/"
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "constant",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [
+                        {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "{}"}}}
+                    ],
+                }
+            ]
+        },
+        "http_filters": [extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router")],
+    }
+    listener = {
+        "name": "constant",
+        "address": socket_address(HOST, port),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    path = folder / "constant.json"
+    path.write_text(json.dumps({"static_resources": {"listeners": [listener]}}))
+    options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "error"]
+    process = subprocess.Popen([envoy.binary(), "-c", str(path), *options])
+    try:
+        until(lambda: connects(port))
+        yield f"http://{HOST}:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def connects(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+VERSION = re.compile(rb"^x-model-version: (\S+)\r$", re.MULTILINE)
+
+
+def versions_of(url: str, users: list[str], header: str = "x-user-id") -> list[str]:
+    """The version that answers each user, in order; many requests on one connection, without waiting in between."""
+    host, port = url.removeprefix("http://").split(":")
+    found: list[str] = []
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        for start in range(0, len(users), 200):
+            some = users[start : start + 200]
+            requests_ = (
+                f"POST /predictions/mcqa HTTP/1.1\r\nhost: x\r\n{header}: {user}\r\ncontent-length: 0\r\n\r\n"
+                for user in some
+            )
+            connection.sendall("".join(requests_).encode())
+            received = b""
+            # A whole answer ends with its body, {}.
+            while received.count(b"\r\n\r\n{}") < len(some):
+                part = connection.recv(1 << 16)
+                assert part, received[-500:]
+                received += part
+            found += [version.decode() for version in VERSION.findall(received)]
+    assert len(found) == len(users)
+    return found

@@ -1,0 +1,300 @@
+"""What clients see when versions fail, are silent or are copied to: a real Envoy before stand-ins for TorchServe."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from scripts.door.envoy import DoorFailed, apply
+from scripts.door.settings import DoorSettings, RateLimit, Tls
+from tests.live.envoys import Standin, TestDoor, fails, hangs, open_door, refuses, until
+
+pytestmark = pytest.mark.live
+LADDER = {"split": {"2.0": 100}, "fallback": ["1.0"]}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, TestDoor]]:
+    server = Standin()
+    opened = open_door(tmp_path_factory.mktemp("failures"), server.url)
+    yield server, opened
+    opened.stop()
+    server.shutdown()
+
+
+@pytest.fixture
+def server(shared: tuple[Standin, TestDoor]) -> Iterator[Standin]:
+    found = shared[0]
+    found.behave.clear()
+    found.seen.clear()
+    found.release.clear()
+    yield found
+    found.release.set()
+
+
+@pytest.fixture
+def door(shared: tuple[Standin, TestDoor], server: Standin) -> TestDoor:
+    return shared[1]
+
+
+@pytest.mark.parametrize("code", [500, 502, 503, 504, 507])
+def test_a_failed_version_is_replaced_by_the_next_rung_and_labelled(server: Standin, door: TestDoor, code: int) -> None:
+    door.set(**LADDER)
+    server.behave["2.0"] = fails(code)
+    got = door.ask(body={"question": "what?"})
+    assert (got.status_code, got.json()) == (200, {"prediction": 1})
+    assert (got.headers["x-fallback"], got.headers["x-model-version"]) == ("1.0", "1.0")
+    assert [path for path, _, _ in server.seen] == ["/predictions/mcqa/2.0", "/predictions/mcqa/1.0"]
+    assert {body for _, _, body in server.seen} == {b'{"question": "what?"}'}
+
+
+def test_a_killed_worker_counts_as_failed_whatever_torchserve_calls_it(server: Standin, door: TestDoor) -> None:
+    door.set(**LADDER)
+    server.behave["2.0"] = fails(413, "Worker died.")
+    assert door.ask().headers["x-fallback"] == "1.0"
+
+
+@pytest.mark.parametrize("code", [400, 404, 413, 422, 501])
+def test_what_the_client_must_mend_never_falls_back(server: Standin, door: TestDoor, code: int) -> None:
+    door.set(**LADDER)
+    server.behave["2.0"] = refuses(code)
+    got = door.ask()
+    assert (got.status_code, got.json()) == (code, {"error": "some_error", "detail": "why"})
+    assert "x-fallback" not in got.headers
+    assert server.versions_seen() == ["2.0"]
+
+
+def test_a_model_that_fails_on_its_own_terms_falls_back_too(server: Standin, door: TestDoor) -> None:
+    door.set(**LADDER)
+    server.behave["2.0"] = refuses(500)
+    assert door.ask().headers["x-fallback"] == "1.0"
+
+
+def test_a_silent_version_falls_back_within_the_deadline(server: Standin, door: TestDoor) -> None:
+    door.set(**LADDER, timeout_s=1)
+    server.behave["2.0"] = hangs
+    began = time.monotonic()
+    assert door.ask().headers["x-fallback"] == "1.0"
+    assert 0.4 < time.monotonic() - began < 1
+
+
+def test_the_ladder_goes_down_rung_by_rung(server: Standin, door: TestDoor) -> None:
+    door.set(split={"3.0": 100}, fallback=["2.0", "1.0"])
+    server.behave |= {"3.0": fails(503), "2.0": fails(503)}
+    got = door.ask()
+    assert (got.status_code, got.headers["x-fallback"], got.headers["x-model-version"]) == (200, "1.0", "1.0")
+    assert server.versions_seen() == ["3.0", "2.0", "1.0"]
+
+
+def test_a_rung_itself_falls_only_to_those_below_it(server: Standin, door: TestDoor) -> None:
+    door.set(split={"2.0": 100}, fallback=["2.0", "1.0"])
+    server.behave["2.0"] = fails(503)
+    assert door.ask().headers["x-fallback"] == "1.0"
+    assert server.versions_seen() == ["2.0", "1.0"]
+
+
+def test_below_the_last_rung_is_a_503_that_says_when_to_come_back(server: Standin, door: TestDoor) -> None:
+    door.set(**LADDER)
+    server.behave |= {"2.0": fails(500), "1.0": fails(500)}
+    got = door.ask()
+    assert (got.status_code, got.json()["error"], got.headers["retry-after"]) == (503, "unavailable", "1")
+    assert server.versions_seen() == ["2.0", "1.0"]
+
+
+def test_without_a_ladder_torchserves_error_comes_in_the_one_form(server: Standin, door: TestDoor) -> None:
+    door.set(split={"2.0": 100})
+    server.behave["2.0"] = fails(503)
+    got = door.ask()
+    assert got.json() == {"error": "unavailable", "detail": 'Model "x" has no worker'}
+    assert (got.status_code, got.headers["retry-after"]) == (503, "1")
+    assert server.versions_seen() == ["2.0"]
+
+
+def test_a_silent_version_without_a_ladder_is_a_504(server: Standin, door: TestDoor) -> None:
+    door.set(split={"2.0": 100}, timeout_s=0.3)
+    server.behave["2.0"] = hangs
+    got = door.ask()
+    assert (got.status_code, got.json()["error"]) == (504, "out_of_time")
+
+
+def test_many_failures_at_once_all_fall_back(server: Standin, door: TestDoor) -> None:
+    """Envoy's own limit is three retries at a time if nothing else is said."""
+    door.set(**LADDER)
+    server.behave["2.0"] = fails(503)
+    with ThreadPoolExecutor(16) as clients:
+        got = list(clients.map(lambda _: door.ask(), range(100)))
+    assert {(answer.status_code, answer.headers.get("x-fallback")) for answer in got} == {(200, "1.0")}
+
+
+def test_a_shadow_gets_copies_and_the_client_its_own_answer(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 100}, shadow={"2.0": 100, "3.0": 100})
+    got = door.ask(x_request_id="r-1", body={"question": "copied?"})
+    assert got.headers["x-model-version"] == "1.0"
+    until(lambda: len(server.seen) == 3)
+    assert sorted(server.versions_seen()) == ["1.0", "2.0", "3.0"]
+    assert {headers["x-request-id"] for _, headers, _ in server.seen} == {"r-1"}
+    assert {body for _, _, body in server.seen} == {b'{"question": "copied?"}'}
+
+
+def test_a_shadow_gets_its_share(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 100}, shadow={"2.0": 20})
+    with requests.Session() as session:
+        for _ in range(200):
+            session.post(f"{door.url}/predict", json={}, timeout=20)
+    time.sleep(0.2)
+    assert 15 < server.versions_seen().count("2.0") < 70
+
+
+@pytest.mark.parametrize("behaviour", [hangs, fails(500)], ids=["hung", "dead"])
+def test_a_bad_shadow_is_not_noticed(server: Standin, door: TestDoor, behaviour: object) -> None:
+    door.set(split={"1.0": 100}, shadow={"2.0": 100})
+    server.behave["2.0"] = behaviour  # type: ignore[assignment]  # parametrize knows no better type
+    slowest = max(door.ask().elapsed.total_seconds() for _ in range(50))
+    assert slowest < 1
+    server.release.set()
+
+
+def test_a_client_cannot_choose_inner_routes(server: Standin, door: TestDoor) -> None:
+    door.set(**LADDER)
+    server.behave["2.0"] = fails(503)
+    assert door.ask(x_shadow_version="3.0").headers["x-model-version"] == "1.0"
+    assert "3.0" not in server.versions_seen()
+
+
+def test_a_version_is_pinned_by_header_or_path_and_a_wrong_one_is_named(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 100})
+    assert door.ask(x_model_version="2.0").headers["x-model-version"] == "2.0"
+    assert door.ask("/predictions/mcqa/3.0").headers["x-model-version"] == "3.0"
+    assert server.versions_seen() == ["2.0", "3.0"]
+    for got in (door.ask(x_model_version="9.9"), door.ask("/predictions/mcqa/9.9")):
+        assert (got.status_code, got.json()["error"]) == (404, "no_such_version")
+        assert "1.0, 2.0, 3.0" in got.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reached"),
+    [
+        ("/predict", {}, "/predictions/mcqa/1.0"),
+        ("/v1/predict", {"model": "mcqa", "features": {}}, "/predictions/mcqa/1.0"),
+        ("/v1/predict", {"model": "embed"}, "/predictions/embed/1.0"),
+        ("/predictions/embed", {}, "/predictions/embed/1.0"),
+        ("/v1/models/mcqa:predict", {"instances": []}, "/predictions/mcqa/1.0"),
+        ("/v1/models/mcqa:explain", {}, "/explanations/mcqa/1.0"),
+        ("/explain", {}, "/explanations/mcqa/1.0"),
+        ("/explanations/mcqa", {}, "/explanations/mcqa/1.0"),
+        ("/explanations/mcqa/2.0", {}, "/explanations/mcqa/2.0"),
+        ("/embed", {"input_text": "x"}, "/predictions/embed/1.0"),
+    ],
+)
+def test_every_path_leads_to_its_model(
+    server: Standin, door: TestDoor, path: str, body: dict[str, object], reached: str
+) -> None:
+    door.set(split={"1.0": 100})
+    assert door.ask(path, body or {"a": 1}).status_code == 200
+    assert [seen for seen, _, _ in server.seen] == [reached]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "error"),
+    [
+        ("/v1/predict", {"model": "nobody"}, "no_such_model"),
+        ("/predictions/nobody", {}, "no_such_model"),
+        ("/v1/models/nobody:predict", {}, "no_such_model"),
+        ("/elsewhere", {}, "no_such_path"),
+        ("/predictions/mcqa%2f1.0", {}, "bad_request"),
+    ],
+)
+def test_what_is_not_there_is_said_in_the_one_form(
+    door: TestDoor, path: str, body: dict[str, object], error: str
+) -> None:
+    got = door.ask(path, body)
+    assert got.json()["error"] == error
+    assert set(got.json()) == {"error", "detail"}
+    assert got.headers["content-type"] == "application/json"
+
+
+def test_a_body_that_is_no_json_still_reaches_the_main_model(server: Standin, door: TestDoor) -> None:
+    """Which says what is wrong with it."""
+    door.set(split={"1.0": 100})
+    for body in (b"{broken", b"", b"\xff\xfe", b"[1]", b'{"model": 7}'):
+        assert requests.post(f"{door.url}/predict", data=body, timeout=20).status_code == 200
+    assert server.versions_seen() == ["1.0"] * 5
+
+
+def test_what_envoy_refuses_changes_nothing(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 100})
+    served = {**door.served, "bad\x00name": ["1.0"]}
+    documents = {**door.documents, "bad\x00name": door.documents["mcqa"]}
+    with pytest.raises(DoorFailed, match=r"did not take .*\.json; the former one is back"):
+        apply(door.state, door.running, served, documents)
+    assert door.ask().status_code == 200
+    door.set(split={"2.0": 100})
+    assert door.ask().headers["x-model-version"] == "2.0"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestDoor]:
+    server = Standin()
+    settings = DoorSettings(
+        body_bytes=1000, request_timeout_s=0.9, rate_limit=RateLimit(5), api_keys={"alice": "a-key", "bob": "b-key"}
+    )
+    opened = open_door(tmp_path_factory.mktemp("guarded"), server.url, settings, split={"1.0": 100})
+    yield opened
+    opened.stop()
+    server.shutdown()
+
+
+def test_only_a_known_key_opens(guarded: TestDoor) -> None:
+    for headers in ({}, {"x_api_key": "wrong"}):
+        got = guarded.ask(**headers)
+        assert (got.status_code, got.json()["error"]) == (401, "no_api_key")
+    assert guarded.ask(x_api_key="a-key").status_code == 200
+
+
+def test_a_client_over_its_rate_is_told_so_and_harms_no_other(guarded: TestDoor) -> None:
+    codes = [guarded.ask(x_api_key="a-key") for _ in range(20)]
+    refused = [got for got in codes if got.status_code == 429]
+    assert len(refused) >= 10
+    assert refused[0].json()["error"] == "too_many_requests"
+    assert refused[0].headers["retry-after"] == "1"
+    assert guarded.ask(x_api_key="b-key").status_code == 200
+
+
+def test_a_large_body_is_a_413(guarded: TestDoor) -> None:
+    time.sleep(1)
+    got = guarded.ask(x_api_key="b-key", body={"question": "x" * 2000})
+    assert (got.status_code, got.json()["error"]) == (413, "too_large")
+
+
+def test_a_request_that_trickles_in_is_ended(guarded: TestDoor) -> None:
+    host, port = guarded.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
+        assert b" 408 " in connection.recv(1000)
+
+
+def test_tls_is_a_matter_of_configuration(tmp_path: Path) -> None:
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *options, "-out", files[0], "-keyout", files[1]],
+        check=True,
+        capture_output=True,
+    )
+    server = Standin()
+    settings = DoorSettings(tls=Tls(str(files[0]), str(files[1])))
+    opened = open_door(tmp_path / "state", server.url, settings, split={"1.0": 100})
+    try:
+        assert opened.url.startswith("https://")
+        assert requests.post(f"{opened.url}/predict", json={}, verify=str(files[0]), timeout=20).status_code == 200
+    finally:
+        opened.stop()
+        server.shutdown()
