@@ -233,9 +233,9 @@ def change(state: State, running: Running, steps: list[tuple[str, Json]]) -> Non
 
 def put(door: Door, path: Path, content: Json, log: Position) -> None:
     """Write one watched file and wait until it is in force."""
-    write(path, content)
     stat, wanted = VERSION_TEXTS[path.name], content["version_info"]
     refused = refusals(door, stat)
+    write(path, content)
     deadline = time.monotonic() + APPLY_TIMEOUT_S
     while figures(door).get(stat) != wanted:
         if refusals(door, stat) > refused or time.monotonic() > deadline:

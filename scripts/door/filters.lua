@@ -41,10 +41,10 @@ end
 
 ---- health: what TorchServe says of each version's workers and queue ----
 function envoy_on_request(handle)
-  local context = handle:filterContext()
-  local routed = " " .. context:get("routed") .. " "
+  local context = handle:filterContext()  -- ends with the first call
+  local routed, versions, strict = " " .. context:get("routed") .. " ", context:get("versions"), context:get("strict")
   local rows, ready = {}, true
-  for name in context:get("versions"):gmatch("%S+") do
+  for name in versions:gmatch("%S+") do
     local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
     local headers, body = handle:httpCall("management", call, nil, 5000)
     local text = headers[":status"] == "200" and body or ""
@@ -55,7 +55,7 @@ function envoy_on_request(handle)
       name:match("^[^/]+"), name:match("[^/]+$"), tostring(gets_traffic), workers,
       text:match('"pendingRequests"%s*:%s*(%d+)') or "null")
   end
-  local status = (ready or not context:get("strict")) and "200" or "503"
+  local status = (ready or not strict) and "200" or "503"
   local head = { [":status"] = status, ["content-type"] = "application/json" }
   if status == "503" then head["retry-after"] = "1" end
   local error = status == "503" and '"error":"not_ready","detail":"a version with traffic has no worker that is ready",' or ""

@@ -137,8 +137,8 @@ def connection_manager(name: str, files: Path, settings: DoorSettings, filters: 
 
 def local_replies(settings: DoorSettings) -> Json:
     """Envoy's own errors in the one form of all errors."""
-    mappers = [mapper(code, words, settings) for code, words in LOCAL_ERRORS.items()]
-    return {"mappers": mappers}
+    own_words = {"filter": {"header_filter": {"header": {"name": ":path", "string_match": {"exact": "/ready"}}}}}
+    return {"mappers": [own_words, *(mapper(code, words, settings) for code, words in LOCAL_ERRORS.items())]}
 
 
 def mapper(code: int, words: tuple[str, str] | None, settings: DoorSettings) -> Json:

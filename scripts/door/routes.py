@@ -9,12 +9,10 @@ from itertools import accumulate, pairwise
 
 from scripts.door.documents import Served, Traffic
 from scripts.door.names import (
-    ADMIN,
     BODY_MODEL,
     DOOR,
     FALLBACK_HEADER,
     LADDER,
-    MANAGEMENT,
     SHADOW_HEADER,
     VERSION_HEADER,
     Json,
@@ -67,16 +65,16 @@ def pages(served: Served, documents: Mapping[str, Traffic]) -> Iterator[Json]:
     for path in ("/health", "/ready"):
         yield {
             "match": {"path": path},
-            "route": {"cluster": MANAGEMENT},
             **lua("health", versions=" ".join(listed), routed=" ".join(routed), strict=path == "/ready"),
         }
-    yield {"match": {"path": "/metrics"}, "route": {"cluster": ADMIN}, **lua("metrics")}
+    yield {"match": {"path": "/metrics"}, **lua("metrics")}
 
 
 def lua(name: str, **context: object) -> Json:
-    """Answer by a script of filters.lua instead of going on."""
+    """Answer by a script of filters.lua; by 503 if the script fails."""
     kind = "envoy.extensions.filters.http.lua.v3.LuaPerRoute"
-    return {"typed_per_filter_config": {"envoy.filters.http.lua": typed(kind, name=name, filter_context=context)}}
+    config = {"envoy.filters.http.lua": typed(kind, name=name, filter_context=context)}
+    return {"direct_response": {"status": 503}, "typed_per_filter_config": config}
 
 
 def model_routes(model: str, served: Served, document: Traffic) -> Iterator[Json]:

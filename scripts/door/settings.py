@@ -57,13 +57,16 @@ def read_settings(path: Path | None) -> DoorSettings:
     if path is None:
         return DoorSettings()
     from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err
     errors = Draft202012Validator(msgspec.json.schema(DoorSettings)).iter_errors(content)
-    faults = [f"{pointer(error.absolute_path)}: {error.message}" for error in errors]
+    # Of a part that may be left out, the fault that matters is not that it was not left out.
+    deepest = [best_match([error]) for error in errors]
+    faults = [f"{pointer(error.absolute_path)}: {error.message}" for error in deepest if error]
     settings = DoorSettings() if faults else msgspec.convert(content, DoorSettings)
     if settings.tls:
         files = {"certificate": settings.tls.certificate, "key": settings.tls.key}
