@@ -14,6 +14,7 @@ from scripts.door.names import (
     LADDER,
     MANAGEMENT,
     METRICS,
+    SHADOW_HEADER,
     Json,
     extension,
     seconds,
@@ -84,9 +85,8 @@ def connection_limit(connections: int) -> Json:
 
 def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
     manager = connection_manager(DOOR, files, settings, door_filters(settings)) | {
-        # Envoy's own control headers are obeyed from nobody outside, loopback included.
         "use_remote_address": True,
-        "internal_address_config": {"cidr_ranges": []},
+        "early_header_mutation_extensions": [without_orders()],
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,
         "request_timeout": seconds(settings.request_timeout_s),
@@ -105,6 +105,16 @@ def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
         "per_connection_buffer_limit_bytes": settings.body_bytes,
         "filter_chains": [chain],
     }
+
+
+def without_orders() -> Json:
+    """Takes away the headers by which a client could give Envoy orders: its timeouts, its retries, its inner routes."""
+    prefixes = ("x-envoy-", SHADOW_HEADER)
+    return extension(
+        "envoy.http.early_header_mutation.header_mutation",
+        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        mutations=[{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes],
+    )
 
 
 def ladder_listener(files: Path, settings: DoorSettings) -> Json:
@@ -157,13 +167,13 @@ def mapper(code: int, words: tuple[str, str] | None, settings: DoorSettings) -> 
 
 def door_filters(settings: DoorSettings) -> list[Json]:
     """In the order in which a request passes them: who asks, how often, how much, and for which model."""
-    filters = [pages()]
+    filters = []
     if settings.api_keys:
         filters.append(api_keys(settings.api_keys))
     if settings.rate_limit:
         filters.append(rate_limit(settings.rate_limit, by_key=bool(settings.api_keys)))
     size = extension("envoy.filters.http.buffer", f"{HTTP}.buffer.v3.Buffer", max_request_bytes=settings.body_bytes)
-    return [*filters, size, body_model(), router()]
+    return [*filters, pages(), size, body_model(), router()]
 
 
 def router() -> Json:

@@ -50,7 +50,6 @@ def route_configuration(name: str, routes: list[Json]) -> Json:
         virtual_hosts=[{"name": name, "domains": ["*"], "routes": routes}],
         # Longer lists of routes than the default lets pass (4096 bytes) come with a few dozen models.
         max_direct_response_body_size_bytes=64 * 1024,
-        **({"request_headers_to_remove": [SHADOW_HEADER]} if name == DOOR else {}),
     )
 
 
@@ -61,13 +60,19 @@ def pages(served: Served, documents: Mapping[str, Traffic]) -> Iterator[Json]:
         f"{model}/{version}" for model in names for version in names[model] if documents[model].split.get(version)
     ]
     listed = [f"{model}/{version}" for model, versions in names.items() for version in versions]
-    yield {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
-    for path in ("/health", "/ready"):
-        yield {
-            "match": {"path": path},
-            **lua("health", versions=" ".join(listed), routed=" ".join(routed), strict=path == "/ready"),
-        }
+    alive = {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
+    context = {"versions": " ".join(listed), "routed": " ".join(routed)}
+    ready = {"match": {"path": "/ready"}, **lua("health", **context, strict=True)}
+    for probe in (alive, ready):
+        yield probe | {"typed_per_filter_config": probe.get("typed_per_filter_config", {}) | open_to_all()}
+    yield {"match": {"path": "/health"}, **lua("health", **context, strict=False)}
     yield {"match": {"path": "/metrics"}, **lua("metrics")}
+
+
+def open_to_all() -> Json:
+    """Neither key nor limit: whoever watches over this machine may ask."""
+    off = typed("envoy.config.route.v3.FilterConfig", config={}, disabled=True)
+    return {"envoy.filters.http.api_key_auth": off, "envoy.filters.http.local_ratelimit": off}
 
 
 def lua(name: str, **context: object) -> Json:
@@ -80,17 +85,16 @@ def lua(name: str, **context: object) -> Json:
 def model_routes(model: str, served: Served, document: Traffic) -> Iterator[Json]:
     """Everything that is addressed to one model: pinned by path, pinned by header, split."""
     for lane in LANES:
-        for version in sorted(served[model]):
-            yield {"match": {"path": f"/{lane}/{model}/{version}"}, **to_version(lane, model, version, document)}
+        to_versions = {version: to_version(lane, model, version, document) for version in sorted(served[model])}
+        for version, action in to_versions.items():
+            yield {"match": {"path": f"/{lane}/{model}/{version}"}, **action}
         yield {"match": {"prefix": f"/{lane}/{model}/"}, **no_such_version(model, served)}
         for match in addresses(lane, model):
-            for version in sorted(served[model]):
-                yield {
-                    "match": pinned(match, {"string_match": {"exact": version}}),
-                    **to_version(lane, model, version, document),
-                }
-            yield {"match": pinned(match, {"present_match": True}), **no_such_version(model, served)}
-            yield {"match": match, **to_split(lane, model, document), **looks_into_body(match)}
+            body = looks_into_body(match)
+            for version, action in to_versions.items():
+                yield {"match": pinned(match, {"string_match": {"exact": version}}), **action, **body}
+            yield {"match": pinned(match, {"present_match": True}), **no_such_version(model, served), **body}
+            yield {"match": match, **to_split(lane, model, document), **body}
 
 
 def addresses(lane: str, model: str) -> Iterator[Json]:
@@ -125,10 +129,10 @@ def pinned(match: Json, test: Json) -> Json:
 
 
 def to_version(lane: str, model: str, version: str, document: Traffic) -> Json:
-    """A route to one version."""
+    """A route to one version, asked for by name: nobody stands in for it."""
     action = {"cluster": cluster(model, version), "path_rewrite": f"/{lane}/{model}/{version}"}
     return {
-        "route": action | patience(document.timeout_s, ladder=bool(document.rungs_after(version))),
+        "route": action | patience(document.timeout_s, ladder=False),
         "response_headers_to_add": [label(VERSION_HEADER, version)],
     }
 

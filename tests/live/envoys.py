@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,7 +46,11 @@ class Standin(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}"
 
     def versions_seen(self) -> list[str]:
-        return [path.rpartition("/")[2] for path, _, _ in self.seen]
+        return [version_in(path) for path, _, _ in self.seen]
+
+
+def version_in(path: str) -> str:
+    return path.partition("?")[0].rpartition("/")[2]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,10 +58,13 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: Standin
 
+    def do_GET(self) -> None:
+        self.send_error(404)
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.seen.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-        version = self.path.rpartition("/")[2]
+        version = version_in(self.path)
         code, headers, content = self.server.behave.get(version, answer)(self.server)
         self.send_response(code)
         for name, value in headers.items():
@@ -65,6 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):
+            super().handle()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -88,6 +99,11 @@ def refuses(code: int) -> Callable[[Standin], Reply]:
 
 def hangs(server: Standin) -> Reply:
     server.release.wait(20)
+    return answer(server)
+
+
+def waits(server: Standin) -> Reply:
+    time.sleep(0.2)
     return answer(server)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import time
@@ -14,7 +15,7 @@ import requests
 
 from scripts.door.envoy import DoorFailed, apply
 from scripts.door.settings import DoorSettings, RateLimit, Tls
-from tests.live.envoys import Standin, TestDoor, fails, hangs, open_door, refuses, until
+from tests.live.envoys import Standin, TestDoor, fails, hangs, open_door, refuses, until, waits
 
 pytestmark = pytest.mark.live
 LADDER = {"split": {"2.0": 100}, "fallback": ["1.0"]}
@@ -69,6 +70,13 @@ def test_what_the_client_must_mend_never_falls_back(server: Standin, door: TestD
     assert (got.status_code, got.json()) == (code, {"error": "some_error", "detail": "why"})
     assert "x-fallback" not in got.headers
     assert server.versions_seen() == ["2.0"]
+
+
+def test_a_query_is_no_obstacle(server: Standin, door: TestDoor) -> None:
+    door.set(**LADDER)
+    server.behave["2.0"] = fails(503)
+    assert door.ask("/predict?a=b").headers["x-fallback"] == "1.0"
+    assert door.ask("/predictions/mcqa/3.0?a=b/2.0").headers["x-model-version"] == "3.0"
 
 
 def test_a_model_that_fails_on_its_own_terms_falls_back_too(server: Standin, door: TestDoor) -> None:
@@ -152,6 +160,21 @@ def test_a_shadow_gets_its_share(server: Standin, door: TestDoor) -> None:
     assert 15 < server.versions_seen().count("2.0") < 70
 
 
+def test_a_pinned_version_answers_itself_or_not_at_all(server: Standin, door: TestDoor) -> None:
+    """Who tests a version must not take another one's answer for its own."""
+    door.set(**LADDER)
+    server.behave["2.0"] = fails(503)
+    assert door.ask(x_model_version="2.0").status_code == 503
+    assert door.ask("/predictions/mcqa/2.0").status_code == 503
+
+
+def test_a_version_is_pinned_for_the_model_that_the_body_names(server: Standin, door: TestDoor) -> None:
+    got = door.ask("/v1/predict", {"model": "embed"}, x_model_version="1.0")
+    assert got.status_code == 200
+    assert server.seen[0][0] == "/predictions/embed/1.0"
+    assert "of embed" in door.ask("/v1/predict", {"model": "embed"}, x_model_version="2.0").json()["detail"]
+
+
 @pytest.mark.parametrize("behaviour", [hangs, fails(500)], ids=["hung", "dead"])
 def test_a_bad_shadow_is_not_noticed(server: Standin, door: TestDoor, behaviour: object) -> None:
     door.set(split={"1.0": 100}, shadow={"2.0": 100})
@@ -166,6 +189,30 @@ def test_a_client_cannot_choose_inner_routes(server: Standin, door: TestDoor) ->
     server.behave["2.0"] = fails(503)
     assert door.ask(x_shadow_version="3.0").headers["x-model-version"] == "1.0"
     assert "3.0" not in server.versions_seen()
+
+
+def test_a_client_cannot_give_envoy_orders(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 100})
+    server.behave["1.0"] = waits
+    orders = {"x_envoy_upstream_rq_timeout_ms": "1", "x_envoy_upstream_rq_per_try_timeout_ms": "1"}
+    assert door.ask(**orders).status_code == 200
+
+
+def test_a_thousand_broken_requests_leave_it_answering(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 100})
+    host, port = door.url.removeprefix("http://").split(":")
+    whole = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+    draw = random.Random(1)
+    for i in range(1000):
+        broken = bytearray(whole[: draw.randrange(1, len(whole))])
+        for _ in range(3):
+            broken[draw.randrange(len(broken))] = draw.randrange(256)
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(bytes(broken))
+            if i % 2:
+                connection.shutdown(socket.SHUT_WR)
+    server.seen.clear()
+    assert door.ask().status_code == 200
 
 
 def test_a_version_is_pinned_by_header_or_path_and_a_wrong_one_is_named(server: Standin, door: TestDoor) -> None:
@@ -256,6 +303,13 @@ def test_only_a_known_key_opens(guarded: TestDoor) -> None:
         got = guarded.ask(**headers)
         assert (got.status_code, got.json()["error"]) == (401, "no_api_key")
     assert guarded.ask(x_api_key="a-key").status_code == 200
+
+
+def test_a_probe_needs_no_key_and_has_no_limit(guarded: TestDoor) -> None:
+    codes = {requests.get(f"{guarded.url}/healthz", timeout=20).status_code for _ in range(20)}
+    assert codes == {200}
+    assert requests.get(f"{guarded.url}/ready", timeout=20).json()["status"] == "not ready"
+    assert requests.get(f"{guarded.url}/metrics", timeout=20).status_code == 401
 
 
 def test_a_client_over_its_rate_is_told_so_and_harms_no_other(guarded: TestDoor) -> None:

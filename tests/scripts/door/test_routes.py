@@ -66,7 +66,3 @@ def test_the_last_rungs_failure_is_a_503() -> None:
     found = ladder_routes(SERVED, {"mcqa": Traffic(split={"2.0": 1}, fallback=["1.0"])})
     last = [r for r in found["virtual_hosts"][0]["routes"] if r.get("direct_response")]
     assert [r["match"]["safe_regex"]["regex"] for r in last] == ["^/(predictions|explanations)/mcqa/1\\.0$"]
-
-
-def test_clients_cannot_reach_the_inner_routes_header() -> None:
-    assert door_routes(SERVED, {"mcqa": Traffic(split={"1.0": 1})})["request_headers_to_remove"] == ["x-shadow-version"]
