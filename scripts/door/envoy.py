@@ -31,6 +31,7 @@ APPLY_TIMEOUT_S = 15.0
 DRAIN_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 5.0
 POLL_S = 0.02
+QUIET_POLLS = 15
 FOLDER, BOOTSTRAP, LOG = "door", "envoy.json", "door.log"
 CLUSTERS = "clusters.json"
 VERSION_TEXTS = {
@@ -92,6 +93,7 @@ def start(
 def command(files: Path, settings: DoorSettings) -> list[str]:
     """Hot restart is off: it would claim a number that all Envoys of a machine share."""
     options = ["--concurrency", str(settings.threads), "--disable-hot-restart", "--log-level", "warning"]
+    options += ["--drain-time-s", "0", "--drain-strategy", "immediate"]
     # Notices that api_key_auth's settings may change their form in a later release; the release is pinned.
     options += ["--component-log-level", "misc:error"]
     return [binary(), "-c", str(files / BOOTSTRAP), *options]
@@ -136,14 +138,20 @@ def stop(state: State, door: Door, *, drain: bool = False) -> None:
 
 
 def wait_drained(door: Door) -> None:
-    """Until no request is under way, at most half a minute."""
+    """Take no new connection, end each old one with its next answer, and wait until no request is under way.
+
+    At most half a minute. Afterwards connections have a moment to be used up, so that none ends under a request.
+    """
     try:
-        local_session().post(f"{door.admin}/drain_listeners?inboundonly", timeout=CALL_TIMEOUT_S)
-        local_session().post(f"{door.admin}/drain_listeners", timeout=CALL_TIMEOUT_S)
+        local_session().post(f"{door.admin}/drain_listeners?graceful", timeout=CALL_TIMEOUT_S)
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        while figure(door, f"http.{DOOR}.downstream_rq_active") and time.monotonic() < deadline:
+        quiet = 0
+        while quiet < QUIET_POLLS and time.monotonic() < deadline:
             time.sleep(POLL_S)
-    except DoorFailed:
+            quiet = 0 if figure(door, f"http.{DOOR}.downstream_rq_active") else quiet + 1
+            if not figure(door, f"http.{DOOR}.downstream_cx_active"):
+                return
+    except (requests.RequestException, DoorFailed):
         pass  # it cannot be asked any more, so it holds nothing that could be waited for
 
 

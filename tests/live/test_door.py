@@ -53,6 +53,19 @@ def ask(url: str, path: str = "/predict", **headers: str) -> requests.Response:
     return requests.post(url + path, json=REQUEST, headers=named, timeout=30)
 
 
+def ask_until_refused(url: str) -> list[int]:
+    """On one connection as long as the server keeps it; only a connection that was never made ends it in peace."""
+    codes = []
+    with requests.Session() as session:
+        while True:
+            try:
+                codes.append(session.post(f"{url}/predict", json=REQUEST, timeout=30).status_code)
+            except requests.ConnectionError as err:
+                if "NewConnectionError" not in str(err):
+                    raise
+                return codes
+
+
 def test_the_door_answers_by_the_default_version_and_says_so(site: Site, url: str) -> None:
     for path in ("/predict", "/v1/predict", "/predictions/mcqa", "/v1/models/mcqa:predict"):
         got = ask(url, path)
@@ -189,11 +202,13 @@ def test_down_answers_what_was_asked_and_the_next_start_keeps_the_traffic(make_s
     tiny_archive(site.store, "busy", handler=BUSY, samples=False)
     listened = site.up()
     site.call("route", "split", "mcqa", "1.0=1", "--experiment", "kept")
-    with ThreadPoolExecutor(10) as clients:
+    with ThreadPoolExecutor(12) as clients:
+        steady = [clients.submit(ask_until_refused, listened["door"]) for _ in range(2)]
         asked = [clients.submit(ask, listened["door"], "/predictions/busy") for _ in range(10)]
         time.sleep(0.3)
         assert site.call("down")["stopped"]
         assert {answer.result().status_code for answer in asked} == {200}
+        assert {code for codes in steady for code in codes.result()} == {200}
     site.assert_nothing_left(listened)
     site.up()
     assert site.call("route", "show")["mcqa"]["experiment"] == "kept"
