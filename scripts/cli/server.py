@@ -33,6 +33,7 @@ class Terminated(KeyboardInterrupt):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML file of the door's address, limits, API keys and certificate.",
 )
+@click.option("--upstream", "upstreams", multiple=True, metavar="IP:PORT", help="One more TorchServe behind the door.")
 @click.option("--no-door", is_flag=True, help="TorchServe alone, without Envoy before it.")
 @click.option("--port", type=PORT, default=8080, show_default=True, help="TorchServe's predictions.")
 @click.option("--management-port", type=PORT, default=8081, show_default=True, help="TorchServe's management API.")
@@ -45,6 +46,7 @@ def up(
     state: Path,
     door_port: int,
     door_config: Path | None,
+    upstreams: tuple[str, ...],
     no_door: bool,
     port: int,
     management_port: int,
@@ -67,7 +69,7 @@ def up(
 
     home = State(state)
     opened = None if no_door else door_port
-    request = Request(recipes, store, port, management_port, metrics_port, workers, opened, door_config)
+    request = Request(recipes, store, port, management_port, metrics_port, workers, opened, door_config, upstreams)
     with terminable():
         with home.locked():
             stack, plan = bring_up(home, request, note)

@@ -39,12 +39,14 @@ def version_clusters(served: Served, torchserve: str, settings: DoorSettings, tr
 
 def of_version(model: str, version: str, torchserve: str, settings: DoorSettings, translate: str) -> Iterator[Json]:
     """A version as it answers clients, with the ladder as its second priority, and as it answers copies."""
-    server = {"priority": 0, "lb_endpoints": [endpoint(address_of(torchserve))]}
+    hosts = [torchserve, *(f"http://{address}" for address in settings.upstreams)]
+    server = {"priority": 0, "lb_endpoints": [endpoint(address_of(host)) for host in hosts]}
     stand_in = {"priority": 1, "lb_endpoints": [endpoint(ladder_address())]}
     yield {
         **base(cluster(model, version), [server, stand_in]),
         "circuit_breakers": thresholds(CONNECTIONS, settings.pending, CONNECTIONS),
         "typed_extension_protocol_options": upstream_filters(translate),
+        **(ejection() if len(hosts) > 1 else {}),
     }
     yield {
         **base(shadow_cluster(model, version), [server]),
@@ -57,8 +59,15 @@ def base(name: str, localities: list[Json]) -> Json:
         "name": name,
         "alt_stat_name": stat_name(name),
         "type": "STATIC",
+        "lb_policy": "LEAST_REQUEST",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-        "load_assignment": {"cluster_name": name, "endpoints": localities},
+        # The second priority is for what the first one failed, never for its load: as long as one server is well,
+        # it takes all. (140 is the default: with half of the servers gone, 30 % would go to the second.)
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": localities,
+            "policy": {"overprovisioning_factor": 100_000},
+        },
     }
 
 
@@ -92,6 +101,14 @@ def thresholds(connections: int, pending: int, requests: int) -> Json:
         "max_retries": requests,
     }
     return {"thresholds": [limits]}
+
+
+def ejection() -> Json:
+    """A server that fails five times in a row for a version is left alone for that version, half a minute at first.
+
+    For one server alone this would turn some failures into nothing but failures.
+    """
+    return {"outlier_detection": {"consecutive_5xx": 5, "base_ejection_time": "30s", "max_ejection_percent": 50}}
 
 
 def upstream_filters(lua: str) -> Json:

@@ -193,7 +193,7 @@ def patience(timeout_s: float, *, ladder: bool) -> Json:
     ladder. Without one, only what was never begun is tried again.
     """
     if not ladder:
-        retry = {"retry_on": "connect-failure,reset-before-request", "num_retries": 1}
+        retry: Json = {"retry_on": "connect-failure,reset-before-request", "num_retries": 1} | elsewhere()
         return {"timeout": seconds(timeout_s), "retry_policy": retry}
     kind = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
     retry = {
@@ -205,6 +205,13 @@ def patience(timeout_s: float, *, ladder: bool) -> Json:
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
     }
     return {"timeout": seconds(timeout_s), "retry_policy": retry}
+
+
+def elsewhere() -> Json:
+    """Where there are several servers, the second try goes to another one."""
+    kind = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    predicate = extension("envoy.retry_host_predicates.previous_hosts", kind)
+    return {"retry_host_predicate": [predicate], "host_selection_retry_max_attempts": 3}
 
 
 def label(name: str, value: str, *, overwrite: bool = False) -> Json:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -12,6 +13,7 @@ from msgspec import Meta, Struct
 from scripts.archive.recipe import pointer
 from scripts.errors import UserError
 
+ADDRESS = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-f:]+\]):\d{1,5}$"
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -37,6 +39,8 @@ class DoorSettings(Struct, frozen=True, forbid_unknown_fields=True):
     address: str = "127.0.0.1"
     """Where to listen; 0.0.0.0 opens the door to the network."""
     threads: Positive = 1
+    upstreams: list[Annotated[str, Meta(pattern=ADDRESS)]] = []
+    """Further TorchServe servers, IP:PORT, which serve the same versions; those with the fewest requests are asked."""
     body_bytes: Positive = 1 << 20
     """Larger requests get 413. TorchServe's own limit, max_request_size, must not be smaller."""
     request_timeout_s: Seconds = 15.0
@@ -52,17 +56,14 @@ class DoorSettings(Struct, frozen=True, forbid_unknown_fields=True):
     tls: Tls | None = None
 
 
-def read_settings(path: Path | None) -> DoorSettings:
-    """The file's settings, or the defaults without one; raises UserError listing every fault."""
-    if path is None:
-        return DoorSettings()
+def read_settings(path: Path | None, upstreams: Sequence[str] = ()) -> DoorSettings:
+    """The file's settings, or the defaults without one, and further upstreams; raises UserError listing every fault."""
+    content = read_file(path) if path else {}
+    if upstreams and isinstance(content, dict):
+        content = {**content, "upstreams": [*content.get("upstreams", []), *upstreams]}
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err
     errors = Draft202012Validator(msgspec.json.schema(DoorSettings)).iter_errors(content)
     # Of a part that may be left out, the fault that matters is not that it was not left out.
     deepest = [best_match([error]) for error in errors]
@@ -74,5 +75,12 @@ def read_settings(path: Path | None) -> DoorSettings:
     if len(set(settings.api_keys.values())) < len(settings.api_keys):
         faults.append("api_keys: two clients have the same key")
     if faults:
-        raise UserError("\n  ".join([f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults]))
+        raise UserError("\n  ".join([f"{path or 'the door'}: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults]))
     return settings
+
+
+def read_file(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err

@@ -46,6 +46,8 @@ class Request:
     door_port: int | None = None
     """None for no door."""
     door_config: Path | None = None
+    upstreams: tuple[str, ...] = ()
+    """Further TorchServe servers behind the door, on top of the configuration's."""
 
 
 def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Plan]:
@@ -53,7 +55,7 @@ def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Pla
     refuse_second(state)
     java = find_java()
     store = request.store.resolve()
-    settings = read_settings(request.door_config)
+    settings = read_settings(request.door_config, request.upstreams)
     ports = choose_ports(request.inference_port, request.management_port, request.metrics_port, request.door_port or 0)
     paths = find_archives(request.recipes, store, notify)
     plan = make_plan(paths, store, state.choices(), request.workers, notify)

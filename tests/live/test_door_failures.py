@@ -352,3 +352,18 @@ def test_tls_is_a_matter_of_configuration(tmp_path: Path) -> None:
     finally:
         opened.stop()
         server.shutdown()
+
+
+def test_several_servers_share_the_work_and_a_dead_one_costs_nothing(tmp_path: Path) -> None:
+    servers = [Standin(), Standin()]
+    settings = DoorSettings(upstreams=[servers[1].url.removeprefix("http://")])
+    opened = open_door(tmp_path, servers[0].url, settings, split={"1.0": 100})
+    try:
+        assert {opened.ask().status_code for _ in range(30)} == {200}
+        assert all(len(server.seen) > 5 for server in servers)
+        servers[1].shutdown()
+        servers[1].server_close()
+        assert {opened.ask().status_code for _ in range(200)} == {200}
+    finally:
+        opened.stop()
+        servers[0].shutdown()

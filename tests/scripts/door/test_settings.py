@@ -47,3 +47,10 @@ def test_certificates_must_be_there_and_keys_differ(tmp_path: Path) -> None:
 def test_what_is_no_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"door\.yaml: cannot be read as YAML"):
         read_settings(written(tmp_path, "a: {"))
+
+
+def test_further_servers_are_added_to_the_files(tmp_path: Path) -> None:
+    path = written(tmp_path, 'upstreams: ["10.0.0.2:8080"]\n')
+    assert read_settings(path, ["10.0.0.3:8080"]).upstreams == ["10.0.0.2:8080", "10.0.0.3:8080"]
+    with pytest.raises(UserError, match=r"upstreams\[0\]: 'host:80' does not match"):
+        read_settings(None, ["host:80"])
