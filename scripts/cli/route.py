@@ -12,8 +12,6 @@ from scripts.cli.output import common, note, result, table
 if TYPE_CHECKING:
     from scripts.door.documents import Traffic
 
-SHARE_HELP = "Give each as VERSION=NUMBER, e.g. 2.0=20."
-
 
 @click.group()
 def route() -> None:

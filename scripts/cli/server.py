@@ -111,6 +111,8 @@ def announce(stack: Stack, plan: Plan, ending: str) -> None:
     model, version = next(iter(plan.defaults.items()))
     archive = next(a for a in plan.archives if (a.name, a.version) == (model, version))
     command = curl(running.predictions, model, archive.samples[0] if archive.samples else None)
+    if running.door and running.door.settings.api_keys:
+        command += " -H 'x-api-key: YOUR-KEY'"
     versions = [
         {"model": a.name, "version": a.version, "default": plan.defaults[a.name] == a.version} for a in plan.archives
     ]

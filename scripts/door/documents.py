@@ -143,7 +143,14 @@ def meaning_faults(model: str, document: Traffic, served: Served) -> list[str]:
 
 def dump(documents: Mapping[str, Traffic]) -> str:
     """The YAML form, which `parse` reads."""
-    return yaml.safe_dump(msgspec.to_builtins(dict(documents)), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(whole(msgspec.to_builtins(dict(documents))), sort_keys=False, allow_unicode=True, width=120)
+
+
+def whole(content: Any) -> Any:
+    """The same with 80 for 80.0, as people write it."""
+    if isinstance(content, dict):
+        return {key: whole(value) for key, value in content.items()}
+    return int(content) if isinstance(content, float) and content.is_integer() else content
 
 
 def read(path: Path) -> str:

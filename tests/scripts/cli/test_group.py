@@ -23,7 +23,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not HEAVY & set(eval(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "route"])
 def test_every_command_has_an_example_and_the_common_options(name: str) -> None:
     shown = CliRunner().invoke(main, [name, "--help"]).output
     assert f"Example: marctl {name}" in " ".join(shown.split())
@@ -83,3 +83,23 @@ def test_down_cleans_up_what_a_dead_server_left_and_ends_no_stranger(tmp_path: P
     assert (done.exit_code, done.stdout) == (0, "it had died already; what it left is removed\n")
     assert not temp.exists()
     assert state.running() is None
+
+
+@pytest.mark.parametrize("name", ["show", "set", "split", "shadow", "fallback", "history"])
+def test_every_route_command_has_an_example_and_the_common_options(name: str) -> None:
+    shown = CliRunner().invoke(main, ["route", name, "--help"]).output
+    assert f"Example: marctl route {name}" in " ".join(shown.split())
+    assert "--json" in shown
+    assert "--state" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments", [["mcqa"], ["mcqa", "2.0"], ["mcqa", "=5"], ["mcqa", "2.0=much"], ["mcqa", "2.0=1", "--default"]]
+)
+def test_a_split_without_sense_is_misuse(arguments: list[str]) -> None:
+    assert CliRunner().invoke(main, ["route", "split", *arguments]).exit_code == 2
+
+
+def test_the_traffic_of_nothing_is_no_traffic(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["route", "show", "--state", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (1, f"error: nothing runs in {tmp_path}; start it with `marctl up`\n")
