@@ -47,6 +47,7 @@ def register(state: Path, archive: Path, workers: int | None, make_default: bool
     given = read_archive(archive)
     with home.locked():
         stack = Stack.open(home)
+        traffic.refuse_dead_door(stack)
         refuse_registered(stack, given)
         with store.put(given, Path(stack.running.store), force=force) as stored:
             served = versions.load(stack, stored, workers, note)
@@ -93,6 +94,7 @@ def scale(state: Path, model: str, version: str, workers: int) -> None:
     home = State(state)
     with home.locked():
         stack = Stack.open(home)
+        traffic.refuse_dead_door(stack)
         if workers == 0:
             traffic.refuse_parking(stack, model, version)
         note(f"{model} {version}: scaling to {workers}")
@@ -119,6 +121,7 @@ def default(state: Path, model: str, version: str) -> None:
     home = State(state)
     with home.locked():
         stack = Stack.open(home)
+        traffic.refuse_dead_door(stack)
         served = stack.management.describe(model, version)
         versions.promote(stack, read_archive(Path(stack.running.store) / served.archive))
         traffic.refresh(stack)
@@ -146,6 +149,7 @@ def unregister(state: Path, model: str, version: str, force: bool) -> None:
     home = State(state)
     with home.locked():
         stack = Stack.open(home)
+        traffic.refuse_dead_door(stack)
         served = stack.management.describe(model, version)
         note(f"{served}: unregistering")
         versions.refuse_default(stack, served)

@@ -27,6 +27,8 @@ from scripts.door.settings import DoorSettings, RateLimit, Tls
 HTTP = "envoy.extensions.filters.http"
 CLIENT_HEADER = "x-client"
 """Who asks, by name: written over by api_key_auth."""
+HEADERS_KB = 7
+"""TorchServe takes 8 (Netty's HttpServerCodec), and Envoy adds some of its own."""
 CLIENTS_COUNTED = 10_000
 """Buckets of the rate limit that are kept at once; the client that was away longest loses its own."""
 
@@ -91,6 +93,7 @@ def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
         "always_set_request_id_in_response": True,
         "request_timeout": seconds(settings.request_timeout_s),
         "request_headers_timeout": seconds(settings.request_timeout_s / 3),
+        "max_request_headers_kb": HEADERS_KB,
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",

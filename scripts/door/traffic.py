@@ -19,7 +19,7 @@ from scripts.server.versions import Notify, NotReady, Stack
 
 
 class NoDoor(UserError):
-    """The stack was started with --no-door."""
+    """The stack was started with --no-door, or its Envoy has died."""
 
 
 def open_door(stack: Stack, ports: tuple[int, int], settings: DoorSettings, notify: Notify) -> Stack:
@@ -95,7 +95,12 @@ def forget_document(stack: Stack, model: str, command: str) -> None:
 def require_door(stack: Stack) -> None:
     if stack.running.door is None:
         raise NoDoor("this stack runs without a door; start it with `marctl up`, without --no-door")
-    if envoy.find(stack.state, stack.running.door) is None:
+    refuse_dead_door(stack)
+
+
+def refuse_dead_door(stack: Stack) -> None:
+    """Raise NoDoor before a change that the door could not follow; a stack without one is well."""
+    if stack.running.door is not None and envoy.find(stack.state, stack.running.door) is None:
         raise NoDoor(f"Envoy (pid {stack.running.door.pid}) has died; `marctl down`, then start again with `marctl up`")
 
 

@@ -248,6 +248,18 @@ def test_a_door_that_cannot_start_stops_everything_again(make_site: MakeSite, tm
     assert not site.processes()
 
 
+def test_a_dead_door_is_told_before_anything_changes(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    listened = site.up()
+    psutil.Process(site.call("status")["door_pid"]).kill()
+    for command in (["route", "show"], ["unregister", "mcqa", "1.0"], ["default", "mcqa", "1.0"]):
+        done = site.run(*command)
+        assert (done.returncode, "has died" in done.stderr) == (1, True)
+    assert "mcqa 1.0" in site.versions()
+    site.call("down")
+    site.assert_nothing_left(listened)
+
+
 def test_a_dead_stacks_door_is_cleaned_by_the_next_start(make_site: MakeSite) -> None:
     site = make_site("1.0")
     dead = site.up()

@@ -72,6 +72,20 @@ def test_what_the_client_must_mend_never_falls_back(server: Standin, door: TestD
     assert server.versions_seen() == ["2.0"]
 
 
+def test_the_largest_body_still_falls_back_whole(server: Standin, door: TestDoor) -> None:
+    door.set(**LADDER, shadow={"3.0": 100})
+    server.behave["2.0"] = fails(503)
+    assert door.ask(body={"question": "x" * 1_000_000}).headers["x-fallback"] == "1.0"
+    until(lambda: len(server.seen) == 3)
+    assert {len(body) for _, _, body in server.seen} == {len('{"question": ""}') + 1_000_000}
+
+
+def test_headers_that_torchserve_would_choke_on_are_a_431(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 100})
+    got = door.ask(x_long="x" * 9000)
+    assert (got.status_code, got.json()["error"]) == (431, "headers_too_large")
+
+
 def test_a_query_is_no_obstacle(server: Standin, door: TestDoor) -> None:
     door.set(**LADDER)
     server.behave["2.0"] = fails(503)
