@@ -22,9 +22,6 @@ from scripts.door.settings import DoorSettings
 CONNECT_TIMEOUT_S = 1
 SHADOW_REQUESTS = 128
 """Copies under way at once; a shadow that hangs holds no more than these."""
-CONNECTIONS = 2048
-"""More than TorchServe queues for a version (`queue_size` of its recipe), so that its own refusal comes first: Envoy
-would not let another version stand in for one that it refused itself."""
 
 
 def version_clusters(served: Served, torchserve: str, settings: DoorSettings, translate: str) -> list[Json]:
@@ -44,13 +41,13 @@ def of_version(model: str, version: str, torchserve: str, settings: DoorSettings
     stand_in = {"priority": 1, "lb_endpoints": [endpoint(ladder_address())]}
     yield {
         **base(cluster(model, version), [server, stand_in]),
-        "circuit_breakers": thresholds(CONNECTIONS, settings.pending, CONNECTIONS),
+        "circuit_breakers": thresholds(settings.requests_per_version),
         "typed_extension_protocol_options": upstream_filters(translate),
         **(ejection() if len(hosts) > 1 else {}),
     }
     yield {
         **base(shadow_cluster(model, version), [server]),
-        "circuit_breakers": thresholds(SHADOW_REQUESTS, SHADOW_REQUESTS, SHADOW_REQUESTS),
+        "circuit_breakers": thresholds(SHADOW_REQUESTS),
     }
 
 
@@ -92,14 +89,14 @@ def ladder_address() -> Json:
     return {"envoy_internal_address": {"server_listener_name": LADDER}}
 
 
-def thresholds(connections: int, pending: int, requests: int) -> Json:
-    """For both priorities. `max_retries` is 3 if left out: the fourth fallback at a time would be refused."""
-    limits = {
-        "max_connections": connections,
-        "max_pending_requests": pending,
-        "max_requests": requests,
-        "max_retries": requests,
-    }
+def thresholds(requests: int) -> Json:
+    """So many at once, each on a connection of its own.
+
+    There may be more connections than requests, or those above the limit would wait for one instead of being refused.
+    `max_retries` is 3 if left out: the fourth fallback at a time would be refused.
+    """
+    names = ("max_pending_requests", "max_requests", "max_retries")
+    limits = {"max_connections": 2 * requests, **dict.fromkeys(names, requests)}
     return {"thresholds": [limits]}
 
 

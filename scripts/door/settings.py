@@ -48,8 +48,9 @@ class DoorSettings(Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_s: Seconds = 300.0
     """For a connection without a request."""
     connections: Positive = 4096
-    pending: Positive = 1024
-    """Requests that may wait for one version, on top of TorchServe's queue; more get 503."""
+    requests_per_version: Positive = 2048
+    """Under way at once, TorchServe's queue included; more get 503. It should be more than a recipe's `queue_size`:
+    what TorchServe refuses falls back, what Envoy refuses does not."""
     rate_limit: RateLimit | None = None
     api_keys: dict[str, str] = {}
     """Client's name to its key, sent as `x-api-key`; without any, everybody may ask."""

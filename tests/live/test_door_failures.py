@@ -214,14 +214,13 @@ def test_a_client_cannot_give_envoy_orders(server: Standin, door: TestDoor) -> N
 
 def test_a_thousand_broken_requests_leave_it_answering(server: Standin, door: TestDoor) -> None:
     door.set(split={"1.0": 100})
-    host, port = door.url.removeprefix("http://").split(":")
     whole = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
     draw = random.Random(1)
     for i in range(1000):
         broken = bytearray(whole[: draw.randrange(1, len(whole))])
         for _ in range(3):
             broken[draw.randrange(len(broken))] = draw.randrange(256)
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection(address_of(door), timeout=10) as connection:
             connection.sendall(bytes(broken))
             if i % 2:
                 connection.shutdown(socket.SHUT_WR)
@@ -342,10 +341,38 @@ def test_a_large_body_is_a_413(guarded: TestDoor) -> None:
 
 
 def test_a_request_that_trickles_in_is_ended(guarded: TestDoor) -> None:
-    host, port = guarded.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection(address_of(guarded), timeout=10) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
         assert b" 408 " in connection.recv(1000)
+
+
+def test_more_than_the_limits_at_once_is_refused_and_not_queued(tmp_path: Path) -> None:
+    server = Standin()
+    server.behave["1.0"] = hangs
+    settings = DoorSettings(connections=4, requests_per_version=2)
+    opened = open_door(tmp_path, server.url, settings, split={"1.0": 100})
+    try:
+        with ThreadPoolExecutor(2) as clients:
+            waiting = [clients.submit(opened.ask) for _ in range(2)]
+            until(lambda: len(server.seen) == 2)
+            refused = opened.ask()
+            assert (refused.status_code, refused.json()["error"]) == (503, "unavailable")
+            assert refused.headers["retry-after"] == "1"
+            held = [socket.create_connection(address_of(opened)) for _ in range(2)]
+            with socket.create_connection(address_of(opened), timeout=10) as one_too_many:
+                assert one_too_many.recv(1) == b""
+            server.release.set()
+            assert [got.result().status_code for got in waiting] == [200, 200]
+        for connection in held:
+            connection.close()
+    finally:
+        opened.stop()
+        server.shutdown()
+
+
+def address_of(door: TestDoor) -> tuple[str, int]:
+    host, port = door.url.removeprefix("http://").split(":")
+    return host, int(port)
 
 
 def test_tls_is_a_matter_of_configuration(tmp_path: Path) -> None:
