@@ -186,11 +186,11 @@ def mirror(model: str, version: str, percent: float) -> Json:
     }
 
 
-def patience(timeout_s: float, *, ladder: bool) -> Json:
+def patience(timeout_s: float, *, ladder: bool, last: bool = False) -> Json:
     """How long to wait, and what to try again.
 
-    With a ladder, the version has half of the time, and a failure goes to its cluster's second priority, which is the
-    ladder. Without one, only what was never begun is tried again.
+    With a ladder, the version has half of the time, the last rung all of it, and a failure goes to its cluster's second
+    priority, which is the ladder. Without one, only what was never begun is tried again.
     """
     if not ladder:
         retry: Json = {"retry_on": "connect-failure,reset-before-request", "num_retries": 1} | elsewhere()
@@ -200,7 +200,7 @@ def patience(timeout_s: float, *, ladder: bool) -> Json:
         "retry_on": "retriable-status-codes,reset,connect-failure",
         "retriable_status_codes": FAILED_CODES,
         "num_retries": 1,
-        "per_try_timeout": seconds(timeout_s / 2),
+        "per_try_timeout": seconds(timeout_s if last else timeout_s / 2),
         "retry_priority": extension("envoy.retry_priorities.previous_priorities", kind, update_frequency=1),
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
     }
@@ -225,13 +225,8 @@ def refusals(served: Served) -> Iterator[Json]:
     models = ", ".join(sorted(served)) or "none"
     for lane, verb in LANES.items():
         for path in (f"/{verb}", f"/v1/{verb}"):
-            yield {
-                "match": {"path": path},
-                **no_such(
-                    "model", f"no model of the name that the body gives (or {MAIN_MODEL} if none); served: {models}"
-                ),
-                **looks_into_body({"dynamic_metadata": []}),
-            }
+            detail = f"no model of the name that the body gives (or {MAIN_MODEL} if none); served: {models}"
+            yield {"match": {"path": path}, **no_such("model", detail), **looks_into_body({"dynamic_metadata": []})}
         yield {"match": {"prefix": f"/{lane}/"}, **no_such("model", f"no such model; served: {models}")}
     yield {"match": {"prefix": "/v1/models/"}, **no_such("model", f"no such model, or not this verb; served: {models}")}
     detail = f"/embed is answered by a model named {EMBED_MODEL}, and there is none; served: {models}"
@@ -281,7 +276,7 @@ def rung_route(model: str, failed: str, document: Traffic) -> Json:
     timeout_s = document.timeout_s / 2 ** (document.fallback.index(rungs[0]) + 1)
     return {
         "match": match,
-        "route": action | patience(timeout_s, ladder=True),
+        "route": action | patience(timeout_s, ladder=True, last=len(rungs) == 1),
         "response_headers_to_add": [label(VERSION_HEADER, rungs[0]), label(FALLBACK_HEADER, rungs[0])],
     }
 

@@ -107,6 +107,13 @@ def test_a_silent_version_falls_back_within_the_deadline(server: Standin, door: 
     assert 0.4 < time.monotonic() - began < 1
 
 
+def test_the_last_rung_has_all_of_the_time_that_is_left(server: Standin, door: TestDoor) -> None:
+    """0.35 s here; it needs 0.2 s."""
+    door.set(**LADDER, timeout_s=0.7)
+    server.behave |= {"2.0": hangs, "1.0": waits}
+    assert door.ask().headers["x-fallback"] == "1.0"
+
+
 def test_the_ladder_goes_down_rung_by_rung(server: Standin, door: TestDoor) -> None:
     door.set(split={"3.0": 100}, fallback=["2.0", "1.0"])
     server.behave |= {"3.0": fails(503), "2.0": fails(503)}
