@@ -185,11 +185,10 @@ def test_changing_versions_and_traffic_drops_no_request(site: Site, url: str, tm
     for asker in askers:
         asker.start()
     archive = tiny_archive(tmp_path, version="3.0")
-    for _ in range(2):
-        site.call("register", str(archive))
-        site.call("route", "split", "mcqa", "2.0=50", "3.0=50")
-        site.call("route", "split", "mcqa", "2.0=100")
-        site.call("unregister", "mcqa", "3.0")
+    site.call("register", str(archive))
+    site.call("route", "split", "mcqa", "2.0=50", "3.0=50")
+    site.call("route", "split", "mcqa", "2.0=100")
+    site.call("unregister", "mcqa", "3.0")
     stop.set()
     for asker in askers:
         asker.join()
@@ -197,11 +196,10 @@ def test_changing_versions_and_traffic_drops_no_request(site: Site, url: str, tm
     assert set(codes) == {200}
 
 
-def test_down_answers_what_was_asked_and_the_next_start_keeps_the_traffic(make_site: MakeSite) -> None:
+def test_down_answers_what_was_asked(make_site: MakeSite) -> None:
     site = make_site("1.0")
     tiny_archive(site.store, "busy", handler=BUSY, samples=False)
     listened = site.up()
-    site.call("route", "split", "mcqa", "1.0=1", "--experiment", "kept")
     with ThreadPoolExecutor(12) as clients:
         steady = [clients.submit(ask_until_refused, listened["door"]) for _ in range(2)]
         asked = [clients.submit(ask, listened["door"], "/predictions/busy") for _ in range(10)]
@@ -210,9 +208,6 @@ def test_down_answers_what_was_asked_and_the_next_start_keeps_the_traffic(make_s
         assert {answer.result().status_code for answer in asked} == {200}
         assert {code for codes in steady for code in codes.result()} == {200}
     site.assert_nothing_left(listened)
-    site.up()
-    assert site.call("route", "show")["mcqa"]["experiment"] == "kept"
-    site.call("down")
 
 
 def test_without_a_door_torchserve_stands_alone(make_site: MakeSite) -> None:
@@ -260,12 +255,14 @@ def test_a_dead_door_is_told_before_anything_changes(make_site: MakeSite) -> Non
     site.assert_nothing_left(listened)
 
 
-def test_a_dead_stacks_door_is_cleaned_by_the_next_start(make_site: MakeSite) -> None:
+def test_the_next_start_cleans_a_dead_stacks_door_and_keeps_the_traffic(make_site: MakeSite) -> None:
     site = make_site("1.0")
     dead = site.up()
+    site.call("route", "split", "mcqa", "1.0=1", "--experiment", "kept")
     psutil.Process(dead["pid"]).kill()
     assert ask(dead["door"]).json()["error"] == "unavailable"
     listened = site.up()
     assert not listening(dead["door"])
+    assert site.call("route", "show")["mcqa"]["experiment"] == "kept"
     site.call("down")
     site.assert_nothing_left(listened)

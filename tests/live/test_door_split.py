@@ -13,7 +13,7 @@ from tests.live.envoys import TestDoor, constant_server, open_door, versions_of
 
 pytestmark = pytest.mark.live
 MANY = [f"user-{i}" for i in range(10_000)]
-USERS = MANY[:3000]
+USERS = MANY[:2000]
 
 
 @pytest.fixture(scope="module")
