@@ -220,14 +220,14 @@ def pack(folder: Path, target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             name = path.relative_to(folder).as_posix()
+            if name == MANIFEST:
+                path.write_bytes(json_bytes(json.loads(path.read_text()) | {"createdOn": CREATED_ON}))
             info = zipfile.ZipInfo(name, EPOCH)
             info.external_attr = 0o644 << 16
-            with archive.open(info, "w", force_zip64=True) as out:
-                if name == MANIFEST:
-                    out.write(json_bytes(json.loads(path.read_text()) | {"createdOn": CREATED_ON}))
-                else:
-                    with path.open("rb") as source:
-                        shutil.copyfileobj(source, out, 1 << 20)
+            # Large files get 64-bit headers by their size: forcing them on all gives other bytes before Python 3.11.4.
+            info.file_size = path.stat().st_size
+            with path.open("rb") as source, archive.open(info, "w") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
 
 
 def write_json(path: Path, content: Any) -> None:
