@@ -155,6 +155,20 @@ def test_heavy_request_runs_out_of_time_alone(tiny_model: Callable[[str], Path])
     assert {answer.get("error") for answer in heavy["predictions"]} == {None, "out_of_time"}
 
 
+def test_single_questions_are_computed_before_heavy_requests(tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model("bert"))
+    scores, passes = task.scorer.scores, []
+
+    def watched(rows: Any, deadline: float) -> Any:
+        passes.append(len(rows))
+        return scores(rows, deadline)
+
+    task.scorer.scores = watched
+    single = {"question": "Why?", "choices": ["a", "b"]}
+    ask(task, [{"instances": [single] * 30}, single])
+    assert passes == [2, 60]
+
+
 def test_not_finite_scores_are_a_fault_not_an_answer() -> None:
     with pytest.raises(ArithmeticError):
         choice_of([1.0, float("nan")], truncated=False)
