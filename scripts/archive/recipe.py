@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from handlers.multiple_choice import Question
 from handlers.settings import Precision
 from scripts.errors import UserError
+from scripts.faults import listed, schema_faults
 
 RECIPE_FILE = "model.yaml"
 METADATA_FILE = "metadata.yaml"
@@ -175,35 +176,18 @@ def read_version(folder: Path) -> Version:
         for kind, name in (("model", folder.parent.name), ("version", folder.name))
         if not NAME.fullmatch(name)
     ]
-    faults += schema_faults(content)
+    faults += schema_faults(recipe_schema(), content)
     if not faults:
         recipe = msgspec.convert(content, Recipe)
         faults += meaning_faults(folder, recipe)
     if faults:
-        raise UserError("\n  ".join([f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults]))
+        raise UserError(listed(path, faults))
     return Version(folder, recipe)
-
-
-def schema_faults(content: Any) -> list[str]:
-    """Everything in which the document's shape differs from Recipe's, each with its path."""
-    from jsonschema import Draft202012Validator
-
-    errors = Draft202012Validator(recipe_schema()).iter_errors(content)
-    return [
-        f"{pointer(error.absolute_path)}: {error.message}"
-        for error in sorted(errors, key=lambda e: list(map(str, e.absolute_path)))
-    ]
 
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of model.yaml."""
     return msgspec.json.schema(Recipe)
-
-
-def pointer(path: Any) -> str:
-    """`samples[0].request.choices` from the parts of a path."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".") or "the document"
 
 
 def meaning_faults(folder: Path, recipe: Recipe) -> list[str]:

@@ -21,8 +21,8 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from scripts.archive.recipe import pointer
 from scripts.errors import UserError
+from scripts.faults import listed, pointer, schema_faults
 
 HEADER = "^[a-z0-9-]+$"
 Served = Mapping[str, Collection[str]]
@@ -80,7 +80,7 @@ def parse(text: str, origin: str, served: Served) -> dict[str, Traffic]:
         content = yaml.safe_load(text)
     except yaml.YAMLError as err:
         raise TrafficInvalid(f"{origin}: not YAML: {' '.join(str(err).split())}") from err
-    faults = key_faults(content) or schema_faults(content)
+    faults = key_faults(content) or schema_faults(traffic_schema(), content)
     documents = {} if faults else msgspec.convert(content, dict[str, Traffic])
     for model, document in documents.items():
         faults += meaning_faults(model, document, served)
@@ -91,12 +91,15 @@ def parse(text: str, origin: str, served: Served) -> dict[str, Traffic]:
 def check(model: str, document: Traffic, served: Served) -> None:
     """Raise TrafficInvalid if a document that was put together does not hold."""
     content = {model: msgspec.to_builtins(document)}
-    refuse(f"the new traffic of {model}", schema_faults(content) or meaning_faults(model, document, served))
+    refuse(
+        f"the new traffic of {model}",
+        schema_faults(traffic_schema(), content) or meaning_faults(model, document, served),
+    )
 
 
 def refuse(origin: str, faults: list[str]) -> None:
     if faults:
-        raise TrafficInvalid("\n  ".join([f"{origin}: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults]))
+        raise TrafficInvalid(listed(origin, faults))
 
 
 def key_faults(content: Any, path: tuple[str, ...] = ()) -> list[str]:
@@ -111,13 +114,9 @@ def key_faults(content: Any, path: tuple[str, ...] = ()) -> list[str]:
     return faults + [fault for key, value in content.items() for fault in key_faults(value, (*path, str(key)))]
 
 
-def schema_faults(content: Any) -> list[str]:
-    """Everything in which the content's shape differs from documents by model."""
-    from jsonschema import Draft202012Validator
-
-    schema = msgspec.json.schema(Annotated[dict[str, Traffic], Meta(min_length=1)])
-    errors = sorted(Draft202012Validator(schema).iter_errors(content), key=lambda e: list(map(str, e.absolute_path)))
-    return [f"{pointer(error.absolute_path)}: {error.message}" for error in errors]
+def traffic_schema() -> dict[str, Any]:
+    """JSON Schema of documents by model."""
+    return msgspec.json.schema(Annotated[dict[str, Traffic], Meta(min_length=1)])
 
 
 def meaning_faults(model: str, document: Traffic, served: Served) -> list[str]:

@@ -10,8 +10,8 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from scripts.archive.recipe import pointer
 from scripts.errors import UserError
+from scripts.faults import listed, pointer
 
 ADDRESS = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-f:]+\]):\d{1,5}$"
 Positive = Annotated[int, Meta(ge=1)]
@@ -76,7 +76,7 @@ def read_settings(path: Path | None, upstreams: Sequence[str] = ()) -> DoorSetti
     if len(set(settings.api_keys.values())) < len(settings.api_keys):
         faults.append("api_keys: two clients have the same key")
     if faults:
-        raise UserError("\n  ".join([f"{path or 'the door'}: {len(faults)} fault{'s' * (len(faults) > 1)}", *faults]))
+        raise UserError(listed(path or "the door", faults))
     return settings
 
 
