@@ -44,32 +44,28 @@ class PooledDropout(nn.Module):
 
     POOL = 1 << 23
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        self.share = share
+        self.p = p
+        """The share of values set to zero, under the name that nn.Dropout gives it."""
         self._pool: Tensor | None = None
 
     def forward(self, states: Tensor) -> Tensor:
-        if not self.training or self.share == 0:
+        if not self.training or self.p == 0:
             return states
         count = states.numel()
         if self._pool is None or self._pool.numel() < 2 * count:
             # A generator of its own, so that a run that goes on from a checkpoint draws the same slices.
-            kept = torch.rand(max(2 * count, self.POOL), generator=torch.Generator().manual_seed(0)) >= self.share
-            self._pool = kept.to(states.dtype) / (1 - self.share)
+            kept = torch.rand(max(2 * count, self.POOL), generator=torch.Generator().manual_seed(0)) >= self.p
+            self._pool = kept.to(states.dtype) / (1 - self.p)
         start = int(torch.randint(self._pool.numel() - count + 1, ()))
         return states * self._pool[start : start + count].view(states.shape)
 
 
 def cheapen_dropout(model: nn.Module) -> None:
-    """Replace every Dropout layer on hidden states by one shared PooledDropout, and take attention's own away."""
-    shares = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
-    pooled = PooledDropout(max(shares, default=0.0))
+    """Replace every Dropout by one PooledDropout for each share; attention kernels draw for themselves, by its `p`."""
+    pooled: dict[float, PooledDropout] = {}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if not isinstance(child, nn.Dropout):
-                continue
-            if hasattr(module, "query"):
-                child.p = 0.0
-            else:
-                setattr(module, name, pooled)
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, pooled.setdefault(child.p, PooledDropout(child.p)))
