@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -28,6 +28,10 @@ Question = TypeVar("Question", bound=msgspec.Struct)
 Outcome = TypeVar("Outcome")
 
 
+def no_header(_: str) -> None:
+    """The headers of a request that came without any."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One client request as the server hands it over. `body` is None where the server found none."""
@@ -35,6 +39,8 @@ class Request:
     body: bytes | None
     id: str
     explain: bool = False
+    header: Callable[[str], str | None] = no_header
+    """The header of a lowercase name; to be asked only until the request is answered."""
 
 
 @dataclass(frozen=True, slots=True)

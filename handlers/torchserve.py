@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,10 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
 def request_of(item: dict[str, Any], context: Any, index: int) -> Request:
     """One TorchServe item; its body is bytes (`decode_input_request` is off), or absent if a form was sent."""
     body = item.get("body", item.get("data"))
-    sent_id = context.get_request_header(index, "x-request-id")
+    header = partial(context.get_request_header, index)
+    sent_id = header("x-request-id")
     request_id = sent_id if sent_id and PRINTABLE_ID.fullmatch(sent_id) else context.get_request_id(index)
-    explain = context.get_request_header(index, "explain") == "True"
-    return Request(as_bytes(body), request_id, explain)
+    return Request(as_bytes(body), request_id, header("explain") == "True", header)
 
 
 def as_bytes(body: Any) -> bytes | None:

@@ -60,7 +60,11 @@ def start(
     """
     files = folder(state)
     files.mkdir(mode=0o700, exist_ok=True)
-    torchserve = {"management": running.management, "metrics": running.metrics}
+    torchserve = {
+        "inference": running.inference,
+        "management": running.management,
+        "metrics": running.metrics,
+    }
     write(files / BOOTSTRAP, bootstrap(files, ports[1], ports[0], torchserve, settings))
     for name, content in contents(running, settings, served, documents).items():
         write(files / name, content)

@@ -11,10 +11,12 @@ from scripts.door.names import (
     ADMIN,
     BODY_MODEL,
     DOOR,
+    FALLBACK_HEADER,
     LADDER,
     MANAGEMENT,
     METRICS,
     SHADOW_HEADER,
+    TORCHSERVE,
     Json,
     extension,
     seconds,
@@ -49,7 +51,7 @@ LOCAL_ERRORS = {
 
 
 def bootstrap(files: Path, admin_port: int, door_port: int, torchserve: Json, settings: DoorSettings) -> Json:
-    """`files`: the folder that Envoy watches; `torchserve`: the URLs of its management and metrics."""
+    """`files`: the folder that Envoy watches; `torchserve`: the URLs of its three ports."""
     admin = f"http://127.0.0.1:{admin_port}"
     return {
         "node": {"id": DOOR, "cluster": DOOR},
@@ -66,6 +68,7 @@ def bootstrap(files: Path, admin_port: int, door_port: int, torchserve: Json, se
             "listeners": [door_listener(files, door_port, settings), ladder_listener(files, settings)],
             "clusters": [
                 ladder_cluster(),
+                plain_cluster(TORCHSERVE, torchserve["inference"]),
                 plain_cluster(MANAGEMENT, torchserve["management"]),
                 plain_cluster(METRICS, torchserve["metrics"]),
                 plain_cluster(ADMIN, admin),
@@ -111,8 +114,8 @@ def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
 
 
 def without_orders() -> Json:
-    """Takes away the headers by which a client could give Envoy orders: its timeouts, its retries, its inner routes."""
-    prefixes = ("x-envoy-", SHADOW_HEADER)
+    """Takes away what only Envoy may say: orders to itself (timeouts, retries, inner routes), and who stood in."""
+    prefixes = ("x-envoy-", SHADOW_HEADER, FALLBACK_HEADER)
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",

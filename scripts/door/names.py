@@ -13,6 +13,8 @@ TORCHSERVE, MANAGEMENT, METRICS, ADMIN = "torchserve", "management", "metrics", 
 SHADOW_HEADER = "x-shadow-version"
 VERSION_HEADER = "x-model-version"
 FALLBACK_HEADER = "x-fallback"
+FAILED_HEADER = "x-fallback-from"
+"""On the request that a rung gets: the version that failed it."""
 BODY_MODEL = "model"
 """Where json_to_metadata puts the body's `model`."""
 

@@ -11,9 +11,11 @@ from scripts.door.documents import Served, Traffic
 from scripts.door.names import (
     BODY_MODEL,
     DOOR,
+    FAILED_HEADER,
     FALLBACK_HEADER,
     LADDER,
     SHADOW_HEADER,
+    TORCHSERVE,
     VERSION_HEADER,
     Json,
     cluster,
@@ -29,6 +31,8 @@ MAIN_MODEL, EMBED_MODEL = "mcqa", "embed"
 TOTAL_WEIGHT = 10_000
 LANES = {"predictions": "predict", "explanations": "explain"}
 """TorchServe's path to the verb of KServe's V1 protocol and of the short path."""
+FEEDBACK = "/feedback"
+"""Where true labels are sent; handlers/torchserve.py knows this ending of a path, too."""
 RETRY_AFTER_S = 1
 FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
@@ -95,6 +99,8 @@ def model_routes(model: str, served: Served, document: Traffic) -> Iterator[Json
                 yield {"match": pinned(match, {"string_match": {"exact": version}}), **action, **body}
             yield {"match": pinned(match, {"present_match": True}), **no_such_version(model, served), **body}
             yield {"match": match, **to_split(lane, model, document), **body}
+    for match in named(FEEDBACK, model):
+        yield {"match": match, **to_log(model, document), **looks_into_body(match)}
 
 
 def addresses(lane: str, model: str) -> Iterator[Json]:
@@ -105,10 +111,15 @@ def addresses(lane: str, model: str) -> Iterator[Json]:
     if model == EMBED_MODEL and lane == "predictions":
         yield {"path": "/embed"}
     for path in (f"/{verb}", f"/v1/{verb}"):
-        yield {"path": path, "dynamic_metadata": [named_in_body({"string_match": {"exact": model}})]}
-        if model == MAIN_MODEL:
-            unnamed = named_in_body({"present_match": True}) | {"invert": True}
-            yield {"path": path, "dynamic_metadata": [unnamed]}
+        yield from named(path, model)
+
+
+def named(path: str, model: str) -> Iterator[Json]:
+    """A path whose model is the body's, or the main one where the body names none."""
+    yield {"path": path, "dynamic_metadata": [named_in_body({"string_match": {"exact": model}})]}
+    if model == MAIN_MODEL:
+        unnamed = named_in_body({"present_match": True}) | {"invert": True}
+        yield {"path": path, "dynamic_metadata": [unnamed]}
 
 
 def named_in_body(value: Json) -> Json:
@@ -155,6 +166,16 @@ def to_split(lane: str, model: str, document: Traffic) -> Json:
         "request_mirror_policies": [mirror(model, *shadow) for shadow in document.shadow.items()],
     }
     return {"route": action | patience(document.timeout_s, ladder=bool(document.fallback))}
+
+
+def to_log(model: str, document: Traffic) -> Json:
+    """A route for true labels: a worker of the model takes them to the prediction log, no matter of which version.
+
+    They go past the versions' own clusters, whose figures are of predictions.
+    """
+    version = max(document.split, key=lambda name: (document.split[name], version_order(name)))
+    action = {"cluster": TORCHSERVE, "path_rewrite": f"/predictions/{model}/{version}{FEEDBACK}"}
+    return {"route": action | patience(document.timeout_s, ladder=False)}
 
 
 def ranges(split: Mapping[str, float]) -> list[tuple[str, int]]:
@@ -224,7 +245,7 @@ def refusals(served: Served) -> Iterator[Json]:
     """What is left: models and paths that are not there."""
     models = ", ".join(sorted(served)) or "none"
     for lane, verb in LANES.items():
-        for path in (f"/{verb}", f"/v1/{verb}"):
+        for path in (f"/{verb}", f"/v1/{verb}", *([FEEDBACK] if lane == "predictions" else [])):
             detail = f"no model of the name that the body gives (or {MAIN_MODEL} if none); served: {models}"
             yield {"match": {"path": path}, **no_such("model", detail), **looks_into_body({"dynamic_metadata": []})}
         yield {"match": {"prefix": f"/{lane}/"}, **no_such("model", f"no such model; served: {models}")}
@@ -232,7 +253,7 @@ def refusals(served: Served) -> Iterator[Json]:
     detail = f"/embed is answered by a model named {EMBED_MODEL}, and there is none; served: {models}"
     yield {"match": {"path": "/embed"}, **no_such("model", detail)}
     detail = "no such path; there are: /predict, /v1/predict, /predictions/MODEL, /v1/models/MODEL:predict, /explain, "
-    detail += "/explanations/MODEL, /embed, /healthz, /health, /ready, /metrics"
+    detail += "/explanations/MODEL, /embed, /feedback, /healthz, /health, /ready, /metrics"
     yield {"match": {"prefix": "/"}, **no_such("path", detail)}
 
 
@@ -277,6 +298,7 @@ def rung_route(model: str, failed: str, document: Traffic) -> Json:
     return {
         "match": match,
         "route": action | patience(timeout_s, ladder=True, last=len(rungs) == 1),
+        "request_headers_to_add": [label(FAILED_HEADER, failed)],
         "response_headers_to_add": [label(VERSION_HEADER, rungs[0]), label(FALLBACK_HEADER, rungs[0])],
     }
 

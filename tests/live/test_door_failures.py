@@ -54,6 +54,7 @@ def test_a_failed_version_is_replaced_by_the_next_rung_and_labelled(server: Stan
     assert (got.headers["x-fallback"], got.headers["x-model-version"]) == ("1.0", "1.0")
     assert [path for path, _, _ in server.seen] == ["/predictions/mcqa/2.0", "/predictions/mcqa/1.0"]
     assert {body for _, _, body in server.seen} == {b'{"question": "what?"}'}
+    assert [headers.get("x-fallback-from") for _, headers, _ in server.seen] == [None, "2.0"]
 
 
 def test_a_killed_worker_counts_as_failed_whatever_torchserve_calls_it(server: Standin, door: TestDoor) -> None:
@@ -212,6 +213,21 @@ def test_a_client_cannot_choose_inner_routes(server: Standin, door: TestDoor) ->
     assert "3.0" not in server.versions_seen()
 
 
+def test_a_client_cannot_pass_for_a_copy_or_a_fallback(server: Standin, door: TestDoor) -> None:
+    """The prediction log believes these headers."""
+    door.set(split={"1.0": 100})
+    assert door.ask(x_shadow_version="1.0", x_fallback_from="2.0").status_code == 200
+    [(_, headers, _)] = server.seen
+    assert not {"x-shadow-version", "x-fallback-from"} & headers.keys()
+
+
+def test_labels_are_neither_copied_nor_counted_as_predictions(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 20, "2.0": 80}, shadow={"3.0": 100}, fallback=["1.0"])
+    for _ in range(10):
+        assert door.ask("/feedback").status_code == 200
+    assert [path for path, _, _ in server.seen] == ["/predictions/mcqa/2.0/feedback"] * 10
+
+
 def test_a_client_cannot_give_envoy_orders(server: Standin, door: TestDoor) -> None:
     door.set(split={"1.0": 100})
     server.behave["1.0"] = waits
@@ -258,6 +274,8 @@ def test_a_version_is_pinned_by_header_or_path_and_a_wrong_one_is_named(server: 
         ("/explanations/mcqa", {}, "/explanations/mcqa/1.0"),
         ("/explanations/mcqa/2.0", {}, "/explanations/mcqa/2.0"),
         ("/embed", {"input_text": "x"}, "/predictions/embed/1.0"),
+        ("/feedback", {"prediction_id": "a", "label": 1}, "/predictions/mcqa/1.0/feedback"),
+        ("/feedback", {"model": "embed"}, "/predictions/embed/1.0/feedback"),
     ],
 )
 def test_every_path_leads_to_its_model(
@@ -272,6 +290,7 @@ def test_every_path_leads_to_its_model(
     ("path", "body", "error"),
     [
         ("/v1/predict", {"model": "nobody"}, "no_such_model"),
+        ("/feedback", {"model": "nobody"}, "no_such_model"),
         ("/predictions/nobody", {}, "no_such_model"),
         ("/v1/models/nobody:predict", {}, "no_such_model"),
         ("/elsewhere", {}, "no_such_path"),
