@@ -17,23 +17,21 @@ import yaml
 
 from handlers.errors import LoadError
 from handlers.loading import load_task
-from handlers.task import Request
+from handlers.samples import answers, read_samples
 
 
-def answers(root: Path) -> list[Any]:
-    """The decoded answers to `samples.json`, all asked in one batch; raises LoadError if the archive does not load."""
+def answers_of(root: Path) -> list[Any]:
+    """The decoded answers to `samples.json`; raises LoadError if the archive does not load."""
     model = msgspec.json.decode((root / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
     config = yaml.safe_load((root / str(model["configFile"])).read_text())
     task = load_task(root, model["modelName"], model["modelVersion"], config.get("handler"))
-    samples = msgspec.json.decode((root / "samples.json").read_bytes())
-    requests = [Request(msgspec.json.encode(sample["request"]), f"sample-{i}") for i, sample in enumerate(samples)]
-    return [msgspec.json.decode(reply.body) for reply in task.answer(requests)]
+    return answers(task, read_samples(root))
 
 
 def main() -> int:
     """Exit code of the check; everything but the one line goes to standard error."""
     try:
-        result: Any = {"answers": answers(Path.cwd())}
+        result: Any = {"answers": answers_of(Path.cwd())}
     except LoadError as err:
         result = {"error": str(err)}
     except Exception as err:

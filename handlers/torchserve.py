@@ -13,6 +13,7 @@ from typing import Any
 from handlers.errors import LoadError
 from handlers.loading import load_task
 from handlers.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
+from handlers.samples import check_samples
 from handlers.task import JSON, Request, Task
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -63,18 +64,24 @@ def as_bytes(body: Any) -> bytes | None:
 
 
 def initialize(context: Any) -> Task[Any, Any]:
-    """Load the version; a LoadError is logged as one line, which `marctl register` quotes, and ends the worker."""
+    """Load the version and ask its samples.
+
+    A LoadError is logged as one line, which `marctl register` quotes, and ends the worker.
+    """
     quiet_server_logs()
     properties = context.system_properties
     model = context.manifest["model"]
     gpu = properties.get("gpu_id")
     device = "cpu" if gpu is None else f"cuda:{gpu}"
+    root = Path(properties["model_dir"])
     handler = (context.model_yaml_config or {}).get("handler")
     try:
-        return load_task(Path(properties["model_dir"]), model["modelName"], model["modelVersion"], handler, device)
+        task = load_task(root, model["modelName"], model["modelVersion"], handler, device)
+        check_samples(task, root)
     except LoadError as err:
         print(f"LoadError: {model['modelName']} {model['modelVersion']}: {err}", file=sys.stderr, flush=True)
         raise
+    return task
 
 
 def quiet_server_logs() -> None:

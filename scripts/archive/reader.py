@@ -9,18 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from handlers.samples import DEFAULT_TOLERANCE, SAMPLES_FILE, Sample
 from scripts.errors import UserError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
-DEFAULT_TOLERANCE = 0.05
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A request body and what must come back: `prediction`, and `probabilities` where they are known."""
-
-    request: dict[str, Any]
-    expected: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ def read_archive(path: Path) -> Archive:
         with zipfile.ZipFile(path) as file:
             manifest = json.loads(file.read(MANIFEST))
             names = set(file.namelist())
-            samples = json.loads(file.read("samples.json")) if "samples.json" in names else []
+            samples = json.loads(file.read(SAMPLES_FILE)) if SAMPLES_FILE in names else []
             metadata = json.loads(file.read("metadata.json")) if "metadata.json" in names else {}
             files = {info.filename: info.file_size for info in file.infolist() if not info.is_dir()}
         with path.open("rb") as raw:
@@ -67,24 +59,3 @@ def read_archive(path: Path) -> Archive:
         raise UserError(f"{path}: {err.strerror or err}") from err
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as err:
         raise UserError(f"{path}: not a whole model archive ({err}); build it with `marctl build`") from err
-
-
-def differences(sample: Sample, answer: dict[str, Any], tolerance: float) -> list[str]:
-    """Where an answer to a sample's request departs from what was expected; empty if it does not.
-
-    Two choices whose expected probabilities lie within twice the tolerance may change places.
-    """
-    expected = sample.expected
-    if "error" in answer:
-        return [f"the answer is an error: {answer['error']}: {answer.get('detail', '')}"]
-    found = []
-    wanted, given = expected.get("probabilities"), answer.get("probabilities") or []
-    chosen, right = answer.get("prediction"), expected["prediction"]
-    tied = wanted is not None and chosen in range(len(wanted)) and wanted[chosen] >= wanted[right] - 2 * tolerance
-    if chosen != right and not tied:
-        found.append(f"prediction is {chosen}, expected {right}")
-    if wanted is not None:
-        worst = max((abs(a - b) for a, b in zip(wanted, given, strict=False)), default=0.0)
-        if len(wanted) != len(given) or not worst <= tolerance:
-            found.append(f"probabilities are {given}, expected {wanted} within {tolerance:g}")
-    return found

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.archive.reader import Archive, Sample, differences, read_archive
+from handlers.samples import Sample, differences
+from scripts.archive.reader import Archive, read_archive
 from scripts.errors import UserError
 
 TIMEOUT_S = 600

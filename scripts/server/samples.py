@@ -6,7 +6,8 @@ import json
 
 import requests
 
-from scripts.archive.reader import Archive, Sample, differences
+from handlers.samples import Sample, differences
+from scripts.archive.reader import Archive
 from scripts.errors import UserError
 from scripts.server.management import local_session
 

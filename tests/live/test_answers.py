@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import requests
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from handlers.multiple_choice import Question
@@ -28,6 +30,7 @@ from scripts.archive.build import build
 from scripts.archive.reference import plain_probabilities
 from tests.handlers.test_multiple_choice import FLOAT32_BOUND, some_questions
 from tests.live.conftest import PROJECT, Site
+from tests.live.envoys import until
 
 pytestmark = pytest.mark.live
 
@@ -168,6 +171,24 @@ def test_abuse_harms_neither_the_worker_nor_the_next_client(quiz: Site, url: str
     logs = "".join(path.read_text(errors="replace") for path in (quiz.state / "logs").iterdir())
     assert "evil" not in logs
     assert "evil" not in requests.get(quiz.call("status")["metrics"] + "/metrics", timeout=10).text
+
+
+def test_a_restarted_worker_that_answers_otherwise_takes_no_request(quiz: Site, url: str) -> None:
+    """Its weights change on disk while it runs; the door says when it is ready again."""
+    status = quiz.call("status")
+    [path] = quiz.state.glob("tmp/**/model/model.safetensors")
+    whole = path.with_suffix(".whole")
+    shutil.copy(path, whole)
+    weights = load_file(path).items()
+    damaged = {name: -weight if "classifier" in name else weight for name, weight in weights}
+    save_file(damaged, path.with_suffix(".damaged"), metadata={"format": "pt"})
+    os.replace(path.with_suffix(".damaged"), path)
+    psutil.Process(quiz.versions()["quiz 1.0"]["pids"][0]).kill()
+    until(lambda: "answers its sample 0 wrongly" in (quiz.state / "logs" / "workers.log").read_text(), 60)
+    assert requests.get(f"{status['door']}/ready", timeout=30).status_code == 503
+    os.replace(whole, path)
+    until(lambda: requests.get(f"{status['door']}/ready", timeout=30).status_code == 200, 60)
+    assert post(url, GOOD).status_code == 200
 
 
 def test_explanations_are_refused_request_by_request(url: str) -> None:
