@@ -1,0 +1,91 @@
+"""A stack for one measurement: `marctl up` on free ports with a state folder of its own, and what its processes cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PROJECT = Path(__file__).parents[1]
+RECIPES = PROJECT / "model_store"
+FREE_PORTS = [f"--{name}" for name in ("door-port=0", "port=0", "management-port=0", "metrics-port=0")]
+MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
+
+
+class CommandFailed(RuntimeError):
+    """A marctl command ended with an error; the text is its own."""
+
+
+@dataclass
+class Stack:
+    """A running stack."""
+
+    state: Path
+    status: dict[str, Any]
+
+    @property
+    def door(self) -> str:
+        return str(self.status["door"])
+
+    @property
+    def torchserve(self) -> str:
+        return str(self.status["inference"])
+
+    def marctl(self, *arguments: str) -> Any:
+        """A command's JSON result; raises CommandFailed."""
+        return marctl(self.state, *arguments)
+
+    def pids(self) -> dict[str, list[int]]:
+        """`envoy`, `java`, and a version's workers by its name, such as `mcqa 1.0`."""
+        status = self.marctl("status")
+        workers = {f"{row['model']} {row['version']}": row["pids"] for row in status["versions"]}
+        return {"envoy": [status["door_pid"]], "java": [status["pid"]], **workers}
+
+
+class CpuMeter:
+    """Processor seconds that processes have used since it was made. A process that ends keeps what was last seen."""
+
+    def __init__(self, pids: dict[str, list[int]]) -> None:
+        self._processes = {name: [psutil.Process(pid) for pid in group] for name, group in pids.items()}
+        self._before = {name: cpu_seconds(group) for name, group in self._processes.items()}
+
+    def used(self) -> dict[str, float]:
+        return {name: cpu_seconds(group) - self._before[name] for name, group in self._processes.items()}
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    times = [process.cpu_times() for process in processes]
+    return float(sum(t.user + t.system for t in times))
+
+
+def marctl(state: Path, *arguments: str) -> Any:
+    command = [*MARCTL, *arguments, "--state", str(state), "--json"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CommandFailed(f"marctl {' '.join(arguments)}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def running_stack(versions: Sequence[str], *options: str) -> Iterator[Stack]:
+    """Serve versions of the repository, such as `mcqa/1.0`, and nothing else; all of it is stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
+        recipes, state = Path(folder) / "recipes", Path(folder) / "state"
+        for version in versions:
+            place = recipes / version
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(RECIPES / version)
+        try:
+            store = str(RECIPES / "archives")
+            status = marctl(state, "up", "--recipes", str(recipes), "--store", store, *FREE_PORTS, "--detach", *options)
+            yield Stack(state, status)
+        finally:
+            subprocess.run([*MARCTL, "down", "--state", str(state)], cwd=PROJECT, capture_output=True, check=False)
