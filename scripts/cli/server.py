@@ -35,6 +35,7 @@ class Terminated(KeyboardInterrupt):
 )
 @click.option("--upstream", "upstreams", multiple=True, metavar="IP:PORT", help="One more TorchServe behind the door.")
 @click.option("--no-door", is_flag=True, help="TorchServe alone, without Envoy before it.")
+@click.option("--no-redis", is_flag=True, help="No cache, no log; else the Redis of REDIS_URL, or one of its own.")
 @click.option("--port", type=PORT, default=8080, show_default=True, help="TorchServe's predictions.")
 @click.option("--management-port", type=PORT, default=8081, show_default=True, help="TorchServe's management API.")
 @click.option("--metrics-port", type=PORT, default=8082, show_default=True, help="Prometheus metrics.")
@@ -48,6 +49,7 @@ def up(
     door_config: Path | None,
     upstreams: tuple[str, ...],
     no_door: bool,
+    no_redis: bool,
     port: int,
     management_port: int,
     metrics_port: int,
@@ -69,7 +71,9 @@ def up(
 
     home = State(state)
     opened = None if no_door else door_port
-    request = Request(recipes, store, port, management_port, metrics_port, workers, opened, door_config, upstreams)
+    request = Request(
+        recipes, store, port, management_port, metrics_port, workers, opened, door_config, upstreams, not no_redis
+    )
     with terminable():
         with home.locked():
             stack, plan = bring_up(home, request, note)
@@ -178,8 +182,16 @@ def describe(content: dict[str, Any]) -> str:
     head = f"TorchServe pid {content['pid']}, {content['server_memory_mb']} MiB, since {content['started_at']}\n"
     if content["door"]:
         head += f"Envoy pid {content['door_pid']}, open at {content['door']}, admin {content['admin']}\n"
+    head += f"{describe_redis(content)}\n"
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     return head + table([TITLES, *(cells(row) for row in content["versions"])])
+
+
+def describe_redis(content: dict[str, Any]) -> str:
+    if content["redis"] is None:
+        return "no Redis: answers are neither cached nor logged"
+    where = f"Redis pid {content['redis_pid']}" if content["redis_pid"] else "Redis"
+    return f"{where} at {content['redis']}" + ("" if content["redis_answers"] else ", which does not answer")
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -20,14 +20,19 @@ def same_process(pid: int, created: float, mark: str) -> psutil.Process | None:
         process = psutil.Process(pid)
         if not is_alive(process) or abs(process.create_time() - created) > CLOCK_TOLERANCE_S:
             return None
-        return process if any(mark in argument for argument in process.cmdline()) else None
+        return process if has_mark(process.cmdline(), mark) else None
     except psutil.Error:
         return None
 
 
 def processes_marked(mark: str) -> list[psutil.Process]:
     """Every process with `mark` in its command line."""
-    return [p for p in psutil.process_iter(["cmdline"]) if any(mark in word for word in p.info["cmdline"] or [])]
+    return [p for p in psutil.process_iter(["cmdline"]) if has_mark(p.info["cmdline"] or [], mark)]
+
+
+def has_mark(words: Sequence[str], mark: str) -> bool:
+    """A program that writes its own title, as Redis does, leaves no sign of where one word ends."""
+    return mark in " ".join(words)
 
 
 def stop_tree(process: psutil.Process, grace_s: float = GRACE_S) -> None:

@@ -5,7 +5,8 @@ running.json        the running server, from start to stop
 choices.json        what operators chose; the next start respects it
 traffic.yaml        the models' traffic documents; traffic.jsonl tells every change of them
 door/               Envoy's settings, routes and clusters as they are in force
-logs/               server.log, workers.log, console.log, door.log
+redis/              Redis's settings, and its data between a stop and the next start
+logs/               server.log, workers.log, console.log, door.log, redis.log
 tmp/                sockets and unpacked archives, from start to stop (elsewhere if this path is too long)
 """
 
@@ -44,6 +45,14 @@ class Door(msgspec.Struct, frozen=True):
     settings: DoorSettings
 
 
+class Redis(msgspec.Struct, frozen=True):
+    """Where the workers find Redis. `pid` and `created` are those of our own one; None for one that REDIS_URL names."""
+
+    url: str
+    pid: int | None = None
+    created: float | None = None
+
+
 class Running(msgspec.Struct, frozen=True):
     """One started server. `created` is the process's start time as the kernel gives it: a pid alone may be reused."""
 
@@ -58,6 +67,8 @@ class Running(msgspec.Struct, frozen=True):
     stopping: bool = False
     door: Door | None = None
     """None where TorchServe is served alone."""
+    redis: Redis | None = None
+    """None where there is none."""
 
     @property
     def predictions(self) -> str:
@@ -149,6 +160,6 @@ def write(path: Path, content: Running | Choices) -> None:
     """Readers see the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.touch(mode=0o600)  # the door's settings may hold keys
+    partial.touch(mode=0o600)  # the door's settings may hold keys, Redis's URL a password
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
     os.replace(partial, path)

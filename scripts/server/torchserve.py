@@ -23,19 +23,20 @@ import requests
 
 from scripts.door import envoy
 from scripts.errors import UserError
+from scripts.server import redis_server
 from scripts.server.java import Java
 from scripts.server.logs import Position
 from scripts.server.management import local_session
 from scripts.server.ports import HOST, Ports
 from scripts.server.process import kill, processes_marked, same_process, stop_tree
-from scripts.server.state import Running, State
+from scripts.server.state import Redis, Running, State
 
 PROJECT = Path(__file__).parents[2]
 CONFIG, LOG_CONFIG, METRICS_CONFIG = "config.properties", "log4j2.xml", "metrics.yaml"
 START_TIMEOUT_S = 90.0
 SOCKET_PATH_BYTES = 104
 """The shortest limit on a Unix socket's path among the systems that TorchServe runs on (macOS; Linux has 108)."""
-PASSED_ON = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "REDIS_URL"}
+PASSED_ON = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD"}
 PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "HF_", "TORCH_")
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 
@@ -52,9 +53,13 @@ class NotRunning(UserError):
     """This state folder has no stack that is up."""
 
 
-def start(state: State, java: Java, ports: Ports, store: Path, environ: Mapping[str, str] = os.environ) -> Running:
-    """Start TorchServe with no model and wait until it answers. Raises StartFailed; nothing is left running then."""
-    temp = make_temp(state)
+def start(
+    state: State, java: Java, ports: Ports, store: Path, temp: Path, redis: Redis | None, environ: Mapping[str, str]
+) -> Running:
+    """Start TorchServe with no model and wait until it answers. Raises StartFailed; nothing is left running then.
+
+    `temp`: an empty folder of `make_temp`. `redis`: what the workers may use; stopped with the server if it is ours.
+    """
     base = project_file(CONFIG)
     settings = resolve(read_properties(base), ports, store)
     write_properties(state.config, settings, base)
@@ -63,7 +68,7 @@ def start(state: State, java: Java, ports: Ports, store: Path, environ: Mapping[
         process = subprocess.Popen(
             command(java, settings["vmargs"], state.config, store, temp),
             cwd=state.folder,
-            env=environment(environ, state.logs, temp),
+            env=environment(environ, state.logs, temp, redis),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
@@ -78,6 +83,7 @@ def start(state: State, java: Java, ports: Ports, store: Path, environ: Mapping[
         store=str(store),
         temp=str(temp),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        redis=redis,
     )
     try:
         state.save_running(running)
@@ -109,6 +115,9 @@ def stop(state: State, running: Running) -> None:
             if process is not None:
                 stop_tree(process)
     finally:
+        # After the workers, so that the last answers are in what it saves.
+        if running.redis is not None:
+            redis_server.stop(state, running.redis)
         kill(processes_marked(socket_prefix(Path(running.temp))))
         shutil.rmtree(running.temp, ignore_errors=True)
         state.forget_running()
@@ -215,7 +224,7 @@ def server_home() -> Path:
     return Path(found.submodule_search_locations[0]).resolve().parent
 
 
-def environment(environ: Mapping[str, str], logs: Path, temp: Path) -> dict[str, str]:
+def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis: Redis | None = None) -> dict[str, str]:
     """What the server and its workers see of the caller's environment: a short list, so that no secret comes along.
 
     PYTHONPATH stays out because it would put other code before an archive's own, TS_* because TorchServe would let it
@@ -225,6 +234,8 @@ def environment(environ: Mapping[str, str], logs: Path, temp: Path) -> dict[str,
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     ours = {"PATH": path, "LOG_LOCATION": str(logs), "METRICS_LOCATION": str(logs)}
     ours |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp))
+    if redis is not None:
+        ours[redis_server.URL_VARIABLE] = redis.url
     ours |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     return {"OMP_NUM_THREADS": "1"} | kept | ours
 

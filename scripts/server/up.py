@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,14 +15,15 @@ from scripts.door import envoy
 from scripts.door.settings import read_settings
 from scripts.door.traffic import open_door
 from scripts.errors import UserError
+from scripts.server import redis_server
 from scripts.server.java import find_java
 from scripts.server.logs import Position
 from scripts.server.management import NoSuchVersion, Served
 from scripts.server.order import version_order
 from scripts.server.plan import Plan, find_archives, make_plan
 from scripts.server.ports import choose_ports
-from scripts.server.state import State
-from scripts.server.torchserve import find, last_words, refuse_second, start, stop
+from scripts.server.state import Redis, Running, State
+from scripts.server.torchserve import find, last_words, make_temp, refuse_second, start, stop
 from scripts.server.versions import Notify, Stack, begin_load, finish_load
 
 WATCH_S = 0.5
@@ -48,6 +50,8 @@ class Request:
     door_config: Path | None = None
     upstreams: tuple[str, ...] = ()
     """Further TorchServe servers behind the door, on top of the configuration's."""
+    redis: bool = True
+    """Whether the workers may use one."""
 
 
 def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Plan]:
@@ -60,7 +64,14 @@ def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Pla
     paths = find_archives(request.recipes, store, notify)
     plan = make_plan(paths, store, state.choices(), request.workers, notify)
     notify(f"starting TorchServe on Java {java.major}, port {ports.inference}")
-    running = start(state, java, ports, store)
+    temp = make_temp(state)
+    redis = provide_redis(state, temp, notify) if request.redis else None
+    try:
+        running = start(state, java, ports, store, temp, redis, os.environ)
+    except BaseException:
+        if redis is not None:
+            redis_server.stop(state, redis)
+        raise
     try:
         stack = Stack.of(state, running)
         load_all(stack, plan, notify)
@@ -70,6 +81,18 @@ def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Pla
         stop(state, running)
         raise
     return stack, plan
+
+
+def provide_redis(state: State, temp: Path, notify: Notify) -> Redis | None:
+    """Redis for the workers' cache and log; predictions go on without it, so its failure is a warning."""
+    try:
+        redis = redis_server.provide(state, temp, os.environ)
+        if not redis_server.answers(redis.url):
+            notify(f"warning: no Redis answers at {redis_server.shown(redis.url)}; the workers will go on trying")
+    except UserError as err:
+        notify(f"warning: without Redis, so without cache and log: {err}")
+        return None
+    return redis
 
 
 def load_all(stack: Stack, plan: Plan, notify: Notify) -> None:
@@ -144,9 +167,23 @@ def status(stack: Stack) -> dict[str, Any]:
         "door": running.door.address if running.door else None,
         "door_pid": running.door.pid if running.door else None,
         "admin": running.door.admin if running.door else None,
+        **redis_status(stack.state, running),
         "store": running.store,
         "server_memory_mb": memory_mb(running.pid),
         "versions": [row(version, defaults[version.model]) for version in served],
+    }
+
+
+def redis_status(state: State, running: Running) -> dict[str, Any]:
+    """`redis_pid` is None for one that REDIS_URL names, and for our own after it has died."""
+    redis = running.redis
+    if redis is None:
+        return {"redis": None, "redis_pid": None, "redis_answers": False}
+    process = redis_server.find(state, redis)
+    return {
+        "redis": redis_server.shown(redis.url),
+        "redis_pid": process.pid if process else None,
+        "redis_answers": redis_server.answers(redis.url),
     }
 
 

@@ -90,8 +90,10 @@ class Site:
 
 
 def is_server(words: list[str]) -> bool:
-    """Whether a command line is Envoy's, TorchServe's or one of its workers'."""
-    return any(name in word for word in words for name in ("ModelServer", "model_service_worker", "_bin/envoy"))
+    """Whether a command line is Envoy's, Redis's, TorchServe's or one of its workers'."""
+    return any(
+        name in word for word in words for name in ("ModelServer", "model_service_worker", "_bin/envoy", "redis-server")
+    )
 
 
 def listening(url: str) -> bool:

@@ -36,8 +36,16 @@ def test_all_versions_are_served_and_the_highest_is_the_default(site: Site) -> N
 
 def test_status_is_a_table_for_people(site: Site) -> None:
     lines = site.run("status").stdout.splitlines()
-    assert lines[4].split()[:4] == ["model", "version", "default", "workers"]
-    assert lines[6].split()[:4] == ["mcqa", "1.10", "yes", "1/1"]
+    assert lines[5].split()[:4] == ["model", "version", "default", "workers"]
+    assert lines[7].split()[:4] == ["mcqa", "1.10", "yes", "1/1"]
+
+
+def test_the_workers_share_a_redis_of_the_stacks_own(site: Site) -> None:
+    status = site.call("status")
+    assert status["redis_answers"]
+    assert f"Redis pid {status['redis_pid']} at {status['redis']}" in site.run("status").stdout
+    for row in site.versions().values():
+        assert [psutil.Process(pid).environ()["REDIS_URL"] for pid in row["pids"]] == [status["redis"]]
 
 
 def test_only_loopback_listens(site: Site) -> None:

@@ -1,0 +1,179 @@
+"""A worker's line to Redis, shared by the prediction cache and the prediction log.
+
+Redis is optional at every moment. A call waits REPLY_TIMEOUT_S at most, and raises for nothing that Redis does. After
+one failure the line is open, as a circuit breaker's: nothing is asked. A thread reconnects, at once after the first
+failure and then ever more seldom, and closes the line only when Redis has answered a probe as quickly as a batch
+needs it. So a batch never waits for a connection, and a Redis that hangs delays one batch, not each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redis.connection import ConnectionInterface
+
+log = logging.getLogger(__name__)
+
+URL_VARIABLE = "REDIS_URL"
+REPLY_TIMEOUT_S = 0.005
+"""A local Redis answers 32 keys within 0.1 ms."""
+CONNECT_TIMEOUT_S = 1.0
+"""The thread's, for connection, encryption and password."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
+STEADY_S = 10.0
+"""A line that was closed for so long is trusted again: its next failure is the first one."""
+
+Command = Sequence[bytes | str | int | float]
+
+
+class RedisLink:
+    """One connection, for one thread: a second thread makes a link of its own.
+
+    After a fork the child's link makes its own connection. `failures` counts timeouts and lost connections, `refused`
+    the commands that Redis answered with an error (memory full, loading, no permission).
+    """
+
+    def __init__(self, url: str, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        """Raises ImportError without redis-py, ValueError for a URL that is none."""
+        from redis.connection import ConnectionPool
+        from redis.exceptions import RedisError, ResponseError
+
+        self._errors = (RedisError, OSError)
+        self._response_error = ResponseError
+        # Protocol 2: older servers know no other, and no notifications come between replies.
+        self._pool = ConnectionPool.from_url(
+            url, protocol=2, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
+        )
+        self._timeout_s = reply_timeout_s
+        self._connection: ConnectionInterface | None = None
+        self._owed = 0
+        self._streak = 0
+        self._closed_at = 0.0
+        self._pid = 0
+        self.failures = 0
+        self.refused = 0
+        self._begin()
+
+    @classmethod
+    def from_environment(cls) -> RedisLink | None:
+        """The Redis of REDIS_URL; None without one, or where it cannot be used, which is logged."""
+        url = os.environ.get(URL_VARIABLE)
+        if not url:
+            return None
+        try:
+            return cls(url)
+        except ImportError:
+            log.warning("%s is set, but redis-py is not installed: no cache, no log; pip install redis", URL_VARIABLE)
+        except ValueError as err:
+            log.warning("%s is no Redis URL (%s): no cache, no log; write redis://HOST:PORT/0", URL_VARIABLE, err)
+        return None
+
+    @property
+    def closed(self) -> bool:
+        """Whether Redis is being asked."""
+        return self._connection is not None
+
+    def wait_closed(self, timeout_s: float) -> bool:
+        """Wait for the connection; False if there is still none. Not for the path of a request."""
+        deadline = time.monotonic() + timeout_s
+        while not self.closed and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return self.closed
+
+    def ask(self, *commands: Command) -> list[Any] | None:
+        """One round trip: a reply per command, None for one that was refused; None as a whole if Redis is not there."""
+        return self._talk(commands, wait=True)
+
+    def send(self, *commands: Command) -> bool:
+        """Hand commands over without waiting: their replies are read, and refusals counted, with the next call.
+
+        What is sent here is in force before anything that the same link asks later. False if Redis is not there.
+        """
+        return self._talk(commands, wait=False) is not None
+
+    def _talk(self, commands: Sequence[Command], *, wait: bool) -> list[Any] | None:
+        if self._pid != os.getpid():
+            self._begin()
+        connection = self._connection
+        if connection is None:
+            return None
+        began = time.monotonic()
+        try:
+            if wait:
+                connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            for _ in range(self._owed):
+                self._read(connection)
+            self._owed = 0
+            if not wait:
+                connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                self._owed = len(commands)
+                return []
+            replies = [self._read(connection) for _ in commands]
+        except self._errors as err:
+            self._open(connection, type(err).__name__)
+            return None
+        # The socket's limit is for each piece of an answer.
+        if time.monotonic() - began > 2 * self._timeout_s:
+            self._open(connection, "answers in pieces, too slowly")
+        return replies
+
+    def _read(self, connection: ConnectionInterface) -> Any:
+        try:
+            return connection.read_response(disable_decoding=True)
+        except self._response_error:
+            self.refused += 1
+            return None
+
+    def _open(self, connection: ConnectionInterface, why: str) -> None:
+        """Stop asking, and let the thread find out when to ask again."""
+        self.failures += 1
+        self._connection, self._owed = None, 0
+        connection.disconnect()
+        if time.monotonic() - self._closed_at > STEADY_S:
+            self._streak = 0
+        self._streak += 1
+        if self._streak == 2:
+            log.warning("Redis does not answer as it should (%s); predictions go on without it", why)
+        self._reconnect()
+
+    def _begin(self) -> None:
+        """In a new process, nothing of the parent's is used."""
+        self._pid = os.getpid()
+        self._connection, self._owed = None, 0
+        self._reconnect()
+
+    def _reconnect(self) -> None:
+        threading.Thread(target=self._restore, name="redis-link", daemon=True).start()
+
+    def _restore(self) -> None:
+        """Until Redis answers; the thread ends then."""
+        while True:
+            if self._streak > 1:
+                wait_s = min(FIRST_RETRY_S * 2 ** min(self._streak - 2, 10), LAST_RETRY_S)
+                time.sleep(wait_s * random.uniform(0.5, 1))
+            connection = self._pool.connection_class(**self._pool.connection_kwargs)
+            try:
+                connection.connect()
+                # From here on a batch may be waiting.
+                connection.socket_timeout = self._timeout_s
+                connection.update_current_socket_timeout(self._timeout_s)
+                connection.send_packed_command(connection.pack_commands([("PING",)]), check_health=False)
+                connection.read_response()
+            except self._errors as err:
+                connection.disconnect()
+                self._streak += 1
+                if self._streak == 2:
+                    log.warning("no Redis (%s); predictions go on without it", type(err).__name__)
+                continue
+            if self._streak > 1:
+                log.warning("Redis answers again")
+            self._closed_at = time.monotonic()
+            self._connection = connection
+            return

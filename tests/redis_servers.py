@@ -1,0 +1,69 @@
+"""A real Redis for tests: started on a socket of its own, frozen, killed, started again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import redis
+
+from scripts.server import redis_server
+from scripts.server.state import State
+
+
+class TestRedis:
+    """One Redis in a folder of its own; at the same address again after `start`."""
+
+    __test__ = False
+
+    def __init__(self, folder: Path) -> None:
+        self._state = State(folder / "redis-state")
+        self._state.create()
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        self._server = redis_server.start(self._state, self._folder)
+        self.client = redis_server.connect(self._server.url)
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def process(self) -> psutil.Process:
+        return psutil.Process(self._server.pid)
+
+    def kill(self) -> None:
+        process = self.process
+        process.kill()
+        process.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def commands(self) -> dict[str, int]:
+        """How often each command came since `forget_commands`, those of this client left out."""
+        counts = self.client.info("commandstats")
+        return {name.removeprefix("cmdstat_"): row["calls"] for name, row in counts.items()}
+
+    def forget_commands(self) -> None:
+        self.client.config_resetstat()
+
+    def stop(self) -> None:
+        redis_server.stop(self._state, self._server)
+
+
+def memory_left(client: redis.Redis, left_bytes: int) -> None:
+    """Let Redis take so much more, and evict nothing for it."""
+    used = client.info("memory")["used_memory"]
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", used + left_bytes)
