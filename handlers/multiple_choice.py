@@ -15,6 +15,7 @@ import msgspec
 
 from handlers.settings import Settings
 from handlers.task import Task
+from handlers.tensors import Column
 from handlers.tokenization import PairEncoder, Row
 
 LONGEST_TEXT = 20_000
@@ -72,6 +73,18 @@ class MultipleChoice(Task[Question, Choice]):
 
     question_type: ClassVar[type[msgspec.Struct]] = Question
     example: ClassVar[str] = '{"question": "...", "choices": ["...", "..."]}'
+    inputs: ClassVar[tuple[Column, ...]] = (
+        Column("question", "BYTES"),
+        Column("choices", "BYTES", wide=True),
+        Column("context", "BYTES", optional=True),
+    )
+    outputs: ClassVar[tuple[Column, ...]] = (
+        Column("prediction", "INT64"),
+        Column("label", "BYTES"),
+        Column("confidence", "FP32"),
+        Column("probabilities", "FP32", wide=True),
+        Column("truncated", "BOOL"),
+    )
 
     def __init__(self, name: str, version: str, settings: Settings, encoder: PairEncoder, scorer: Scorer) -> None:
         super().__init__(name, version, settings)

@@ -19,6 +19,7 @@ import msgspec
 
 from handlers.errors import HandlerError, Invalid, ModelFault, NotJson, NotSupported, OutOfTime, TooLarge
 from handlers.settings import Settings
+from handlers.tensors import Column
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer, ready to send; `body` is JSON, UTF-8."""
+    """One answer, ready to send; `body` is JSON, UTF-8, if `content_type` does not say otherwise."""
 
     body: bytes
     code: int = 200
     phrase: str = "OK"
     headers: dict[str, str] = field(default_factory=dict)
+    content_type: str = JSON
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -88,6 +90,9 @@ class Task(ABC, Generic[Question, Outcome]):
     question_type: ClassVar[type[msgspec.Struct]]
     example: ClassVar[str]
     """A request that would have been right, for error messages."""
+    inputs: ClassVar[tuple[Column, ...]] = ()
+    outputs: ClassVar[tuple[Column, ...]] = ()
+    """Fields of questions and answers that the Open Inference Protocol has as tensors; none if the task has none."""
 
     def __init__(self, name: str, version: str, settings: Settings) -> None:
         self.name = name

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from handlers.errors import LoadError
+from handlers.inference_protocol import answer
 from handlers.loading import load_task
 from handlers.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
 from handlers.samples import check_samples
-from handlers.task import JSON, Request, Task
+from handlers.task import Request, Task
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -34,12 +35,12 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     if data is None:
         return None
     started = time.monotonic()
-    replies = _task.answer([request_of(item, context, i) for i, item in enumerate(data)])
+    replies = answer(_task, [request_of(item, context, i) for i, item in enumerate(data)])
     _counts.add(replies, time.monotonic() - started)
     for i, reply in enumerate(replies):
         if reply.code != 200:
             context.set_response_status(code=reply.code, phrase=reply.phrase, idx=i)
-        context.set_response_content_type(i, JSON)
+        context.set_response_content_type(i, reply.content_type)
         for name, value in reply.headers.items():
             context.set_response_header(i, name, value)
     return [reply.body for reply in replies]

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from scripts.door import open_inference
 from scripts.door.clusters import version_clusters
 from scripts.door.documents import Served, Traffic
 from scripts.door.listeners import bootstrap, script
@@ -99,7 +100,8 @@ def command(files: Path, settings: DoorSettings) -> list[str]:
     options = ["--concurrency", str(settings.threads), "--disable-hot-restart", "--log-level", "warning"]
     options += ["--drain-time-s", "0", "--drain-strategy", "immediate"]
     # Notices that api_key_auth's settings may change their form in a later release; the release is pinned.
-    options += ["--component-log-level", "misc:error"]
+    # A gRPC call that cannot be translated is an error there, and any client could fill the log with such.
+    options += ["--component-log-level", "misc:error,http2:critical"]
     return [binary(), "-c", str(files / BOOTSTRAP), *options]
 
 
@@ -184,11 +186,12 @@ def contents(
 ) -> dict[str, Json]:
     """Watched file to its content, in the order in which they must come into force."""
     clusters = version_clusters(served, running.inference, settings, script("translate"))
+    outer, inner = (make(served, documents) for make in (open_inference.routes, open_inference.inner_routes))
     kind = "envoy.config.cluster.v3.Cluster"
     return {
         CLUSTERS: discovery([{"@type": f"type.googleapis.com/{kind}", **cluster} for cluster in clusters]),
-        f"{LADDER}.json": discovery([ladder_routes(served, documents)]),
-        f"{DOOR}.json": discovery([door_routes(served, documents)]),
+        f"{LADDER}.json": discovery([ladder_routes(served, documents, inner)]),
+        f"{DOOR}.json": discovery([door_routes(served, documents, outer)]),
     }
 
 

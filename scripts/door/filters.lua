@@ -62,3 +62,31 @@ function envoy_on_request(handle)
   handle:respond(head, "{" .. error .. '"status":"' .. (ready and "ready" or "not ready") .. '","versions":['
                  .. table.concat(rows, ",") .. "]}")
 end
+
+---- ready: whether each of some versions has a worker ----
+function envoy_on_request(handle)
+  local context = handle:filterContext()  -- ends with the first call
+  local versions, yes, no, code = context:get("versions"), context:get("yes"), context:get("no"), context:get("code")
+  local ready = true
+  for name in versions:gmatch("%S+") do
+    local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
+    local headers, body = handle:httpCall("management", call, nil, 5000)
+    ready = ready and headers[":status"] == "200" and (body or ""):find('"status"%s*:%s*"READY"') ~= nil
+  end
+  local head = { [":status"] = ready and "200" or code, ["content-type"] = "application/json" }
+  if head[":status"] == "503" then head["retry-after"] = "1" end
+  handle:respond(head, ready and yes or no)
+end
+
+---- grpc: the code of a gRPC answer, finer than what Envoy makes of the HTTP code ----
+local CODES = { ["400"] = "3", ["404"] = "5", ["413"] = "8", ["422"] = "3", ["500"] = "13", ["501"] = "12", ["504"] = "4" }
+
+function envoy_on_response(handle)
+  local status = handle:headers():get("x-http-status")
+  if not status then return end
+  handle:headers():remove("x-http-status")
+  if not CODES[status] then return end
+  for _ in handle:bodyChunks() do end
+  local trailers = handle:trailers()
+  if trailers then trailers:replace("grpc-status", CODES[status]) end
+end

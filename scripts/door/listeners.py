@@ -15,6 +15,7 @@ from scripts.door.names import (
     LADDER,
     MANAGEMENT,
     METRICS,
+    PROTOCOL_HEADER,
     SHADOW_HEADER,
     TORCHSERVE,
     Json,
@@ -29,6 +30,8 @@ from scripts.door.settings import DoorSettings, RateLimit, Tls
 HTTP = "envoy.extensions.filters.http"
 CLIENT_HEADER = "x-client"
 """Who asks, by name: written over by api_key_auth."""
+GRPC_SERVICES = Path(__file__).parent / "grpc" / "services.pb"
+"""The .proto files beside it, compiled: python -m grpc_tools.protoc --include_imports --descriptor_set_out ..."""
 HEADERS_KB = 7
 """TorchServe takes 8 (Netty's HttpServerCodec), and Envoy adds some of its own."""
 CLIENTS_COUNTED = 10_000
@@ -115,7 +118,7 @@ def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
 
 def without_orders() -> Json:
     """Takes away what only Envoy may say: orders to itself (timeouts, retries, inner routes), and who stood in."""
-    prefixes = ("x-envoy-", SHADOW_HEADER, FALLBACK_HEADER)
+    prefixes = ("x-envoy-", SHADOW_HEADER, FALLBACK_HEADER, PROTOCOL_HEADER)
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
@@ -124,7 +127,7 @@ def without_orders() -> Json:
 
 
 def ladder_listener(files: Path, settings: DoorSettings) -> Json:
-    manager = connection_manager(LADDER, files, settings, [router()])
+    manager = connection_manager(LADDER, files, settings, [pages(), router()])
     return {
         "name": LADDER,
         "internal_listener": {},
@@ -152,20 +155,41 @@ def connection_manager(name: str, files: Path, settings: DoorSettings, filters: 
 
 
 def local_replies(settings: DoorSettings) -> Json:
-    """Envoy's own errors in the one form of all errors."""
-    own_words = {"filter": {"header_filter": {"header": {"name": ":path", "string_match": {"exact": "/ready"}}}}}
-    return {"mappers": [own_words, *(mapper(code, words, settings) for code, words in LOCAL_ERRORS.items())]}
+    """Envoy's own errors in the one form of all errors; the Open Inference Protocol and gRPC know one text only."""
+    over_grpc = header_filter("te", {"exact": "trailers"})
+    open_protocol = [header_filter(":path", {"prefix": "/v2/"}), header_filter(PROTOCOL_HEADER, {"exact": "open"})]
+    in_one_form, in_one_text, for_grpc, as_it_is = [], [], [], []
+    for code, words in LOCAL_ERRORS.items():
+        if words is None:
+            as_it_is.append(mapper(code, None, OWN_WORDS))
+            continue
+        error, detail = words[0], words[1].format(body_bytes=f"{settings.body_bytes:,}")
+        text = f"{error}: {detail}"
+        for_grpc.append(mapper(code, over_grpc, {"text_format_source": {"inline_string": text}}))
+        in_one_text.append(mapper(code, {"or_filter": {"filters": open_protocol}}, {"json_format": {"error": text}}))
+        in_one_form.append(mapper(code, None, {"json_format": {"error": error, "detail": detail}}))
+    readiness = header_filter(":path", {"safe_regex": {"regex": "^(/v2/.*)?/ready$"}})
+    first = {"filter": readiness, "body_format_override": OWN_WORDS}
+    return {"mappers": [first, *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
 
 
-def mapper(code: int, words: tuple[str, str] | None, settings: DoorSettings) -> Json:
+OWN_WORDS: Json = {
+    "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
+    "content_type": "application/json",
+}
+
+
+def header_filter(name: str, match: Json) -> Json:
+    return {"header_filter": {"header": {"name": name, "string_match": match}}}
+
+
+def mapper(code: int, where: Json | None, body: Json) -> Json:
+    """The body of a code, everywhere or `where` a filter says."""
     comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"door.{code}"}}
-    body: Json = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
-    if words is not None:
-        error, detail = words
-        body = {"json_format": {"error": error, "detail": detail.format(body_bytes=f"{settings.body_bytes:,}")}}
+    is_code: Json = {"status_code_filter": {"comparison": comparison}}
     wait = {"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}, "append_action": "ADD_IF_ABSENT"}
     return {
-        "filter": {"status_code_filter": {"comparison": comparison}},
+        "filter": {"and_filter": {"filters": [is_code, where]}} if where else is_code,
         "body_format_override": body,
         "headers_to_add": [wait] if code in (429, 503) else [],
     }
@@ -179,7 +203,23 @@ def door_filters(settings: DoorSettings) -> list[Json]:
     if settings.rate_limit:
         filters.append(rate_limit(settings.rate_limit, by_key=bool(settings.api_keys)))
     size = extension("envoy.filters.http.buffer", f"{HTTP}.buffer.v3.Buffer", max_request_bytes=settings.body_bytes)
-    return [*filters, pages(), size, body_model(), router()]
+    return [*filters, *grpc(settings), pages(), size, body_model(), router()]
+
+
+def grpc(settings: DoorSettings) -> list[Json]:
+    """Turns gRPC calls into HTTP requests, and their answers back; off except where a route asks for it."""
+    status = extension(
+        "envoy.filters.http.lua.grpc", f"{HTTP}.lua.v3.Lua", default_source_code={"inline_string": script("grpc")}
+    )
+    transcoder = extension(
+        "envoy.filters.http.grpc_json_reverse_transcoder",
+        f"{HTTP}.grpc_json_reverse_transcoder.v3.GrpcJsonReverseTranscoder",
+        descriptor_path=str(GRPC_SERVICES),
+        max_request_body_size=settings.body_bytes,
+        # What a message leaves out must have its place in the path, if an empty one.
+        request_json_print_options={"always_print_primitive_fields": True},
+    )
+    return [filter_ | {"disabled": True} for filter_ in (status, transcoder)]
 
 
 def router() -> Json:
@@ -188,7 +228,7 @@ def router() -> Json:
 
 def pages() -> Json:
     """The scripts of the pages that Envoy puts together; routes choose one by name."""
-    codes = {name: {"inline_string": script(name)} for name in ("metrics", "health")}
+    codes = {name: {"inline_string": script(name)} for name in ("metrics", "health", "ready")}
     return extension("envoy.filters.http.lua", f"{HTTP}.lua.v3.Lua", source_codes=codes)
 
 
@@ -248,5 +288,5 @@ def tls_socket(tls: Tls) -> Json:
     return extension(
         "envoy.transport_sockets.tls",
         "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        common_tls_context={"tls_certificates": [certificate]},
+        common_tls_context={"tls_certificates": [certificate], "alpn_protocols": ["h2", "http/1.1"]},
     )

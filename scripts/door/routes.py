@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
 from scripts.door.documents import Served, Traffic
@@ -38,12 +38,12 @@ FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
 
 
-def door_routes(served: Served, documents: Mapping[str, Traffic]) -> Json:
-    """The open listener's routes; `documents` holds one for each served model."""
+def door_routes(served: Served, documents: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
+    """The open listener's routes; `documents` holds one for each served model, `further` are tried after these."""
     routes = [*pages(served, documents)]
     for model in sorted(served):
         routes += model_routes(model, served, documents[model])
-    routes += refusals(served)
+    routes += [*further, *refusals(served)]
     return route_configuration(DOOR, routes)
 
 
@@ -271,14 +271,14 @@ def answer(code: int, content: Json) -> Json:
     return {"direct_response": {"status": code, "body": {"inline_string": json.dumps(content)}}}
 
 
-def ladder_routes(served: Served, documents: Mapping[str, Traffic]) -> Json:
-    """The inner listener's routes: copies for shadows, then each version's next rung."""
+def ladder_routes(served: Served, documents: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
+    """The inner listener's routes: copies for shadows, then each version's next rung, then `further` ones."""
     routes: list[Json] = []
     for model in sorted(served):
         routes += [shadow_route(model, version) for version in sorted(served[model])]
         for version in sorted(served[model]):
             routes.append(rung_route(model, version, documents[model]))
-    return route_configuration(LADDER, routes)
+    return route_configuration(LADDER, [*routes, *further])
 
 
 def shadow_route(model: str, version: str) -> Json:

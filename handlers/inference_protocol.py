@@ -1,0 +1,380 @@
+"""The Open Inference Protocol, over HTTP and gRPC, and TorchServe's gRPC messages: other clothes for the same requests.
+
+The door names the form of a request in a header (scripts/door/open_inference.py). Here the request becomes the JSON
+that clients of `/predictions` send, goes the same way through the task, and its answer is put into the form again.
+
+    open             JSON, which raw tensors may follow: the protocol's REST form and its binary tensor extension
+    open-grpc        the message ModelInferRequest as JSON, as protobuf writes it; so is the answer
+    open-metadata    no body; the answer tells the task's inputs and outputs
+    torchserve-grpc  the message PredictionsRequest as JSON; its input `data` or `body` holds a request
+
+Source: https://github.com/kserve/open-inference-protocol; the extension is Triton's, extension_binary_data.md.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from handlers.errors import HandlerError, Invalid, NotJson, NotSupported
+from handlers.task import Reply, Request, Task, plain
+from handlers.tensors import Column, Tensor, check, flat, of_column, pack, unpack
+
+PROTOCOL_HEADER = "x-inference-protocol"
+JSON_LENGTH_HEADER = "inference-header-content-length"
+BINARY = "application/octet-stream"
+PLATFORM = "torchserve"
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Data type to the field of InferTensorContents that holds its values."""
+
+
+class Contents(Struct, frozen=True):
+    """gRPC's InferTensorContents."""
+
+    bool_contents: list[bool] = []
+    int_contents: list[int] = []
+    int64_contents: list[int] = []
+    uint_contents: list[int] = []
+    uint64_contents: list[int] = []
+    fp32_contents: list[float] = []
+    fp64_contents: list[float] = []
+    bytes_contents: list[bytes] = []
+
+
+class InputTensor(Struct, frozen=True):
+    """Its values stand in `data` (HTTP), in `contents` (gRPC), or apart as raw bytes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] = {}
+    data: list[Any] | UnsetType = UNSET
+    contents: Contents | UnsetType = UNSET
+
+
+class RequestedOutput(Struct, frozen=True):
+    """An output that the client asks for; without any, it gets all."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(Struct, frozen=True):
+    """One inference request, of both forms."""
+
+    inputs: list[InputTensor]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[RequestedOutput] = []
+    raw_input_contents: list[bytes] = []
+
+
+class OutputTensor(Struct, frozen=True, omit_defaults=True):
+    """One output of an answer."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] = {}
+    data: list[Any] | UnsetType = UNSET
+    contents: dict[str, list[Any]] | UnsetType = UNSET
+
+
+class InferResponse(Struct, frozen=True, omit_defaults=True):
+    """The answer to an inference request."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputTensor]
+    id: str = ""
+    raw_output_contents: list[bytes] | UnsetType = UNSET
+
+
+class TensorMetadata(Struct, frozen=True):
+    """-1 in a shape stands for any number."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(Struct, frozen=True):
+    """What a version takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class PredictionsRequest(Struct, frozen=True):
+    """TorchServe's gRPC message."""
+
+    input: dict[str, bytes] = {}
+
+
+from_json = msgspec.json.Decoder(InferRequest)
+# Protobuf writes 64-bit integers as strings.
+from_message = msgspec.json.Decoder(InferRequest, strict=False)
+from_torchserve = msgspec.json.Decoder(PredictionsRequest)
+to_json = msgspec.json.Encoder()
+
+AnyTask = Task[Any, Any]
+Close = Callable[[Reply], Reply]
+"""Puts a plain answer into the form that its request came in."""
+
+
+def answer(task: AnyTask, requests: Sequence[Request]) -> list[Reply]:
+    """One reply per request, in order, each in the form that its request came in. Never raises for what was sent."""
+    forms = [request.header(PROTOCOL_HEADER) for request in requests]
+    if not any(forms):
+        return task.answer(requests)
+    opened = [open_form(task, form, request) for form, request in zip(forms, requests, strict=True)]
+    asked = [entry for entry in opened if not isinstance(entry, Reply)]
+    replies = iter(task.answer([request for request, _ in asked]))
+    return [entry if isinstance(entry, Reply) else entry[1](next(replies)) for entry in opened]
+
+
+def open_form(task: AnyTask, form: str | None, request: Request) -> tuple[Request, Close] | Reply:
+    """The plain request and the way back, or the answer if there is nothing to compute."""
+    headers = {"x-model-version": task.version}
+    try:
+        if not form:
+            return request, lambda reply: reply
+        if form == "open-metadata":
+            return Reply(to_json.encode(metadata(task)), headers=headers)
+        if form == "torchserve-grpc":
+            return replace(request, body=torchserve_body(request.body)), in_message
+        return open_inference(task, request, grpc=form == "open-grpc")
+    except HandlerError as err:
+        return refusal(Reply(b"", err.code, err.phrase, headers), err.error, str(err), grpc=form != "open")
+
+
+def metadata(task: AnyTask) -> ModelMetadata:
+    def described(columns: Sequence[Column]) -> list[TensorMetadata]:
+        return [TensorMetadata(column.name, column.datatype, column.shape) for column in columns]
+
+    return ModelMetadata(task.name, [task.version], PLATFORM, described(task.inputs), described(task.outputs))
+
+
+def torchserve_body(message: bytes | None) -> bytes | None:
+    """The request that a message carries; None if it carries none."""
+    given: dict[str, bytes] = decode(from_torchserve, message).input
+    return given.get("body", given.get("data"))
+
+
+def in_message(reply: Reply) -> Reply:
+    if reply.code != 200:
+        return in_words(reply, grpc=True)
+    return replace(reply, body=to_json.encode({"prediction": reply.body}))
+
+
+def open_inference(task: AnyTask, request: Request, *, grpc: bool) -> tuple[Request, Close]:
+    """The same questions as instances. Raises HandlerError."""
+    if not task.inputs:
+        raise NotSupported(f"model {task.name} {task.version} has no tensors; use /predictions")
+    asked, raw = decode_infer(request, grpc=grpc)
+    wanted = requested(task, asked)
+    rows = instances(task.inputs, tensors(asked, raw, grpc=grpc))
+
+    def close(reply: Reply) -> Reply:
+        if reply.code != 200:
+            return in_words(reply, grpc=grpc)
+        answers = msgspec.json.decode(reply.body)["predictions"]
+        failed = next((one for one in answers if "error" in one), None)
+        if failed:
+            return refusal(with_code(reply, failed["error"]), failed["error"], failed["detail"], grpc=grpc)
+        outputs = [of_column(column, [one[column.name] for one in answers]) for column in wanted]
+        head = InferResponse(task.name, task.version, [], asked.id)
+        return in_protobuf(reply, head, outputs, asked) if grpc else in_json(reply, head, outputs, asked)
+
+    return replace(request, body=to_json.encode({"instances": rows})), close
+
+
+def decode(decoder: msgspec.json.Decoder[Any], body: bytes | None) -> Any:
+    try:
+        return decoder.decode(body or b"")
+    except msgspec.ValidationError as err:
+        raise Invalid(str(err)) from err
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise NotJson(f"the request is not JSON: {plain(err)}") from err
+
+
+def decode_infer(request: Request, *, grpc: bool) -> tuple[InferRequest, bytes]:
+    """The request and the raw tensors after it. Raises NotJson or Invalid."""
+    body = request.body or b""
+    if grpc:
+        return decode(from_message, body), b""
+    length = request.header(JSON_LENGTH_HEADER)
+    if length is None:
+        return decode(from_json, body), b""
+    if not re.fullmatch(r"[0-9]{1,10}", length) or int(length) > len(body):
+        raise Invalid(f"{JSON_LENGTH_HEADER} is no number up to {len(body)}, the length of the body")
+    return decode(from_json, body[: int(length)]), body[int(length) :]
+
+
+def requested(task: AnyTask, asked: InferRequest) -> list[Column]:
+    """The outputs to give, in the order asked for."""
+    there = {column.name: column for column in task.outputs}
+    for output in asked.outputs:
+        if output.name not in there:
+            raise Invalid(f"no output {output.name}; there are: {', '.join(there)}")
+        if "classification" in output.parameters:
+            raise Invalid(f"output {output.name}: classification is not supported; take the output as it is")
+    return [there[output.name] for output in asked.outputs] or list(there.values())
+
+
+def tensors(asked: InferRequest, raw: bytes, *, grpc: bool) -> list[Tensor]:
+    """The inputs, checked against their shapes."""
+    apart = asked.raw_input_contents
+    if apart and len(apart) != len(asked.inputs):
+        raise Invalid(
+            f"raw_input_contents has {len(apart)} entries, expected one for each of {len(asked.inputs)} inputs"
+        )
+    found = []
+    for i, given in enumerate(asked.inputs):
+        size = given.parameters.get("binary_data_size")
+        if apart:
+            values = unpack(given.name, given.datatype, apart[i])
+        elif size is not None and not grpc:
+            if not isinstance(size, int) or not 0 <= size <= len(raw):
+                raise Invalid(
+                    f"input {given.name}: binary_data_size is {size}, {len(raw)} bytes are left after the JSON"
+                )
+            values, raw = unpack(given.name, given.datatype, raw[:size]), raw[size:]
+        else:
+            values = values_of(given)
+        found.append(check(Tensor(given.name, given.datatype, given.shape, values)))
+    if raw:
+        raise Invalid(f"{len(raw)} bytes are left after the last input")
+    return found
+
+
+def values_of(given: InputTensor) -> list[Any]:
+    """Those that stand in the request itself."""
+    if given.contents is not UNSET:
+        field = CONTENTS.get(given.datatype)
+        if field is None:
+            raise Invalid(f"input {given.name} is of type {given.datatype}; expected one of {', '.join(CONTENTS)}")
+        values = getattr(given.contents, field)
+        return [text(given.name, value) for value in values] if given.datatype == "BYTES" else list(values)
+    if given.data is UNSET:
+        raise Invalid(f"input {given.name} has no data")
+    return list(flat(given.data))
+
+
+def text(name: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as err:
+        raise Invalid(f"input {name} holds a text that is not UTF-8") from err
+
+
+def instances(columns: Sequence[Column], given: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """A question per row. Raises Invalid if an input is missing, unknown, of the wrong type or of another length."""
+    expected = ", ".join(f"{c.name} {c.datatype}{' (optional)' if c.optional else ''}" for c in columns)
+    by_name = {tensor.name: tensor for tensor in given}
+    known = {column.name: column for column in columns}
+    for tensor in given:
+        if tensor.name not in known:
+            raise Invalid(f"no input {tensor.name}; there are: {expected}")
+        if tensor.datatype != known[tensor.name].datatype:
+            raise Invalid(f"input {tensor.name} is of type {tensor.datatype}; there are: {expected}")
+    missing = [c.name for c in columns if not c.optional and c.name not in by_name]
+    if missing:
+        raise Invalid(f"input {missing[0]} is missing; there are: {expected}")
+    rows = {column: by_name[column.name].rows(column.wide) for column in columns if column.name in by_name}
+    counts = {column.name: len(values) for column, values in rows.items()}
+    if len(set(counts.values())) > 1:
+        raise Invalid(f"the inputs have different numbers of rows: {counts}")
+    return [question(rows, i) for i in range(next(iter(counts.values())))]
+
+
+def question(rows: Mapping[Column, Sequence[Any]], i: int) -> dict[str, Any]:
+    return {c.name: values[i] for c, values in rows.items() if not (c.optional and values[i] in ("", []))}
+
+
+def in_json(reply: Reply, head: InferResponse, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
+    """Raw bytes after the JSON for the outputs that were asked for in that way."""
+    by_default = asked.parameters.get("binary_data_output") is True
+    wishes = {output.name: output.parameters.get("binary_data", by_default) for output in asked.outputs}
+    entries, after = [], b""
+    for tensor in outputs:
+        entry = OutputTensor(tensor.name, tensor.datatype, tensor.shape)
+        if wishes.get(tensor.name, by_default):
+            raw = pack(tensor)
+            after += raw
+            entry = msgspec.structs.replace(entry, parameters={"binary_data_size": len(raw)})
+        else:
+            entry = msgspec.structs.replace(entry, data=tensor.values)
+        entries.append(entry)
+    body = to_json.encode(msgspec.structs.replace(head, outputs=entries))
+    if not any(entry.parameters for entry in entries):
+        return replace(reply, body=body)
+    headers = reply.headers | {JSON_LENGTH_HEADER: str(len(body))}
+    return replace(reply, body=body + after, headers=headers, content_type=BINARY)
+
+
+def in_protobuf(reply: Reply, head: InferResponse, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
+    """Raw if the inputs were raw, else in the fields of each type."""
+    if asked.raw_input_contents:
+        entries = [OutputTensor(t.name, t.datatype, t.shape) for t in outputs]
+        body = msgspec.structs.replace(head, outputs=entries, raw_output_contents=[pack(t) for t in outputs])
+    else:
+        entries = [OutputTensor(t.name, t.datatype, t.shape, contents=contents_of(t)) for t in outputs]
+        body = msgspec.structs.replace(head, outputs=entries)
+    return replace(reply, body=to_json.encode(body))
+
+
+def contents_of(tensor: Tensor) -> dict[str, list[Any]]:
+    values = tensor.values
+    if tensor.datatype == "BYTES":
+        values = [b64encode(value.encode("utf-8", "surrogatepass")).decode() for value in values]
+    return {CONTENTS[tensor.datatype]: values}
+
+
+def in_words(reply: Reply, *, grpc: bool) -> Reply:
+    """A plain error in the protocol's form."""
+    error = msgspec.json.decode(reply.body)
+    return refusal(reply, error["error"], error["detail"], grpc=grpc)
+
+
+def refusal(reply: Reply, error: str, detail: str, *, grpc: bool) -> Reply:
+    """One text: the protocol knows no more, and its clients show no more."""
+    said = f"{error}: {in_tensor_terms(detail)}"
+    return replace(reply, body=said.encode() if grpc else to_json.encode({"error": said}))
+
+
+def in_tensor_terms(detail: str) -> str:
+    """`$.instances[3].choices[1]` is the input choices at [3, 1]; an example of a plain request is no help here."""
+    detail = re.sub(r"; expected \{.*$", "", detail)
+    detail = re.sub(r"`\$\.instances\[(\d+)\]\.(\w+)\[(\d+)\]`", r"`\2[\1, \3]`", detail)
+    detail = re.sub(r"`\$\.instances\[(\d+)\]\.(\w+)`", r"`\2[\1]`", detail)
+    return re.sub(r"`\$\.instances\[(\d+)\]`", r"row \1", detail)
+
+
+def with_code(reply: Reply, error: str) -> Reply:
+    """The reply with the code of an error's short name."""
+    known = {kind.error: kind for kind in HandlerError.__subclasses__()}
+    err = known[error]("")
+    return replace(reply, code=err.code, phrase=err.phrase)
