@@ -17,6 +17,8 @@ import psutil
 import pytest
 import requests
 
+from scripts.archive.adopt import adopt
+from scripts.archive.build import build
 from tests.tiny_archives import REQUEST, tiny_archive
 
 PROJECT = Path(__file__).parents[2]
@@ -128,3 +130,13 @@ def site(make_site: Callable[..., Site]) -> Iterator[Site]:
     served.up()
     yield served
     served.run("down")
+
+
+@pytest.fixture(scope="session")
+def quiz_door(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Site:
+    """quiz 1.0 and 2.0, two tiny models in float32, are served behind a door."""
+    site = make_site()
+    for version, kind in (("1.0", "bert"), ("2.0", "distilbert")):
+        build(adopt(tiny_model(kind), "quiz", version, site.folder / "recipes", precision="float32"), site.store)
+    site.up()
+    return site
