@@ -269,6 +269,7 @@ def rate_limit(limit: RateLimit, *, by_key: bool) -> Json:
         descriptors=[{"entries": [{"key": "client" if by_key else "remote_address"}], "token_bucket": bucket}],
         max_dynamic_descriptors=CLIENTS_COUNTED,
         always_consume_default_token_bucket=False,
+        rate_limited_as_resource_exhausted=True,
     )
 
 
