@@ -6,6 +6,7 @@ HandlerError            answered to the client, one request at a time
 ├── Invalid             422  JSON that breaks the schema
 ├── ModelFault          500  the model failed; details go to the log, not to the client
 ├── NotSupported        501  this version has no such ability
+├── Unavailable         503  something that this request needs is away for the moment
 └── OutOfTime           504  the batch's time was spent before this request's turn
 LoadError               no code: the worker must not start
 """
@@ -46,6 +47,10 @@ class ModelFault(HandlerError):
 
 class NotSupported(HandlerError):
     code, error = 501, "not_supported"
+
+
+class Unavailable(HandlerError):
+    code, error = 503, "unavailable"
 
 
 class OutOfTime(HandlerError):

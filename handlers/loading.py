@@ -6,6 +6,7 @@ An archive's root holds `entry.py`, `model-config.yaml`, `samples.json`, `metada
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from handlers.task import Task
 
 MODEL_FOLDER = "model"
 METADATA_FILE = "metadata.json"
+CONFIG_FILE = "model-config.yaml"
 
 
 def load_task(
@@ -57,6 +59,24 @@ def load_multiple_choice(folder: Path, name: str, version: str, settings: Settin
     encoder = PairEncoder(tokenizer, settings.max_tokens)
     scorer = TorchScorer.load(folder, encoder, settings, device)
     return MultipleChoice(name, version, settings, encoder, scorer)
+
+
+def archive_digest(root: Path) -> str:
+    """SHA-256, in hex, of what an archive extracted to `root` holds.
+
+    metadata.json carries the digests of the sources and of every file, and is small; an archive that
+    torch-model-archiver alone laid out has none, so that all of it is read.
+    """
+    recorded = [root / METADATA_FILE, root / CONFIG_FILE]
+    files = recorded if all(path.is_file() for path in recorded) else sorted(p for p in root.rglob("*") if p.is_file())
+    whole = hashlib.sha256()
+    for path in files:
+        if "__pycache__" in path.parts:
+            continue
+        with path.open("rb") as file:
+            whole.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def check_libraries(root: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from handlers.task import Reply
@@ -17,16 +17,24 @@ REPORT_EVERY_S = 1.0
 NAMES = ("handler_batches_total", "handler_requests_total", "handler_errors_total", "handler_milliseconds_total")
 """Counters that metrics.yaml declares, by version, model and level.
 
-Errors are answers of 400 and above; milliseconds are spent in the handler.
+Errors are answers of 400 and above; milliseconds are spent in the handler; the log's are records and labels.
 """
 
 
 class WorkerCounts:
     """Counts batches and their requests; a report is sent with the first batch that ends a second after the last."""
 
-    def __init__(self, report: Callable[[dict[str, int]], None], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        report: Callable[[dict[str, int]], None],
+        now: Callable[[], float] = time.monotonic,
+        totals: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        """`totals` tells what others count since the start of the worker."""
         self._report = report
         self._now = now
+        self._totals = totals
+        self._told: dict[str, int] = {}
         self._counts = dict.fromkeys(NAMES, 0)
         self._reported = now()
 
@@ -37,8 +45,10 @@ class WorkerCounts:
             self._counts[name] += value
         now = self._now()
         if now - self._reported >= REPORT_EVERY_S:
-            self._report({name: value for name, value in self._counts.items() if value})
-            self._counts = dict.fromkeys(NAMES, 0)
+            totals = dict(self._totals())
+            counts = self._counts | {name: value - self._told.get(name, 0) for name, value in totals.items()}
+            self._report({name: value for name, value in counts.items() if value})
+            self._counts, self._told = dict.fromkeys(NAMES, 0), totals
             self._reported = now
 
 

@@ -6,13 +6,22 @@ The archive build writes that file from the recipe; nothing else is consulted, n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from handlers.errors import LoadError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the prediction log keeps of an answered question, besides the answer."""
+
+    input: Literal["whole", "hash", "none"] = "hash"
+    """The question itself, or a salted hash that only tells equal ones, or nothing."""
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """Of the requests; 0 keeps no log."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Rows (choices, over all its questions) in one request."""
     batch_seconds: float = 30.0
     """Time for one server batch; what is not computed by then is answered 504, so that the worker is never killed."""
+    log: Log = Log()
 
     @classmethod
     def load(cls, section: Mapping[str, Any] | None) -> Settings:

@@ -13,13 +13,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
 from handlers.errors import HandlerError, Invalid, ModelFault, NotJson, NotSupported, OutOfTime, TooLarge
 from handlers.settings import Settings
 from handlers.tensors import Column
+
+if TYPE_CHECKING:
+    from handlers.prediction_log import PredictionLog
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,8 @@ class Task(ABC, Generic[Question, Outcome]):
         self._envelope = msgspec.json.Decoder(Envelope)
         self._encoder = msgspec.json.Encoder()
         self._headers = {"x-model-version": version}
+        self.log: PredictionLog | None = None
+        """Remembers every answer; a server sets it, who answers samples or a batch job does not."""
 
     @abstractmethod
     def predict(self, questions: Sequence[Question], deadline: float) -> list[Outcome | None]:
@@ -128,9 +133,19 @@ class Task(ABC, Generic[Question, Outcome]):
         return [
             self._refusal(entry)
             if isinstance(entry, HandlerError)
-            else self._reply(entry, outcomes, request.id, latency_ms)
+            else self._reply(entry, outcomes, request, latency_ms)
             for request, entry in zip(requests, parsed, strict=True)
         ]
+
+    def take_label(self, request: Request) -> Reply:
+        """Keep the true label of an earlier prediction in the log."""
+        try:
+            if self.log is None:
+                raise NotSupported(f"model {self.name} {self.version} keeps no prediction log; labels have no place")
+            feedback = self.log.label(request.body)
+        except HandlerError as err:
+            return self._refusal(err)
+        return Reply(self._encoder.encode(feedback), 202, "Accepted", self._headers)
 
     def _parse(self, request: Request) -> Parsed[Question] | HandlerError:
         try:
@@ -239,7 +254,7 @@ class Task(ABC, Generic[Question, Outcome]):
         return [late if outcome is None else outcome for outcome in outcomes]
 
     def _reply(
-        self, parsed: Parsed[Question], outcomes: Iterator[Outcome | HandlerError], request_id: str, latency_ms: float
+        self, parsed: Parsed[Question], outcomes: Iterator[Outcome | HandlerError], request: Request, latency_ms: float
     ) -> Reply:
         answers: list[Any] = []
         for i, question in enumerate(parsed.questions):
@@ -250,8 +265,10 @@ class Task(ABC, Generic[Question, Outcome]):
                     return self._refusal(error)  # type: ignore[arg-type]  # one of the two is an error
                 answers.append(ErrorBody(error.error, str(error)))  # type: ignore[union-attr]  # as above
                 continue
-            prediction_id = f"{request_id}:{i}" if parsed.several else request_id
+            prediction_id = f"{request.id}:{i}" if parsed.several else request.id
             answers.append(self.answer_of(question, outcome, prediction_id, latency_ms))
+            if self.log is not None:
+                self.log.add(request, prediction_id, question, answers[-1])
         body = Predictions(answers) if parsed.several else answers[0]
         return Reply(self._encoder.encode(body), headers=self._headers)
 

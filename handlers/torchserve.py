@@ -12,12 +12,15 @@ from typing import Any
 
 from handlers.errors import LoadError
 from handlers.inference_protocol import answer
-from handlers.loading import load_task
+from handlers.loading import archive_digest, load_task
 from handlers.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
+from handlers.prediction_log import open_log
 from handlers.samples import check_samples
-from handlers.task import Request, Task
+from handlers.task import Reply, Request, Task
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+FEEDBACK = "feedback"
+"""What follows a version's path where a true label comes instead of a question (TorchServe's header `url_path`)."""
 
 _task: Task[Any, Any] | None = None
 _counts: WorkerCounts | None = None
@@ -31,11 +34,12 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     global _task, _counts
     if _task is None or _counts is None:
         _task = initialize(context)
-        _counts = WorkerCounts(torchserve_report(context, _task.name, _task.version))
+        totals = _task.log.totals if _task.log is not None else dict
+        _counts = WorkerCounts(torchserve_report(context, _task.name, _task.version), totals=totals)
     if data is None:
         return None
     started = time.monotonic()
-    replies = answer(_task, [request_of(item, context, i) for i, item in enumerate(data)])
+    replies = answer_all(_task, [request_of(item, context, i) for i, item in enumerate(data)])
     _counts.add(replies, time.monotonic() - started)
     for i, reply in enumerate(replies):
         if reply.code != 200:
@@ -44,6 +48,18 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
         for name, value in reply.headers.items():
             context.set_response_header(i, name, value)
     return [reply.body for reply in replies]
+
+
+def answer_all(task: Task[Any, Any], requests: list[Request]) -> list[Reply]:
+    """One reply per request, in order, whether it asks or brings a label."""
+    labels = [request.header("url_path") == FEEDBACK for request in requests]
+    if not any(labels):
+        return answer(task, requests)
+    asked = [request for request, label in zip(requests, labels, strict=True) if not label]
+    answers = iter(answer(task, asked))
+    return [
+        task.take_label(request) if label else next(answers) for request, label in zip(requests, labels, strict=True)
+    ]
 
 
 def request_of(item: dict[str, Any], context: Any, index: int) -> Request:
@@ -79,6 +95,7 @@ def initialize(context: Any) -> Task[Any, Any]:
     try:
         task = load_task(root, model["modelName"], model["modelVersion"], handler, device)
         check_samples(task, root)
+        task.log = open_log(task.settings.log, task.name, task.version, archive_digest(root))
     except LoadError as err:
         print(f"LoadError: {model['modelName']} {model['modelVersion']}: {err}", file=sys.stderr, flush=True)
         raise

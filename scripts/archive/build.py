@@ -191,6 +191,7 @@ def server_config(recipe: Recipe) -> dict[str, Any]:
             "rows_per_pass": recipe.rows_per_pass,
             "threads": recipe.threads,
             "batch_seconds": recipe.response_timeout_s / 2,
+            "log": msgspec.to_builtins(recipe.log),
         },
     }
 

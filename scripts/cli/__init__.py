@@ -30,6 +30,8 @@ COMMANDS = {
     "unregister": "scripts.cli.models:unregister",
     "route": "scripts.cli.route:route",
     "ask": "scripts.cli.ask:ask",
+    "log": "scripts.cli.log:log",
+    "shadow": "scripts.cli.shadow:shadow",
     "train": "scripts.cli.training:train",
     "eval": "scripts.cli.training:evaluate",
 }

@@ -4,6 +4,7 @@ config.properties   TorchServe's settings as they are in force
 running.json        the running server, from start to stop
 choices.json        what operators chose; the next start respects it
 traffic.yaml        the models' traffic documents; traffic.jsonl tells every change of them
+log/                drained predictions and labels, if no other folder was named
 door/               Envoy's settings, routes and clusters as they are in force
 redis/              Redis's settings, and its data between a stop and the next start
 logs/               server.log, workers.log, console.log, door.log, redis.log
@@ -104,6 +105,7 @@ class State:
         self.console_log = self.logs / "console.log"
         self.traffic = self.folder / "traffic.yaml"
         self.traffic_history = self.folder / "traffic.jsonl"
+        self.prediction_log = self.folder / "log"
         self._running = self.folder / "running.json"
         self._choices = self.folder / "choices.json"
 
