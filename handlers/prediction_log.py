@@ -48,6 +48,8 @@ REPLY_TIMEOUT_S = 1.0
 CLOSE_S = 1.0
 SHADOW_HEADER, FAILED_HEADER, USER_HEADER = "x-shadow-version", "x-fallback-from", "x-user-id"
 """The first two are the door's: scripts/door/names.py."""
+SAMPLE_HEADER = "x-sample"
+"""On a version's own sample questions, which are in no log; the door lets no client send it."""
 PREDICTION_ID = r"^[\x21-\x7e]{1,140}$"
 FEEDBACK_EXAMPLE = '{"prediction_id": "...", "label": 1}'
 
@@ -158,6 +160,8 @@ class PredictionLog:
         if self._threshold < 2**32 and zlib.crc32(request.id.encode()) >= self._threshold:
             return
         header = request.header
+        if header(SAMPLE_HEADER) is not None:
+            return
         with self._lock:
             self._sequence += 1
             entry = Answered(

@@ -62,13 +62,13 @@ class RedisLink:
         self._begin()
 
     @classmethod
-    def from_environment(cls) -> RedisLink | None:
+    def from_environment(cls, reply_timeout_s: float = REPLY_TIMEOUT_S) -> RedisLink | None:
         """The Redis of REDIS_URL; None without one, or where it cannot be used, which is logged."""
         url = os.environ.get(URL_VARIABLE)
         if not url:
             return None
         try:
-            return cls(url)
+            return cls(url, reply_timeout_s)
         except ImportError:
             log.warning("%s is set, but redis-py is not installed: no cache, no log; pip install redis", URL_VARIABLE)
         except ValueError as err:

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+from handlers.prediction_log import SAMPLE_HEADER
 from scripts.door.clusters import ladder_cluster, plain_cluster
 from scripts.door.names import (
     ADMIN,
@@ -117,8 +118,8 @@ def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
 
 
 def without_orders() -> Json:
-    """Takes away what only Envoy may say: orders to itself (timeouts, retries, inner routes), and who stood in."""
-    prefixes = ("x-envoy-", SHADOW_HEADER, FALLBACK_HEADER, PROTOCOL_HEADER)
+    """Takes away what no client may say: orders to Envoy (timeouts, retries, inner routes), and marks for the log."""
+    prefixes = ("x-envoy-", SHADOW_HEADER, FALLBACK_HEADER, PROTOCOL_HEADER, SAMPLE_HEADER)
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",

@@ -13,6 +13,7 @@ import redis
 from handlers.prediction_log import SALT
 from scripts.errors import UserError
 from scripts.prediction_log.kinds import Entry, Kind, next_id
+from scripts.server import redis_server
 from scripts.server.state import State
 
 Redis = redis.Redis
@@ -24,10 +25,14 @@ TIMEOUT_S = 30.0
 
 def connect(state: State) -> Redis:
     """The Redis of the stack that runs, else the one of REDIS_URL. Raises UserError."""
-    url = os.environ.get("REDIS_URL")
-    if url is None:
-        raise UserError(f"nothing runs in {state.folder}, and REDIS_URL names no Redis; start the stack: marctl up")
-    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_S)
+    running = state.running()
+    url = running.redis.url if running and running.redis else os.environ.get(redis_server.URL_VARIABLE)
+    if not url:
+        raise UserError(
+            f"no stack with a Redis runs in {state.folder}, and {redis_server.URL_VARIABLE} names none; "
+            "start it with `marctl up`"
+        )
+    return redis_server.connect(url, TIMEOUT_S)
 
 
 @contextmanager

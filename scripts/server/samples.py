@@ -6,6 +6,7 @@ import json
 
 import requests
 
+from handlers.prediction_log import SAMPLE_HEADER
 from handlers.samples import Sample, differences
 from scripts.archive.reader import Archive
 from scripts.errors import UserError
@@ -35,7 +36,8 @@ def ask(session: requests.Session, inference: str, archive: Archive, index: int,
     who = f"{archive.name} {archive.version}"
     url = f"{inference}/predictions/{archive.name}/{archive.version}"
     try:
-        reply = session.post(url, json=archive.samples[index].request, timeout=timeout_s)
+        request = archive.samples[index].request
+        reply = session.post(url, json=request, headers={SAMPLE_HEADER: "1"}, timeout=timeout_s)
     except requests.RequestException as err:
         raise SampleFailed(
             f"{who} did not answer its sample {index} within {timeout_s:.0f} s: {type(err).__name__}"

@@ -216,9 +216,9 @@ def test_a_client_cannot_choose_inner_routes(server: Standin, door: TestDoor) ->
 def test_a_client_cannot_pass_for_a_copy_or_a_fallback(server: Standin, door: TestDoor) -> None:
     """The prediction log believes these headers."""
     door.set(split={"1.0": 100})
-    assert door.ask(x_shadow_version="1.0", x_fallback_from="2.0").status_code == 200
+    assert door.ask(x_shadow_version="1.0", x_fallback_from="2.0", x_sample="1").status_code == 200
     [(_, headers, _)] = server.seen
-    assert not {"x-shadow-version", "x-fallback-from"} & headers.keys()
+    assert not {"x-shadow-version", "x-fallback-from", "x-sample"} & headers.keys()
 
 
 def test_labels_are_neither_copied_nor_counted_as_predictions(server: Standin, door: TestDoor) -> None:
