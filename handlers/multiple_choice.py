@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
 import msgspec
@@ -46,8 +45,7 @@ class Answer(msgspec.Struct, frozen=True):
     latency_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, array_like=True):
     """What the model made of one question. `probabilities` sum to 1, one per choice."""
 
     probabilities: list[float]
@@ -59,7 +57,9 @@ class Choice:
 
 
 class Scorer(Protocol):
-    """Runs the forward pass."""
+    """Runs the forward pass. `runtime` names library, number format and device: what else its scores depend on."""
+
+    runtime: str
 
     def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
         """A logit per row, in order; None where the deadline (time.monotonic seconds) came first."""
@@ -72,6 +72,7 @@ class MultipleChoice(Task[Question, Choice]):
     """Answers multiple-choice questions."""
 
     question_type: ClassVar[type[msgspec.Struct]] = Question
+    outcome_type: ClassVar[type[Choice]] = Choice
     example: ClassVar[str] = '{"question": "...", "choices": ["...", "..."]}'
     inputs: ClassVar[tuple[Column, ...]] = (
         Column("question", "BYTES"),
@@ -116,6 +117,17 @@ class MultipleChoice(Task[Question, Choice]):
             truncated=outcome.truncated,
             latency_ms=latency_ms,
         )
+
+    @property
+    def runtime(self) -> str:
+        return self.scorer.runtime
+
+    def canonical(self, text: str) -> str:
+        return self.encoder.canonical(text)
+
+    def fits(self, question: Question, outcome: Choice) -> bool:
+        found = outcome.probabilities
+        return len(found) == len(question.choices) and abs(math.fsum(found) - 1) < 1e-6 and min(found) >= 0
 
     def weight(self, question: Question) -> int:
         return len(question.choices)

@@ -24,6 +24,19 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the requests; 0 keeps no log."""
 
 
+class CacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long answers are kept in Redis (handlers/cache.py)."""
+
+    ttl_s: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    """An answer is never older, unless the model fails."""
+    stale_s: Annotated[float, msgspec.Meta(ge=0)] = 86400.0
+    """For so long afterwards it is served if the model fails."""
+    early_refresh: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """How early popular answers are computed anew, in multiples of what they cost: the paper's beta; 0 for never."""
+    jitter: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    """Up to this share of its time is taken from each answer, so that those of one moment expire at many."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Counts are per request unless named otherwise; a bad or unknown value stops the load."""
 
@@ -43,6 +56,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     batch_seconds: float = 30.0
     """Time for one server batch; what is not computed by then is answered 504, so that the worker is never killed."""
     log: Log = Log()
+    cache: CacheSettings | bool = CacheSettings()
+    """`off` (which YAML reads as false) computes every answer."""
+
+    @property
+    def cache_settings(self) -> CacheSettings | None:
+        """None if the version is to have no cache."""
+        return (CacheSettings() if self.cache else None) if isinstance(self.cache, bool) else self.cache
 
     @classmethod
     def load(cls, section: Mapping[str, Any] | None) -> Settings:

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from handlers.errors import HandlerError, Invalid, ModelFault, NotJson, NotSupported, OutOfTime, TooLarge
 from handlers.settings import Settings
 from handlers.tensors import Column
 
 if TYPE_CHECKING:
+    from handlers.cache import Cache
     from handlers.prediction_log import PredictionLog
 
 log = logging.getLogger(__name__)
@@ -87,10 +89,31 @@ class Parsed(Generic[Question]):
     several: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[Question]):
+    """One good question of a batch; `several` tells that its request brought others. `header` is the request's."""
+
+    question: Question
+    several: bool
+    header: Callable[[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[Outcome]):
+    """What became of one question. `cache`: hit, miss, stale, or None where nothing was looked up."""
+
+    outcome: Outcome | HandlerError
+    cache: str | None = None
+    version: str | None = None
+    """Whose answer it is, if another version's."""
+
+
 class Task(ABC, Generic[Question, Outcome]):
     """One model version, loaded. Holds nothing of any request between two calls."""
 
     question_type: ClassVar[type[msgspec.Struct]]
+    outcome_type: ClassVar[type[msgspec.Struct] | None] = None
+    """What `predict` gives, if it can be kept in the cache."""
     example: ClassVar[str]
     """A request that would have been right, for error messages."""
     inputs: ClassVar[tuple[Column, ...]] = ()
@@ -107,6 +130,8 @@ class Task(ABC, Generic[Question, Outcome]):
         self._headers = {"x-model-version": version}
         self.log: PredictionLog | None = None
         """Remembers every answer; a server sets it, who answers samples or a batch job does not."""
+        self.cache: Cache[Outcome] | None = None
+        """Set by a server; samples, evaluations and batch jobs compute every answer."""
 
     @abstractmethod
     def predict(self, questions: Sequence[Question], deadline: float) -> list[Outcome | None]:
@@ -124,16 +149,27 @@ class Task(ABC, Generic[Question, Outcome]):
     def warm_up(self) -> None:
         """Run the shapes that requests will bring, so that the first client does not wait for them."""
 
+    @property
+    def runtime(self) -> str:
+        """What outcomes depend on besides the archive: libraries, number format, device."""
+        return ""
+
+    def canonical(self, text: str) -> str:
+        """One form for texts, or JSON of texts, that the model cannot tell apart."""
+        return text
+
+    def fits(self, question: Question, outcome: Outcome) -> bool:
+        """Whether an outcome that comes from outside can be one of this question."""
+        return True
+
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request, in order. Never raises for anything a client sent."""
         started = time.monotonic()
         parsed = [self._parse(request) for request in requests]
-        outcomes = iter(self._predict_all(parsed, started + self.settings.batch_seconds))
+        found = iter(self._find_all(asked_of(requests, parsed), started + self.settings.batch_seconds))
         latency_ms = round((time.monotonic() - started) * 1000, 3)
         return [
-            self._refusal(entry)
-            if isinstance(entry, HandlerError)
-            else self._reply(entry, outcomes, request, latency_ms)
+            self._refusal(entry) if isinstance(entry, HandlerError) else self._reply(entry, found, request, latency_ms)
             for request, entry in zip(requests, parsed, strict=True)
         ]
 
@@ -215,26 +251,22 @@ class Task(ABC, Generic[Question, Outcome]):
         text = text.replace("`$", f"`{path}") if "`$" in text else f"{text} - at `{path}`"
         return Invalid(f"{text}; expected {self.example}")
 
-    def _predict_all(
-        self, parsed: Sequence[Parsed[Question] | HandlerError], deadline: float
-    ) -> list[Outcome | HandlerError]:
-        """Outcomes of every good question of the batch, in order of appearance.
+    def _find_all(self, asked: Sequence[Asked[Question]], deadline: float) -> list[Found[Outcome]]:
+        """What became of every good question of the batch, in order: known from before, or predicted."""
+        if self.cache is None:
+            return [Found(outcome) for outcome in self._predict_all(asked, deadline)]
+        return self.cache.answer(asked, lambda missing: self._predict_all(missing, deadline))
+
+    def _predict_all(self, asked: Sequence[Asked[Question]], deadline: float) -> list[Outcome | HandlerError]:
+        """Outcomes in order.
 
         Requests of one question are computed before those of many: a heavy request can make only itself late.
         """
-        good = [entry for entry in parsed if isinstance(entry, Parsed)]
-        found: dict[tuple[int, int], Outcome | HandlerError] = {}
+        found: dict[int, Outcome | HandlerError] = {}
         for several in (False, True):
-            places = [
-                (i, j)
-                for i, entry in enumerate(good)
-                if entry.several is several
-                for j, question in enumerate(entry.questions)
-                if not isinstance(question, HandlerError)
-            ]
-            questions = [good[i].questions[j] for i, j in places]
-            found.update(zip(places, self._predict_apart(questions, deadline), strict=True))  # type: ignore[arg-type]  # errors are filtered out above
-        return [found[place] for place in sorted(found)]
+            places = [i for i, one in enumerate(asked) if one.several is several]
+            found.update(zip(places, self._predict_apart([asked[i].question for i in places], deadline), strict=True))
+        return [found[i] for i in range(len(asked))]
 
     def _predict_apart(self, questions: list[Question], deadline: float) -> list[Outcome | HandlerError]:
         """The batch at once; if that fails, one by one, so that a question which breaks the model breaks it alone."""
@@ -254,27 +286,52 @@ class Task(ABC, Generic[Question, Outcome]):
         return [late if outcome is None else outcome for outcome in outcomes]
 
     def _reply(
-        self, parsed: Parsed[Question], outcomes: Iterator[Outcome | HandlerError], request: Request, latency_ms: float
+        self, parsed: Parsed[Question], found: Iterator[Found[Outcome]], request: Request, latency_ms: float
     ) -> Reply:
         answers: list[Any] = []
+        used: list[Found[Outcome]] = []
         for i, question in enumerate(parsed.questions):
-            outcome = question if isinstance(question, HandlerError) else next(outcomes)
-            if isinstance(question, HandlerError) or isinstance(outcome, HandlerError):
-                error = outcome if isinstance(outcome, HandlerError) else question
+            one: Found[Outcome] = Found(question) if isinstance(question, HandlerError) else next(found)
+            if isinstance(question, HandlerError) or isinstance(one.outcome, HandlerError):
+                error = one.outcome
+                assert isinstance(error, HandlerError)
                 if not parsed.several:
-                    return self._refusal(error)  # type: ignore[arg-type]  # one of the two is an error
-                answers.append(ErrorBody(error.error, str(error)))  # type: ignore[union-attr]  # as above
+                    return self._refusal(error)
+                answers.append(ErrorBody(error.error, str(error)))
                 continue
             prediction_id = f"{request.id}:{i}" if parsed.several else request.id
-            answers.append(self.answer_of(question, outcome, prediction_id, latency_ms))
+            answer = self.answer_of(question, one.outcome, prediction_id, latency_ms)
+            answers.append(answer if one.version is None else replace(answer, model_version=one.version))
+            used.append(one)
             if self.log is not None:
-                self.log.add(request, prediction_id, question, answers[-1])
+                self.log.add(request, prediction_id, question, answers[-1], one.cache)
         body = Predictions(answers) if parsed.several else answers[0]
-        return Reply(self._encoder.encode(body), headers=self._headers)
+        return Reply(self._encoder.encode(body), headers=self._headers | headers_of(used))
 
     def _refusal(self, error: HandlerError) -> Reply:
         body = self._encoder.encode(ErrorBody(error.error, str(error)))
         return Reply(body, error.code, error.phrase, self._headers)
+
+
+def asked_of(requests: Sequence[Request], parsed: Sequence[Parsed[Question] | HandlerError]) -> list[Asked[Question]]:
+    """The good questions of a batch, in order of appearance."""
+    return [
+        Asked(question, entry.several, request.header)
+        for request, entry in zip(requests, parsed, strict=True)
+        if isinstance(entry, Parsed)
+        for question in entry.questions
+        if not isinstance(question, HandlerError)
+    ]
+
+
+def headers_of(found: Sequence[Found[Any]]) -> dict[str, str]:
+    """Whether a reply's answers come from the cache: `hit` if all do; and whose they are, if not this version's."""
+    states = {one.cache for one in found}
+    if states <= {None}:
+        return {}
+    state = next(state for state in ("stale", "miss", "hit") if state in states)
+    version = next((one.version for one in found if one.version is not None), None)
+    return {"x-cache": state} if version is None else {"x-cache": state, "x-model-version": version}
 
 
 def plain(err: Exception) -> str:

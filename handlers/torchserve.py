@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from handlers.cache import open_cache
 from handlers.errors import LoadError
 from handlers.inference_protocol import answer
 from handlers.loading import archive_digest, load_task
@@ -95,7 +96,9 @@ def initialize(context: Any) -> Task[Any, Any]:
     try:
         task = load_task(root, model["modelName"], model["modelVersion"], handler, device)
         check_samples(task, root)
-        task.log = open_log(task.settings.log, task.name, task.version, archive_digest(root))
+        digest = archive_digest(root)
+        task.cache = open_cache(task, digest)
+        task.log = open_log(task.settings.log, task.name, task.version, digest)
     except LoadError as err:
         print(f"LoadError: {model['modelName']} {model['modelVersion']}: {err}", file=sys.stderr, flush=True)
         raise

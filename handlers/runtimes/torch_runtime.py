@@ -31,6 +31,8 @@ class TorchScorer:
         self.pad_id = encoder.pad_id
         self.has_type_ids = encoder.template.has_type_ids
         self.second_type = encoder.template.second_type
+        capability = torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device)
+        self.runtime = f"torch {torch.__version__} {model.dtype} {device} {capability}"
 
     @classmethod
     def load(cls, folder: Path, encoder: PairEncoder, settings: Settings, device: str) -> TorchScorer:

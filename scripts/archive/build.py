@@ -192,6 +192,7 @@ def server_config(recipe: Recipe) -> dict[str, Any]:
             "threads": recipe.threads,
             "batch_seconds": recipe.response_timeout_s / 2,
             "log": msgspec.to_builtins(recipe.log),
+            "cache": msgspec.to_builtins(recipe.cache),
         },
     }
 

@@ -17,7 +17,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from handlers.multiple_choice import Question
-from handlers.settings import Log, Precision
+from handlers.settings import CacheSettings, Log, Precision
 from scripts.errors import UserError
 from scripts.faults import listed, schema_faults
 
@@ -123,6 +123,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     workers: Positive = 1
     batching: Batching = Batching()
     log: Log = Log()
+    cache: CacheSettings | bool = CacheSettings()
+    """`cache: off`, or how long answers are kept."""
     response_timeout_s: Positive = 60
     startup_timeout_s: Positive = 180
     samples: Annotated[list[Sample], Meta(min_length=1)]
