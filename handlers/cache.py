@@ -183,6 +183,7 @@ class Cache(Generic[Outcome]):
             "handler_cache_misses_total": self.misses,
             "handler_cache_stale_total": self.stale,
             "handler_cache_errors_total": self.damaged + self._link.failures + self._link.refused,
+            "handler_cache_asking": int(self.asking),
         }
 
     @property

@@ -30,7 +30,7 @@ class WorkerCounts:
         now: Callable[[], float] = time.monotonic,
         totals: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """`totals` tells what others count since the start of the worker."""
+        """`totals` tells what others count since the start of the worker (`..._total`), and states as they are."""
         self._report = report
         self._now = now
         self._totals = totals
@@ -46,10 +46,15 @@ class WorkerCounts:
         now = self._now()
         if now - self._reported >= REPORT_EVERY_S:
             totals = dict(self._totals())
-            counts = self._counts | {name: value - self._told.get(name, 0) for name, value in totals.items()}
-            self._report({name: value for name, value in counts.items() if value})
+            told = {name: value for name, value in self._told.items() if is_count(name)}
+            counts = self._counts | {name: value - told.get(name, 0) for name, value in totals.items()}
+            self._report({name: value for name, value in counts.items() if value or not is_count(name)})
             self._counts, self._told = dict.fromkeys(NAMES, 0), totals
             self._reported = now
+
+
+def is_count(name: str) -> bool:
+    return name.endswith("_total")
 
 
 def torchserve_report(context: Any, model: str, version: str) -> Callable[[dict[str, int]], None]:
@@ -59,7 +64,8 @@ def torchserve_report(context: Any, model: str, version: str) -> Callable[[dict[
     """
     from ts.metrics.metric_type_enum import MetricTypes
 
-    declared = context.metrics.cache.get(MetricTypes.COUNTER, {})
+    known = context.metrics.cache
+    declared = known.get(MetricTypes.COUNTER, {}) | known.get(MetricTypes.GAUGE, {})
 
     def report(counts: dict[str, int]) -> None:
         for name, value in counts.items():

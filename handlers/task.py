@@ -162,6 +162,12 @@ class Task(ABC, Generic[Question, Outcome]):
         """Whether an outcome that comes from outside can be one of this question."""
         return True
 
+    def totals(self) -> dict[str, int]:
+        """What cache and log count, for the metrics page."""
+        return {
+            name: value for part in (self.cache, self.log) if part is not None for name, value in part.totals().items()
+        }
+
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request, in order. Never raises for anything a client sent."""
         started = time.monotonic()

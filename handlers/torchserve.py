@@ -35,8 +35,7 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     global _task, _counts
     if _task is None or _counts is None:
         _task = initialize(context)
-        totals = _task.log.totals if _task.log is not None else dict
-        _counts = WorkerCounts(torchserve_report(context, _task.name, _task.version), totals=totals)
+        _counts = WorkerCounts(torchserve_report(context, _task.name, _task.version), totals=_task.totals)
     if data is None:
         return None
     started = time.monotonic()

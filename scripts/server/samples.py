@@ -13,6 +13,8 @@ from scripts.errors import UserError
 from scripts.server.management import local_session
 
 MARGIN_S = 10.0
+COMPUTE = {"cache-control": "no-cache"}
+"""What the cache remembers would prove nothing."""
 
 
 class SampleFailed(UserError):
@@ -37,7 +39,7 @@ def ask(session: requests.Session, inference: str, archive: Archive, index: int,
     url = f"{inference}/predictions/{archive.name}/{archive.version}"
     try:
         request = archive.samples[index].request
-        reply = session.post(url, json=request, headers={SAMPLE_HEADER: "1"}, timeout=timeout_s)
+        reply = session.post(url, json=request, headers=COMPUTE | {SAMPLE_HEADER: "1"}, timeout=timeout_s)
     except requests.RequestException as err:
         raise SampleFailed(
             f"{who} did not answer its sample {index} within {timeout_s:.0f} s: {type(err).__name__}"

@@ -20,3 +20,14 @@ def test_counts_are_reported_once_a_second_and_none_is_lost() -> None:
         "handler_errors_total": 30,
         "handler_milliseconds_total": 60,
     }
+
+
+def test_what_others_count_is_reported_as_it_grows_and_states_as_they_are() -> None:
+    clock, reports, totals = [0.0], [], {"hits_total": 0, "asking": 0}
+    counts = WorkerCounts(reports.append, now=lambda: clock[0], totals=lambda: totals)
+    for hits, asking in ((0, 0), (5, 1), (5, 1), (9, 0)):
+        clock[0] += 2
+        totals |= {"hits_total": hits, "asking": asking}
+        counts.add([], seconds=0.0)
+    assert [report.get("hits_total") for report in reports] == [None, 5, None, 4]
+    assert [report["asking"] for report in reports] == [0, 1, 1, 0]
