@@ -58,9 +58,9 @@ def drain(state: Path, to: Path | None, follow: bool, every: float, step: int) -
         done = draining.drain(client, folder, step)
     if done.rejected:
         note(f"warning: {done.rejected} stream entries are no records of the log; they are left out")
-    files = f"{done.files} file{'s' * (done.files != 1)}"
-    text = f"{done.predictions:,} predictions and {done.labels:,} labels in {files} below {folder}"
-    result(dataclasses.asdict(done) | {"to": str(folder)}, text)
+    totals = {"prediction": done.predictions, "label": done.labels, "file": done.files}
+    predictions, labels, files = (counted(number, name) for name, number in totals.items())
+    result(dataclasses.asdict(done) | {"to": str(folder)}, f"{predictions} and {labels} in {files} below {folder}")
 
 
 @log.command()
@@ -122,7 +122,12 @@ def label(state: Path, file: Path | None, prediction_id: str | None, label: int 
         raise UserError(f"--id or --label: {err}") from err
     with answering():
         send_labels(connect(State(state)), labels)
-    result({"labels": len(labels)}, f"{len(labels):,} label{'s' * (len(labels) != 1)} added")
+    result({"labels": len(labels)}, f"{counted(len(labels), 'label')} added")
+
+
+def counted(number: int, name: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number:,} {name}{'s' * (number != 1)}"
 
 
 def print_entry(entry: Entry) -> None:
