@@ -78,7 +78,9 @@ def plots(pairs: Sequence[Pair]) -> str:
     except ImportError as err:
         raise UserError("the HTML page needs matplotlib; pip install 'torchserve-marctl[log]'") from err
     # Letters stay letters, and the same figures give the same bytes.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "shadow", "font.size": 9, "axes.grid": True}):
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "shadow", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+    ):
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         scores, shifts, latencies = figure.subplots(1, 3)
         draw_scores(scores, pairs)
@@ -105,7 +107,8 @@ def draw_scores(axes: Axes, pairs: Sequence[Pair]) -> None:
 def draw_shifts(axes: Axes, pairs: Sequence[Pair]) -> None:
     axes.hist([pair.shift for pair in pairs], bins=41, range=(-1, 1), color=SHADOW, edgecolor="white", linewidth=0.3)
     axes.axvline(0, color=NEUTRAL, linewidth=0.8)
-    axes.set(title="shift of that probability", xlabel="shadow minus live", ylabel="questions")
+    ticks = [-1, -0.5, 0, 0.5, 1]
+    axes.set(title="shift of that probability", xlabel="shadow minus live", ylabel="questions", xticks=ticks)
 
 
 def draw_latencies(axes: Axes, pairs: Sequence[Pair]) -> None:
