@@ -1,12 +1,16 @@
-"""A stack for one measurement: `marctl up` on free ports with a state folder of its own, and what its processes cost."""
+"""A stack for one measurement: `marctl up` on free ports in a state folder of its own, and what its processes cost."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +20,10 @@ import psutil
 
 PROJECT = Path(__file__).parents[1]
 RECIPES = PROJECT / "model_store"
+ARCHIVES = RECIPES / "archives"
 FREE_PORTS = [f"--{name}" for name in ("door-port=0", "port=0", "management-port=0", "metrics-port=0")]
 MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
+READY_TIMEOUT_S = 120.0
 
 
 class CommandFailed(RuntimeError):
@@ -49,6 +55,20 @@ class Stack:
         workers = {f"{row['model']} {row['version']}": row["pids"] for row in status["versions"]}
         return {"envoy": [status["door_pid"]], "java": [status["pid"]], **workers}
 
+    def kill_worker(self, name: str) -> None:
+        """SIGKILL the worker of a version, such as `mcqa 1.0`, and wait until another has taken its place."""
+        [old] = self.pids()[name]
+        os.kill(old, signal.SIGKILL)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not any(row["workers_ready"] and old not in row["pids"] for row in self.rows(name)):
+            if time.monotonic() > deadline:
+                raise CommandFailed(f"the worker of {name} is not back after {READY_TIMEOUT_S:.0f} s")
+            time.sleep(0.5)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """A version's row of the status."""
+        return [row for row in self.marctl("status")["versions"] if f"{row['model']} {row['version']}" == name]
+
 
 class CpuMeter:
     """Processor seconds that processes have used since it was made. A process that ends keeps what was last seen."""
@@ -75,17 +95,20 @@ def marctl(state: Path, *arguments: str) -> Any:
 
 
 @contextmanager
-def running_stack(versions: Sequence[str], *options: str) -> Iterator[Stack]:
-    """Serve versions of the repository, such as `mcqa/1.0`, and nothing else; all of it is stopped at the end."""
+def running_stack(versions: Sequence[str], *options: str, copies: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Serve versions of the repository, such as `mcqa/1.0`, and nothing else; all of it is stopped at the end.
+
+    `copies`: further versions, each the same model as one of the repository: `{"mcqa/1.1": "mcqa/1.0"}`.
+    """
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
-        recipes, state = Path(folder) / "recipes", Path(folder) / "state"
-        for version in versions:
-            place = recipes / version
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(RECIPES / version)
+        recipes, state, store = (Path(folder) / name for name in ("recipes", "state", "store"))
+        for version, source in {**{version: version for version in versions}, **(copies or {})}.items():
+            shutil.copytree(RECIPES / source, recipes / version)
+        store.mkdir()
+        for archive in ARCHIVES.glob("*.mar"):
+            (store / archive.name).symlink_to(archive)  # what is current need not be built
         try:
-            store = str(RECIPES / "archives")
-            status = marctl(state, "up", "--recipes", str(recipes), "--store", store, *FREE_PORTS, "--detach", *options)
-            yield Stack(state, status)
+            where = ["--recipes", str(recipes), "--store", str(store)]
+            yield Stack(state, marctl(state, "up", *where, *FREE_PORTS, "--detach", *options))
         finally:
             subprocess.run([*MARCTL, "down", "--state", str(state)], cwd=PROJECT, capture_output=True, check=False)
