@@ -71,7 +71,7 @@ def shadows(stack: Stack, seconds: float, rounds: int) -> Iterator[Figures]:
     stack.marctl("route", "split", "mcqa", "1.0=100")
     for _ in range(rounds):
         for way in copied:
-            stack.marctl("route", "shadow", "mcqa", *([] if way == "no shadow" else ["1.1=100"]))
+            stack.marctl("route", "shadow", "mcqa", "--off" if way == "no shadow" else "1.1=100")
             with failing(stack, way):
                 found = figures(generator(f"{stack.door}/predict", seconds, rate=100))
             yield {"load": "100 a second", "way": way, **found}
