@@ -13,6 +13,7 @@ from scripts.errors import UserError
 BAR = 24
 DEFAULT_MODEL = "mcqa"
 TIMEOUT_S = 60
+SHOWN = {"prediction", "probabilities", "model", "model_version", "latency_ms"}
 
 
 @click.command()
@@ -21,7 +22,7 @@ TIMEOUT_S = 60
 @click.argument("choices", nargs=-1, required=True)
 @click.option("--context", help="What the question is about.")
 @click.option("--model", help="Ask this model [default: the only one that is served, or mcqa].")
-@click.option("--version", help="Ask this version [default: the model's default].")
+@click.option("--version", help="Ask this version [default: as the model's traffic says].")
 def ask(
     state: Path, question: str, choices: tuple[str, ...], context: str | None, model: str | None, version: str | None
 ) -> None:
@@ -31,7 +32,7 @@ def ask(
     """
     import requests
 
-    from scripts.server.management import local_session
+    from scripts.server.client import client_session
     from scripts.server.state import State
     from scripts.server.versions import Stack
 
@@ -39,16 +40,17 @@ def ask(
         raise click.UsageError("expected at least two CHOICES")
     stack = Stack.open(State(state))
     model = model or the_model(sorted(stack.management.models()))
-    url = f"{stack.running.inference}/predictions/{model}" + (f"/{version}" if version else "")
+    url = f"{stack.running.predictions}/predictions/{model}" + (f"/{version}" if version else "")
     body: dict[str, Any] = {"question": question, "choices": choices} | ({"context": context} if context else {})
     try:
-        response = local_session().post(url, json=body, timeout=TIMEOUT_S)
+        response = client_session(stack.running).post(url, json=body, timeout=TIMEOUT_S)
         answer = response.json()
     except (requests.RequestException, ValueError) as err:
         raise UserError(f"no answer from {url}: {err}; look at `marctl status`") from err
     if response.status_code != 200:
         raise UserError(f"{answer.get('error') or answer.get('type')}: {answer.get('detail') or answer.get('message')}")
-    result(answer, picture(choices, answer))
+    # Another handler than ours answers in its own form.
+    result(answer, picture(choices, answer) if SHOWN <= answer.keys() else response.text)
 
 
 def the_model(served: list[str]) -> str:

@@ -196,6 +196,15 @@ def connects(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
+def self_signed(folder: Path) -> tuple[str, str]:
+    """Files of a certificate for 127.0.0.1 and of its key."""
+    certificate, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key]
+    subprocess.run(["openssl", "req", "-x509", *options], check=True, capture_output=True)
+    return certificate, key
+
+
 def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():

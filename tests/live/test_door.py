@@ -16,7 +16,7 @@ import requests
 import yaml
 
 from tests.live.conftest import Site, listening
-from tests.live.envoys import until
+from tests.live.envoys import self_signed, until
 from tests.live.test_stack import foreground
 from tests.tiny_archives import ANSWER, BUSY, REQUEST, tiny_archive
 
@@ -220,6 +220,21 @@ def test_without_a_door_torchserve_stands_alone(make_site: MakeSite) -> None:
     assert (done.returncode, json.loads(done.stdout)["error"]) == (1, "no_door")
     site.call("unregister", "mcqa", "1.0")
     site.call("down")
+
+
+def test_keys_and_tls_come_with_a_configuration(make_site: MakeSite, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    path = tmp_path / "door.yaml"
+    path.write_text(yaml.safe_dump({"api_keys": {"ann": "k1"}, "tls": {"certificate": certificate, "key": key}}))
+    site = make_site("1.0")
+    door = site.call(*site.up_arguments, "--door-config", str(path), "--detach")["door"]
+    assert door.startswith("https://")
+    refused = requests.post(f"{door}/predict", json=REQUEST, timeout=30, verify=certificate)
+    assert (refused.status_code, refused.json()["error"]) == (401, "no_api_key")
+    got = requests.post(f"{door}/predict", json=REQUEST, timeout=30, verify=certificate, headers={"x-api-key": "k1"})
+    assert got.json() == ANSWER
+    assert site.run("ask", "Why?", "a", "b", "--json").returncode == 0
+    assert site.run("down").returncode == 0
 
 
 def test_an_envoy_that_dies_ends_the_foreground_with_the_reason(make_site: MakeSite) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import requests
 
 from scripts.door.envoy import DoorFailed, apply
 from scripts.door.settings import DoorSettings, RateLimit, Tls
-from tests.live.envoys import Standin, TestDoor, fails, hangs, open_door, refuses, until, waits
+from tests.live.envoys import Standin, TestDoor, fails, hangs, open_door, refuses, self_signed, until, waits
 
 pytestmark = pytest.mark.live
 LADDER = {"split": {"2.0": 100}, "fallback": ["1.0"]}
@@ -402,20 +401,13 @@ def address_of(door: TestDoor) -> tuple[str, int]:
 
 
 def test_tls_is_a_matter_of_configuration(tmp_path: Path) -> None:
-    files = tmp_path / "cert.pem", tmp_path / "key.pem"
-    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    options += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(
-        ["openssl", "req", "-x509", *options, "-out", files[0], "-keyout", files[1]],
-        check=True,
-        capture_output=True,
-    )
+    files = self_signed(tmp_path)
     server = Standin()
-    settings = DoorSettings(tls=Tls(str(files[0]), str(files[1])))
+    settings = DoorSettings(tls=Tls(*files))
     opened = open_door(tmp_path / "state", server.url, settings, split={"1.0": 100})
     try:
         assert opened.url.startswith("https://")
-        assert requests.post(f"{opened.url}/predict", json={}, verify=str(files[0]), timeout=20).status_code == 200
+        assert requests.post(f"{opened.url}/predict", json={}, verify=files[0], timeout=20).status_code == 200
     finally:
         opened.stop()
         server.shutdown()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scripts.door.settings import DoorSettings, RateLimit, Tls
-from tests.live.envoys import Reply, Standin, TestDoor, fails, open_door, refuses, until
+from tests.live.envoys import Reply, Standin, TestDoor, fails, open_door, refuses, self_signed, until
 
 pytestmark = pytest.mark.live
 LADDER = {"split": {"2.0": 100}, "fallback": ["1.0"]}
@@ -177,21 +176,12 @@ def test_keys_limits_and_sizes_hold_for_calls(tmp_path: Path) -> None:
 
 
 def test_calls_come_over_tls_on_the_same_port(tmp_path: Path) -> None:
-    files = tmp_path / "cert.pem", tmp_path / "key.pem"
-    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    options += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(
-        ["openssl", "req", "-x509", *options, "-out", files[0], "-keyout", files[1]],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = self_signed(tmp_path)
     server = Standin()
     server.behave["1.0"] = infers
-    opened = open_door(
-        tmp_path / "state", server.url, DoorSettings(tls=Tls(str(files[0]), str(files[1]))), split={"1.0": 100}
-    )
+    opened = open_door(tmp_path / "state", server.url, DoorSettings(tls=Tls(certificate, key)), split={"1.0": 100})
     try:
-        trusted = grpc.ssl_channel_credentials(files[0].read_bytes())
+        trusted = grpc.ssl_channel_credentials(Path(certificate).read_bytes())
         with grpc.secure_channel(opened.url.removeprefix("https://"), trusted) as channel:
             assert asked(service_pb2_grpc.GRPCInferenceServiceStub(channel))[1]["x-model-version"] == "1.0"
     finally:
