@@ -50,7 +50,7 @@ def ask(
     if response.status_code != 200:
         raise UserError(f"{answer.get('error') or answer.get('type')}: {answer.get('detail') or answer.get('message')}")
     # Another handler than ours answers in its own form.
-    result(answer, picture(choices, answer) if SHOWN <= answer.keys() else response.text)
+    result(answer, picture(choices, answer) if answer.keys() >= SHOWN else response.text)
 
 
 def the_model(served: list[str]) -> str:
