@@ -45,9 +45,10 @@ def load_multiple_choice(folder: Path, name: str, version: str, settings: Settin
     from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    from handlers.multiple_choice import MultipleChoice
-    from handlers.runtimes.torch_runtime import TorchScorer
-    from handlers.tokenization import PairEncoder
+    from handlers.multiple_choice import MultipleChoice, Question, pairs
+    from handlers.runtimes.choose import load_scorer
+    from handlers.samples import read_samples
+    from handlers.tokenization import PairEncoder, Row
 
     transformers_logging.disable_progress_bar()
     if not (folder / "config.json").is_file():
@@ -57,7 +58,11 @@ def load_multiple_choice(folder: Path, name: str, version: str, settings: Settin
     except (OSError, ValueError) as err:
         raise LoadError(f"{folder.name}/ does not hold a tokenizer: {err}") from err
     encoder = PairEncoder(tokenizer, settings.max_tokens)
-    scorer = TorchScorer.load(folder, encoder, settings, device)
+    samples: list[Row] = []
+    if settings.precision == "int8":
+        asked = [msgspec.convert(sample.request, Question) for sample in read_samples(folder.parent)]
+        samples = encoder.encode(pairs(asked))
+    scorer = load_scorer(folder, encoder, settings, device, samples)
     return MultipleChoice(name, version, settings, encoder, scorer)
 
 

@@ -94,7 +94,7 @@ class MultipleChoice(Task[Question, Choice]):
 
     def predict(self, questions: Sequence[Question], deadline: float) -> list[Choice | None]:
         """All questions' choices through the model together."""
-        rows = self.encoder.encode([(first_text(q), choice) for q in questions for choice in q.choices])
+        rows = self.encoder.encode(pairs(questions))
         scores = self.scorer.scores(rows, deadline)
         outcomes: list[Choice | None] = []
         start = 0
@@ -139,6 +139,11 @@ class MultipleChoice(Task[Question, Choice]):
 def first_text(question: Question) -> str:
     """The first text of every row: the context, if any, and the question last, where truncation spares it."""
     return f"{question.context} {question.question}" if question.context else question.question
+
+
+def pairs(questions: Sequence[Question]) -> list[tuple[str, str]]:
+    """The texts of every row, question by question."""
+    return [(first_text(question), choice) for question in questions for choice in question.choices]
 
 
 def choice_of(scores: Sequence[float | None], truncated: bool) -> Choice | None:

@@ -12,7 +12,7 @@ import msgspec
 
 from handlers.errors import LoadError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +42,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     task: str
     precision: Precision = "auto"
-    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere."""
+    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere. `int8`: 8-bit integers where it has fast
+    ones, else `auto`; for BERT and RoBERTa models, with ranges that the version's samples show."""
     max_tokens: int = 128
     """Longest row, special tokens included; longer ones are cut."""
     rows_per_pass: int = 16

@@ -1,19 +1,16 @@
-"""PyTorch forward passes over token rows: short rows together, long rows together, little padding."""
+"""Padded forward passes of any model, on any device: short rows together, long rows together, little padding."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForMultipleChoice, PreTrainedModel
+from transformers import PreTrainedModel
 
-from handlers.errors import LoadError
 from handlers.runtimes.first_token import use_first_token_only
-from handlers.settings import Precision, Settings
+from handlers.settings import Settings
 from handlers.tokenization import PairEncoder, Row
 
 WARM_UP_LENGTHS = 16
@@ -21,7 +18,7 @@ WARM_UP_LENGTHS = 16
 
 
 class TorchScorer:
-    """Scores rows with a Hugging Face multiple-choice model."""
+    """Scores rows with any Hugging Face multiple-choice model."""
 
     def __init__(self, model: PreTrainedModel, encoder: PairEncoder, settings: Settings, device: str) -> None:
         self.model = model
@@ -35,20 +32,9 @@ class TorchScorer:
         self.runtime = f"torch {torch.__version__} {model.dtype} {device} {capability}"
 
     @classmethod
-    def load(cls, folder: Path, encoder: PairEncoder, settings: Settings, device: str) -> TorchScorer:
-        """Read `save_pretrained` files; raises LoadError if a weight of the model is missing in them."""
-        torch.set_num_threads(settings.threads)
-        dtype = dtype_of(settings.precision, device)
-        try:
-            model, report = AutoModelForMultipleChoice.from_pretrained(
-                folder, local_files_only=True, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, SafetensorError) as err:
-            raise LoadError(f"{folder.name}/ does not hold a multiple-choice model: {err}") from err
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"])[:5])
-            raise LoadError(f"the weights lack {missing}; fine-tune and save the model with its multiple-choice head")
-        model.to(device).eval().requires_grad_(False)
+    def of(cls, model: PreTrainedModel, encoder: PairEncoder, settings: Settings, device: str) -> TorchScorer:
+        """A model as `load_model` gives it."""
+        model.to(torch.device(device))
         use_first_token_only(model)
         return cls(model, encoder, settings, device)
 
@@ -94,11 +80,3 @@ class TorchScorer:
             row = Row([self.pad_id] * tokens, tokens, truncated=False)
             for count in (1, self.rows_per_pass):
                 self.scores([row] * count, deadline=float("inf"))
-
-
-def dtype_of(precision: Precision, device: str) -> torch.dtype:
-    """The weights' type; `auto` takes bfloat16 where the processor multiplies in it, for elsewhere it is slower."""
-    if precision == "auto":
-        native = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -29,7 +29,7 @@ from scripts.errors import UserError
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
     default="auto",
     show_default=True,
     help="With --from: arithmetic.",
