@@ -46,8 +46,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ones, else `auto`; for BERT and RoBERTa models, with ranges that the version's samples show."""
     max_tokens: int = 128
     """Longest row, special tokens included; longer ones are cut."""
-    rows_per_pass: int = 16
-    """Rows of one forward pass; a server batch is cut into passes of rows alike in length."""
+    rows_per_pass: int | None = None
+    """Rows of one forward pass, alike in length, at most; if left out, what suits the model's runtime."""
     threads: int = 1
     """Processor threads of one worker's forward pass."""
     max_instances: int = 128

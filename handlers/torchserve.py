@@ -18,6 +18,7 @@ from handlers.metrics import WorkerCounts, quiet_server_metrics, torchserve_repo
 from handlers.prediction_log import open_log
 from handlers.samples import check_samples
 from handlers.task import Reply, Request, Task
+from handlers.worker_socket import read_in_pieces
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 FEEDBACK = "feedback"
@@ -86,6 +87,7 @@ def initialize(context: Any) -> Task[Any, Any]:
     A LoadError is logged as one line, which `marctl register` quotes, and ends the worker.
     """
     quiet_server_logs()
+    read_in_pieces()
     properties = context.system_properties
     model = context.manifest["model"]
     gpu = properties.get("gpu_id")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from handlers.runtimes.packed_bert import PackedBert
 from handlers.settings import Settings
 from handlers.tokenization import PairEncoder, Row
 
+ROWS_PER_PASS = 128
+"""If the version names none: a server batch of 32 questions in one pass, for each pass has a fixed cost."""
+TOKENS_PER_PASS = 4096
+"""At most, so that long rows take no more memory than short ones."""
 WARM_UP_LENGTHS = 4
 """Row lengths tried at load, evenly spread up to the limit."""
 
@@ -23,7 +27,7 @@ class PackedScorer:
 
     def __init__(self, bert: PackedBert, encoder: PairEncoder, settings: Settings) -> None:
         self.bert = bert
-        self.rows_per_pass = settings.rows_per_pass
+        self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS
         self.max_tokens = settings.max_tokens
         self.pad_id = encoder.pad_id
         if self.max_tokens > bert.longest:
@@ -46,16 +50,28 @@ class PackedScorer:
     def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
         """A logit per row, in order; None where the deadline (time.monotonic seconds) came first."""
         found: list[float | None] = [None] * len(rows)
-        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         with torch.inference_mode():
-            for start in range(0, len(rows), self.rows_per_pass):
-                if start and time.monotonic() > deadline:
+            for number, places in enumerate(self._passes(rows)):
+                if number and time.monotonic() > deadline:
                     break
-                places = by_length[start : start + self.rows_per_pass]
                 logits = self.bert.logits([rows[i] for i in places])
                 for place, score in zip(places, logits.tolist(), strict=True):
                     found[place] = score
         return found
+
+    def _passes(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Places of the rows of each pass, the shortest first."""
+        places: list[int] = []
+        tokens = 0
+        for place in sorted(range(len(rows)), key=lambda i: len(rows[i].ids)):
+            size = len(rows[place].ids)
+            if places and (len(places) == self.rows_per_pass or tokens + size > TOKENS_PER_PASS):
+                yield places
+                places, tokens = [], 0
+            places.append(place)
+            tokens += size
+        if places:
+            yield places
 
     def warm_up(self) -> None:
         """Some passes, short and long, single and full, to choose kernels and get memory."""

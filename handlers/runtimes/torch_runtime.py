@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from handlers.runtimes.first_token import use_first_token_only
 from handlers.settings import Settings
 from handlers.tokenization import PairEncoder, Row
 
+ROWS_PER_PASS = 16
+"""If the version names none: few, so that rows of one pass are alike in length."""
 WARM_UP_LENGTHS = 16
 """Row lengths tried at load, evenly spread up to the limit."""
 
@@ -20,10 +22,10 @@ WARM_UP_LENGTHS = 16
 class TorchScorer:
     """Scores rows with any Hugging Face multiple-choice model."""
 
-    def __init__(self, model: PreTrainedModel, encoder: PairEncoder, settings: Settings, device: str) -> None:
+    def __init__(self, model: Any, encoder: PairEncoder, settings: Settings, device: str) -> None:
         self.model = model
         self.device = torch.device(device)
-        self.rows_per_pass = settings.rows_per_pass
+        self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS
         self.max_tokens = settings.max_tokens
         self.pad_id = encoder.pad_id
         self.has_type_ids = encoder.template.has_type_ids
@@ -32,9 +34,9 @@ class TorchScorer:
         self.runtime = f"torch {torch.__version__} {model.dtype} {device} {capability}"
 
     @classmethod
-    def of(cls, model: PreTrainedModel, encoder: PairEncoder, settings: Settings, device: str) -> TorchScorer:
+    def of(cls, model: Any, encoder: PairEncoder, settings: Settings, device: str) -> TorchScorer:
         """A model as `load_model` gives it."""
-        model.to(torch.device(device))
+        model.to(device)
         use_first_token_only(model)
         return cls(model, encoder, settings, device)
 

@@ -118,7 +118,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     runtime: Literal["torch"] = "torch"
     precision: Precision = "auto"
     max_tokens: Annotated[int, Meta(ge=8)] = 128
-    rows_per_pass: Positive = 16
+    rows_per_pass: Positive | None = None
     threads: Positive = 1
     workers: Positive = 1
     batching: Batching = Batching()

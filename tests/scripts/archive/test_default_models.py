@@ -22,7 +22,8 @@ from scripts.training.questions import read_questions
 PROJECT = Path(__file__).parents[3]
 STORE = PROJECT / "model_store"
 QUESTIONS = PROJECT / "tests" / "data" / "common_sense" / "dev.jsonl"
-BFLOAT16_BOUND = 0.04
+BOUND = {"1.0": 0.12, "2.0": 0.04}
+"""Largest difference of a probability from float32: 8-bit integers (bfloat16 where there are none), bfloat16."""
 COMMITTED_BYTES = 30_000_000
 FLOOR = {
     "1.0": {"commonsenseqa": 20.6, "ecare": 55.9, "comve_explanation": 66.7, "comve_validation": 73.2, "codah": 33.8},
@@ -67,7 +68,7 @@ def test_answers_equal_plain_transformers_within_the_bound_of_the_precision(serv
     for question, reply in zip(questions, replies, strict=True):
         asked = Question(question.question, question.choices, question.context)
         expected = plain_probabilities(model, tokenizer, asked, 64)
-        assert msgspec.json.decode(reply.body)["probabilities"] == pytest.approx(expected, abs=BFLOAT16_BOUND)
+        assert msgspec.json.decode(reply.body)["probabilities"] == pytest.approx(expected, abs=BOUND[version])
 
 
 def test_answers_questions_it_never_saw_better_than_chance(served: tuple[str, Any]) -> None:
