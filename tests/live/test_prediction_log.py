@@ -58,7 +58,8 @@ def answers(site: Site, url: str) -> dict[str, Any]:
 
     def ask(i: int) -> Any:
         headers = {"x-request-id": f"order-{i}", "x-user-id": f"user-{i % 10}"}
-        return requests.post(f"{url}/predictions/quiz", json=QUESTIONS[i], headers=headers, timeout=60).json()
+        got = requests.post(f"{url}/predictions/quiz", json=QUESTIONS[i], headers=headers, timeout=60)
+        return got.json() | {"cache": got.headers["x-cache"]}
 
     with ThreadPoolExecutor(8) as clients:
         told = list(clients.map(ask, range(len(QUESTIONS))))
@@ -93,6 +94,7 @@ def test_every_answer_is_in_the_log_as_the_client_got_it(log: list[dict[str, Any
         told = answers[name]
         assert (row["version"], row["prediction"]) == (told["model_version"], told["prediction"])
         assert (row["probabilities"], row["latency_ms"]) == (told["probabilities"], told["latency_ms"])
+        assert row["cache"] == told["cache"]
         assert json.loads(row["input"]) == QUESTIONS[int(name.removeprefix("order-"))]
     assert len({row["user"] for row in log}) == 10
     assert not any("user-" in row["user"] for row in log)

@@ -42,6 +42,13 @@ def test_all_faults_are_told_at_once_with_their_paths(tmp_path: Path) -> None:
     assert "samples[0].request.choices[1]: 3" in text
 
 
+def test_what_the_log_keeps_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as err:
+        read_version(recipe(tmp_path, log={"input": "all", "share": 2}))
+    assert "log.input: 'all'" in str(err.value)
+    assert "log.share: 2" in str(err.value)
+
+
 def test_faults_of_meaning_are_told_at_once(tmp_path: Path) -> None:
     sample = {"request": {"question": "Why?", "choices": ["a", "b"]}, "expected": {"prediction": 5}}
     folder = recipe(tmp_path, weights={"hub": "x/y", "directory": "nowhere"}, samples=[sample])
