@@ -25,18 +25,21 @@ WARM_UP_LENGTHS = 4
 class PackedScorer:
     """Scores rows with a PackedBert."""
 
-    def __init__(self, bert: PackedBert, encoder: PairEncoder, settings: Settings) -> None:
+    def __init__(self, bert: PackedBert, encoder: PairEncoder, settings: Settings, numbers: object) -> None:
+        """`numbers`: what the model computes in."""
         self.bert = bert
         self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS
         self.max_tokens = settings.max_tokens
         self.pad_id = encoder.pad_id
+        capability = torch.backends.cpu.get_cpu_capability()
+        self.runtime = f"torch {torch.__version__} packed {numbers} cpu {capability}"
         if self.max_tokens > bert.longest:
             raise LoadError(f"max_tokens is {self.max_tokens}, but the model has positions for {bert.longest} tokens")
 
     @classmethod
     def of(cls, model: Any, encoder: PairEncoder, settings: Settings, dtype: torch.dtype) -> PackedScorer:
         """A float model, computed as it is."""
-        return cls(PackedBert(model, *segments(encoder), dtype), encoder, settings)
+        return cls(PackedBert(model, *segments(encoder), dtype), encoder, settings, dtype)
 
     @classmethod
     @torch.inference_mode()
@@ -45,7 +48,7 @@ class PackedScorer:
         bert = PackedBert(model, *segments(encoder), torch.float32, torch.bfloat16, linear=Watched)
         bert.logits(sorted(samples, key=length))
         bert.quantize()
-        return cls(bert, encoder, settings)
+        return cls(bert, encoder, settings, "int8")
 
     def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
         """A logit per row, in order; None where the deadline (time.monotonic seconds) came first."""
