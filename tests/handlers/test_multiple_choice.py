@@ -148,7 +148,7 @@ def test_model_that_breaks_on_one_question_breaks_for_it_alone(tiny_model: Calla
 
 
 def test_heavy_request_runs_out_of_time_alone(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"), batch_seconds=0.0)
+    task = load(tiny_model("bert"), batch_seconds=0.0, rows_per_pass=16)
     single = {"question": "Why?", "choices": ["a", "b"]}
     (_, heavy), (code, _) = ask(task, [{"instances": [single] * 30}, single])
     assert code == 200
