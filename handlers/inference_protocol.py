@@ -24,7 +24,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from handlers.errors import HandlerError, Invalid, NotJson, NotSupported
 from handlers.task import Reply, Request, Task, plain
-from handlers.tensors import Column, Tensor, check, flat, of_column, pack, unpack
+from handlers.tensors import Column, Tensor, check, flat, of_column, pack, text_of, unpack
 
 PROTOCOL_HEADER = "x-inference-protocol"
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -47,6 +47,51 @@ CONTENTS = {
 """Data type to the field of InferTensorContents that holds its values."""
 
 
+class InputTensor(Struct, frozen=True):
+    """`data` are its values, flat or nested as the shape is; without any they come apart, as raw bytes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] = {}
+    data: list[Any] | UnsetType = UNSET
+
+
+class RequestedOutput(Struct, frozen=True):
+    """An output that the client asks for; without any, it gets all."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(Struct, frozen=True):
+    """One inference request."""
+
+    inputs: list[InputTensor]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[RequestedOutput] = []
+
+
+class OutputTensor(Struct, frozen=True, omit_defaults=True):
+    """One output of an answer; `binary_data_size` in `parameters` if its values come apart, as raw bytes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] = {}
+    data: list[Any] | UnsetType = UNSET
+
+
+class InferResponse(Struct, frozen=True, omit_defaults=True):
+    """The answer to an inference request; `id` is the request's, if it had one."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputTensor]
+    id: str = ""
+
+
 class Contents(Struct, frozen=True):
     """gRPC's InferTensorContents."""
 
@@ -60,53 +105,41 @@ class Contents(Struct, frozen=True):
     bytes_contents: list[bytes] = []
 
 
-class InputTensor(Struct, frozen=True):
-    """Its values stand in `data` (HTTP), in `contents` (gRPC), or apart as raw bytes."""
+class InputMessage(Struct, frozen=True):
+    """gRPC's InferInputTensor."""
 
     name: str
     datatype: str
     shape: list[int]
-    parameters: dict[str, Any] = {}
-    data: list[Any] | UnsetType = UNSET
     contents: Contents | UnsetType = UNSET
 
 
-class RequestedOutput(Struct, frozen=True):
-    """An output that the client asks for; without any, it gets all."""
+class InferMessage(Struct, frozen=True):
+    """gRPC's ModelInferRequest."""
 
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class InferRequest(Struct, frozen=True):
-    """One inference request, of both forms."""
-
-    inputs: list[InputTensor]
+    inputs: list[InputMessage]
     id: str = ""
-    parameters: dict[str, Any] = {}
     outputs: list[RequestedOutput] = []
     raw_input_contents: list[bytes] = []
 
 
-class OutputTensor(Struct, frozen=True, omit_defaults=True):
-    """One output of an answer."""
+class OutputMessage(Struct, frozen=True, omit_defaults=True):
+    """gRPC's InferOutputTensor."""
 
     name: str
     datatype: str
     shape: list[int]
-    parameters: dict[str, int] = {}
-    data: list[Any] | UnsetType = UNSET
     contents: dict[str, list[Any]] | UnsetType = UNSET
 
 
-class InferResponse(Struct, frozen=True, omit_defaults=True):
-    """The answer to an inference request."""
+class ResponseMessage(Struct, frozen=True, omit_defaults=True):
+    """gRPC's ModelInferResponse."""
 
     model_name: str
     model_version: str
-    outputs: list[OutputTensor]
+    outputs: list[OutputMessage]
     id: str = ""
-    raw_output_contents: list[bytes] | UnsetType = UNSET
+    raw_output_contents: list[bytes] = []
 
 
 class TensorMetadata(Struct, frozen=True):
@@ -135,7 +168,7 @@ class PredictionsRequest(Struct, frozen=True):
 
 from_json = msgspec.json.Decoder(InferRequest)
 # Protobuf writes 64-bit integers as strings.
-from_message = msgspec.json.Decoder(InferRequest, strict=False)
+from_message = msgspec.json.Decoder(InferMessage, strict=False)
 from_torchserve = msgspec.json.Decoder(PredictionsRequest)
 to_json = msgspec.json.Encoder()
 
@@ -193,9 +226,9 @@ def open_inference(task: AnyTask, request: Request, *, grpc: bool) -> tuple[Requ
     """The same questions as instances. Raises HandlerError."""
     if not task.inputs:
         raise NotSupported(f"model {task.name} {task.version} has no tensors; use /predictions")
-    asked, raw = decode_infer(request, grpc=grpc)
-    wanted = requested(task, asked)
-    rows = instances(task.inputs, tensors(asked, raw, grpc=grpc))
+    asked, given = from_grpc(request) if grpc else from_http(request)
+    wanted = requested(task, asked.outputs)
+    rows = instances(task.inputs, given)
 
     def close(reply: Reply) -> Reply:
         if reply.code != 200:
@@ -205,8 +238,9 @@ def open_inference(task: AnyTask, request: Request, *, grpc: bool) -> tuple[Requ
         if failed:
             return refusal(with_code(reply, failed["error"]), failed["error"], failed["detail"], grpc=grpc)
         outputs = [of_column(column, [one[column.name] for one in answers]) for column in wanted]
-        head = InferResponse(task.name, task.version, [], asked.id)
-        return in_protobuf(reply, head, outputs, asked) if grpc else in_json(reply, head, outputs, asked)
+        if isinstance(asked, InferMessage):
+            return in_protobuf(task, reply, outputs, asked)
+        return in_json(task, reply, outputs, asked)
 
     return replace(request, body=to_json.encode({"instances": rows})), close
 
@@ -220,74 +254,82 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes | None) -> Any:
         raise NotJson(f"the request is not JSON: {plain(err)}") from err
 
 
-def decode_infer(request: Request, *, grpc: bool) -> tuple[InferRequest, bytes]:
-    """The request and the raw tensors after it. Raises NotJson or Invalid."""
-    body = request.body or b""
-    if grpc:
-        return decode(from_message, body), b""
-    length = request.header(JSON_LENGTH_HEADER)
-    if length is None:
-        return decode(from_json, body), b""
-    if not re.fullmatch(r"[0-9]{1,10}", length) or int(length) > len(body):
-        raise Invalid(f"{JSON_LENGTH_HEADER} is no number up to {len(body)}, the length of the body")
-    return decode(from_json, body[: int(length)]), body[int(length) :]
+def from_grpc(request: Request) -> tuple[InferMessage, list[Tensor]]:
+    asked = decode(from_message, request.body)
+    return asked, message_tensors(asked)
 
 
-def requested(task: AnyTask, asked: InferRequest) -> list[Column]:
+def from_http(request: Request) -> tuple[InferRequest, list[Tensor]]:
+    """A header says where the JSON ends and the raw tensors begin. Raises NotJson or Invalid."""
+    body, length = request.body or b"", request.header(JSON_LENGTH_HEADER)
+    end = len(body)
+    if length is not None:
+        if not re.fullmatch(r"[0-9]{1,10}", length) or int(length) > end:
+            raise Invalid(f"{JSON_LENGTH_HEADER} is no number up to {end}, the length of the body")
+        end = int(length)
+    asked = decode(from_json, body[:end])
+    return asked, tensors(asked, body[end:])
+
+
+def requested(task: AnyTask, outputs: Sequence[RequestedOutput]) -> list[Column]:
     """The outputs to give, in the order asked for."""
     there = {column.name: column for column in task.outputs}
-    for output in asked.outputs:
+    for output in outputs:
         if output.name not in there:
             raise Invalid(f"no output {output.name}; there are: {', '.join(there)}")
         if "classification" in output.parameters:
             raise Invalid(f"output {output.name}: classification is not supported; take the output as it is")
-    return [there[output.name] for output in asked.outputs] or list(there.values())
+    return [there[output.name] for output in outputs] or list(there.values())
 
 
-def tensors(asked: InferRequest, raw: bytes, *, grpc: bool) -> list[Tensor]:
-    """The inputs, checked against their shapes."""
-    apart = asked.raw_input_contents
-    if apart and len(apart) != len(asked.inputs):
-        raise Invalid(
-            f"raw_input_contents has {len(apart)} entries, expected one for each of {len(asked.inputs)} inputs"
-        )
+def tensors(asked: InferRequest, raw: bytes) -> list[Tensor]:
+    """The inputs, checked against their shapes; `raw` follows the JSON."""
     found = []
-    for i, given in enumerate(asked.inputs):
+    for given in asked.inputs:
         size = given.parameters.get("binary_data_size")
-        if apart:
-            values = unpack(given.name, given.datatype, apart[i])
-        elif size is not None and not grpc:
+        if size is not None:
             if not isinstance(size, int) or not 0 <= size <= len(raw):
                 raise Invalid(
                     f"input {given.name}: binary_data_size is {size}, {len(raw)} bytes are left after the JSON"
                 )
             values, raw = unpack(given.name, given.datatype, raw[:size]), raw[size:]
+        elif given.data is UNSET:
+            raise Invalid(f"input {given.name} has no data")
         else:
-            values = values_of(given)
+            values = flat_values(given.name, given.data)
         found.append(check(Tensor(given.name, given.datatype, given.shape, values)))
     if raw:
         raise Invalid(f"{len(raw)} bytes are left after the last input")
     return found
 
 
-def values_of(given: InputTensor) -> list[Any]:
-    """Those that stand in the request itself."""
-    if given.contents is not UNSET:
-        field = CONTENTS.get(given.datatype)
-        if field is None:
-            raise Invalid(f"input {given.name} is of type {given.datatype}; expected one of {', '.join(CONTENTS)}")
-        values = getattr(given.contents, field)
-        return [text(given.name, value) for value in values] if given.datatype == "BYTES" else list(values)
-    if given.data is UNSET:
-        raise Invalid(f"input {given.name} has no data")
-    return list(flat(given.data))
-
-
-def text(name: str, value: bytes) -> str:
+def flat_values(name: str, data: list[Any]) -> list[Any]:
     try:
-        return value.decode()
-    except UnicodeDecodeError as err:
-        raise Invalid(f"input {name} holds a text that is not UTF-8") from err
+        return list(flat(data))
+    except RecursionError as err:
+        raise Invalid(f"input {name} is nested too deeply") from err
+
+
+def message_tensors(asked: InferMessage) -> list[Tensor]:
+    """The same for gRPC, where the values stand in fields by type, or apart as raw bytes."""
+    raw = asked.raw_input_contents
+    if raw and len(raw) != len(asked.inputs):
+        raise Invalid(f"raw_input_contents has {len(raw)} entries, expected one for each of {len(asked.inputs)} inputs")
+    found = []
+    for i, given in enumerate(asked.inputs):
+        values = unpack(given.name, given.datatype, raw[i]) if raw else contents_of_message(given)
+        found.append(check(Tensor(given.name, given.datatype, given.shape, values)))
+    return found
+
+
+def contents_of_message(given: InputMessage) -> list[Any]:
+    field = CONTENTS.get(given.datatype)
+    if field is None:
+        raise Invalid(f"input {given.name} is of type {given.datatype}; expected one of {', '.join(CONTENTS)}")
+    if given.contents is UNSET:
+        raise Invalid(f"input {given.name} has no data")
+    values = list(getattr(given.contents, field))
+    return [text_of(given.name, value) for value in values] if given.datatype == "BYTES" else values
 
 
 def instances(columns: Sequence[Column], given: Sequence[Tensor]) -> list[dict[str, Any]]:
@@ -314,36 +356,32 @@ def question(rows: Mapping[Column, Sequence[Any]], i: int) -> dict[str, Any]:
     return {c.name: values[i] for c, values in rows.items() if not (c.optional and values[i] in ("", []))}
 
 
-def in_json(reply: Reply, head: InferResponse, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
+def in_json(task: AnyTask, reply: Reply, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
     """Raw bytes after the JSON for the outputs that were asked for in that way."""
     by_default = asked.parameters.get("binary_data_output") is True
     wishes = {output.name: output.parameters.get("binary_data", by_default) for output in asked.outputs}
     entries, after = [], b""
     for tensor in outputs:
-        entry = OutputTensor(tensor.name, tensor.datatype, tensor.shape)
-        if wishes.get(tensor.name, by_default):
+        name, datatype, shape = tensor.name, tensor.datatype, tensor.shape
+        if wishes.get(name, by_default):
             raw = pack(tensor)
             after += raw
-            entry = msgspec.structs.replace(entry, parameters={"binary_data_size": len(raw)})
+            entries.append(OutputTensor(name, datatype, shape, {"binary_data_size": len(raw)}))
         else:
-            entry = msgspec.structs.replace(entry, data=tensor.values)
-        entries.append(entry)
-    body = to_json.encode(msgspec.structs.replace(head, outputs=entries))
+            entries.append(OutputTensor(name, datatype, shape, data=tensor.values))
+    body = to_json.encode(InferResponse(task.name, task.version, entries, asked.id))
     if not any(entry.parameters for entry in entries):
         return replace(reply, body=body)
     headers = reply.headers | {JSON_LENGTH_HEADER: str(len(body))}
     return replace(reply, body=body + after, headers=headers, content_type=BINARY)
 
 
-def in_protobuf(reply: Reply, head: InferResponse, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
+def in_protobuf(task: AnyTask, reply: Reply, outputs: Sequence[Tensor], asked: InferMessage) -> Reply:
     """Raw if the inputs were raw, else in the fields of each type."""
-    if asked.raw_input_contents:
-        entries = [OutputTensor(t.name, t.datatype, t.shape) for t in outputs]
-        body = msgspec.structs.replace(head, outputs=entries, raw_output_contents=[pack(t) for t in outputs])
-    else:
-        entries = [OutputTensor(t.name, t.datatype, t.shape, contents=contents_of(t)) for t in outputs]
-        body = msgspec.structs.replace(head, outputs=entries)
-    return replace(reply, body=to_json.encode(body))
+    raw = bool(asked.raw_input_contents)
+    entries = [OutputMessage(t.name, t.datatype, t.shape, UNSET if raw else contents_of(t)) for t in outputs]
+    apart = [pack(tensor) for tensor in outputs] if raw else []
+    return replace(reply, body=to_json.encode(ResponseMessage(task.name, task.version, entries, asked.id, apart)))
 
 
 def contents_of(tensor: Tensor) -> dict[str, list[Any]]:

@@ -67,7 +67,8 @@ def start(
         "metrics": running.metrics,
     }
     write(files / BOOTSTRAP, bootstrap(files, ports[1], ports[0], torchserve, settings))
-    for name, content in contents(running, settings, served, documents).items():
+    watched = contents(running, settings, served, documents)
+    for name, content in watched.items():
         write(files / name, content)
     log = Position.now(log_file(state))
     with log_file(state).open("ab") as output:
@@ -88,7 +89,7 @@ def start(
         settings=settings,
     )
     try:
-        wait_open(door, process, log)
+        wait_open(door, process, log, watched)
     except BaseException:
         stop(state, door)
         raise
@@ -161,10 +162,10 @@ def wait_drained(door: Door) -> None:
         pass  # it cannot be asked any more, so it holds nothing that could be waited for
 
 
-def wait_open(door: Door, process: subprocess.Popen[bytes], log: Position) -> None:
+def wait_open(door: Door, process: subprocess.Popen[bytes], log: Position, watched: Mapping[str, Json]) -> None:
     """Until all files are in force and the listener answers; raises DoorFailed with Envoy's last words."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not is_open(door):
+    while not is_open(door, watched):
         if process.poll() is not None:
             raise DoorFailed(f"Envoy ended while starting, exit code {process.returncode}{last_words(log)}")
         if time.monotonic() > deadline:
@@ -172,13 +173,15 @@ def wait_open(door: Door, process: subprocess.Popen[bytes], log: Position) -> No
         time.sleep(POLL_S)
 
 
-def is_open(door: Door) -> bool:
+def is_open(door: Door, watched: Mapping[str, Json]) -> bool:
+    """Whether these files are in force; another Envoy on the same admin port has others."""
     try:
         state = local_session().get(f"{door.admin}/ready", timeout=CALL_TIMEOUT_S).text.strip()
         texts = figures(door)
     except (requests.RequestException, DoorFailed):
         return False
-    return state == "LIVE" and all(texts.get(name) for name in VERSION_TEXTS.values())
+    in_force = all(texts.get(stat) == watched[name]["version_info"] for name, stat in VERSION_TEXTS.items())
+    return state == "LIVE" and in_force
 
 
 def contents(

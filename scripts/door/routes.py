@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
+from scripts.door import openapi
 from scripts.door.documents import Served, Traffic
 from scripts.door.names import (
     BODY_MODEL,
@@ -53,7 +54,7 @@ def route_configuration(name: str, routes: list[Json]) -> Json:
         name=name,
         virtual_hosts=[{"name": name, "domains": ["*"], "routes": routes}],
         # Longer lists of routes than the default lets pass (4096 bytes) come with a few dozen models.
-        max_direct_response_body_size_bytes=64 * 1024,
+        max_direct_response_body_size_bytes=256 * 1024,
     )
 
 
@@ -71,6 +72,7 @@ def pages(served: Served, documents: Mapping[str, Traffic]) -> Iterator[Json]:
         yield probe | {"typed_per_filter_config": probe.get("typed_per_filter_config", {}) | open_to_all()}
     yield {"match": {"path": "/health"}, **lua("health", **context, strict=False)}
     yield {"match": {"path": "/metrics"}, **lua("metrics")}
+    yield {"match": {"path": openapi.PATH}, **answer(200, openapi.document(served))}
 
 
 def open_to_all() -> Json:
@@ -253,7 +255,7 @@ def refusals(served: Served) -> Iterator[Json]:
     detail = f"/embed is answered by a model named {EMBED_MODEL}, and there is none; served: {models}"
     yield {"match": {"path": "/embed"}, **no_such("model", detail)}
     detail = "no such path; there are: /predict, /v1/predict, /predictions/MODEL, /v1/models/MODEL:predict, /explain, "
-    detail += "/explanations/MODEL, /embed, /feedback, /healthz, /health, /ready, /metrics"
+    detail += "/explanations/MODEL, /embed, /feedback, /v2, /healthz, /health, /ready, /metrics, /openapi.json"
     yield {"match": {"prefix": "/"}, **no_such("path", detail)}
 
 

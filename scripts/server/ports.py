@@ -43,8 +43,10 @@ def choose_ports(inference: int, management: int, metrics: int, door: int = 0) -
             raise PortTaken(f"port {port} on {HOST} is taken by another program; choose another one with {option}")
     taken = set(fixed)
     first, second, third, opened = (port or claim(taken, 0) for port in asked.values())
-    grpc = [claim(taken, GRPC_FIRST), claim(taken, GRPC_FIRST)]
-    return Ports(first, second, third, grpc[0], grpc[1], free_range(), opened, claim(taken, ADMIN_FIRST))
+    # Who wants any port starts several stacks at a time, perhaps, which would all find the same one from 7070 on.
+    grpc = [claim(taken, GRPC_FIRST if inference else 0) for _ in range(2)]
+    admin = claim(taken, ADMIN_FIRST if door else 0)
+    return Ports(first, second, third, grpc[0], grpc[1], free_range(), opened, admin)
 
 
 def claim(taken: set[int], first: int) -> int:
