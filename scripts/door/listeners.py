@@ -101,6 +101,12 @@ def door_listener(files: Path, port: int, settings: DoorSettings) -> Json:
         "request_timeout": seconds(settings.request_timeout_s),
         "request_headers_timeout": seconds(settings.request_timeout_s / 3),
         "max_request_headers_kb": HEADERS_KB,
+        # What Envoy advises where clients are not known: one connection can hold that much and no more.
+        "http2_protocol_options": {
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": 64 << 10,
+            "initial_connection_window_size": 1 << 20,
+        },
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
