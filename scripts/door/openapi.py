@@ -11,6 +11,7 @@ import msgspec
 
 from handlers.inference_protocol import JSON_LENGTH_HEADER, InferRequest, InferResponse, ModelMetadata
 from handlers.multiple_choice import Answer, Question
+from handlers.prediction_log import Feedback
 from handlers.task import ErrorBody
 from scripts.door.documents import Served
 from scripts.door.names import FALLBACK_HEADER, VERSION_HEADER, Json
@@ -18,7 +19,7 @@ from scripts.server.order import version_order
 
 PATH = "/openapi.json"
 JSON_TYPE, BINARY_TYPE, TEXT_TYPE = "application/json", "application/octet-stream", "text/plain"
-TYPES = (Question, Answer, ErrorBody, InferRequest, InferResponse, ModelMetadata)
+TYPES = (Question, Answer, ErrorBody, Feedback, InferRequest, InferResponse, ModelMetadata)
 ERRORS = {
     400: "The body is not JSON, or the request breaks HTTP's rules",
     401: "The door asks for a key, in the header x-api-key",
@@ -145,6 +146,10 @@ def predictions() -> Iterator[tuple[str, Json]]:
             yield path, asking(summary, where, bodies, answer)
         path = f"/{lane}/{{model}}/{{version}}"
         yield path, asking(f"{summary} by a certain version", parameters(path), bodies, answer)
+    taken = {"description": "Kept in the prediction log", **content(ref("Feedback"))}
+    request = {"required": True, **content(ref("Feedback"))}
+    responses = {"202": taken, **errors(WORKER)}
+    yield "/feedback", {"post": {"summary": "A true label", "requestBody": request, "responses": responses}}
 
 
 def asking(summary: str, where: list[Json], body: Json, answer: Json) -> Json:
