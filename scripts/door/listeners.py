@@ -176,8 +176,7 @@ def local_replies(settings: DoorSettings) -> Json:
         in_one_text.append(mapper(code, {"or_filter": {"filters": open_protocol}}, {"json_format": {"error": text}}))
         in_one_form.append(mapper(code, None, {"json_format": {"error": error, "detail": detail}}))
     readiness = header_filter(":path", {"safe_regex": {"regex": "^(/v2/.*)?/ready$"}})
-    first = {"filter": readiness, "body_format_override": OWN_WORDS}
-    return {"mappers": [first, *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
+    return {"mappers": [mapper(503, readiness, OWN_WORDS), *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
 
 
 OWN_WORDS: Json = {

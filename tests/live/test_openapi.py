@@ -81,3 +81,8 @@ def test_every_answer_is_one_that_the_schema_knows(
             assert answer.status_code == 200, answer.text
 
     ask()
+
+
+def test_a_path_that_the_door_itself_refuses_is_told_in_the_protocols_form(url: str) -> None:
+    got = requests.get(f"{url}/v2/models/%5C/ready", timeout=30)
+    assert (got.status_code, got.json()) == (400, {"error": "bad_request: the request breaks HTTP's rules"})
