@@ -29,7 +29,7 @@ import msgspec
 from handlers.errors import HandlerError, Unavailable
 from handlers.redis_link import RedisLink
 from handlers.settings import CacheSettings
-from handlers.task import Asked, Found, Task
+from handlers.task import FAILED_HEADER, STALE_HEADER, Asked, Found, Task
 
 Outcome = TypeVar("Outcome")
 Compute = Callable[[Sequence[Asked[Any]]], list[Outcome | HandlerError]]
@@ -43,8 +43,6 @@ ANNOUNCE_EVERY_S = 60.0
 CONTROL_HEADER = "cache-control"
 NO_READ, NO_WRITE = "no-cache", "no-store"
 """Directives of a request, RFC 9111, 5.2.1: compute it anew; and do not keep it either."""
-STALE_HEADER = "x-fallback-stale-of"
-"""Names a version that failed this request: its last known answer is wanted, nothing is to be computed. The door's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,11 @@ EVERYTHING = Use()
 
 
 class Cache(Generic[Outcome]):
-    """One worker's view of the cache; the figures count questions since its start, `damaged` values."""
+    """One worker's view of the cache.
+
+    `hits`, `misses` and `stale` count questions since its start, `computed` those that the model was asked, which are
+    fewer than the misses where equal ones came together, and `damaged` values.
+    """
 
     def __init__(self, settings: CacheSettings, task: Task[Any, Outcome], digest: str, link: RedisLink) -> None:
         """`digest`: of the archive. `link`: of the worker's own thread."""
@@ -67,6 +69,7 @@ class Cache(Generic[Outcome]):
         self.hits = 0
         self.misses = 0
         self.stale = 0
+        self.computed = 0
         self.damaged = 0
         self._settings = settings
         self._task = task
@@ -89,7 +92,7 @@ class Cache(Generic[Outcome]):
 
     def answer(self, asked: Sequence[Asked[Any]], compute: Compute[Outcome]) -> list[Found[Outcome]]:
         """What is asked, in order: from Redis what is known, from `compute` the rest, each different question once."""
-        failed = [one.header(STALE_HEADER) for one in asked]
+        failed = [one.header(FAILED_HEADER) if one.header(STALE_HEADER) else None for one in asked]
         if any(failed):
             return self._answer_apart(asked, failed, compute)
         uses = [use_of(one.header(CONTROL_HEADER)) for one in asked]
@@ -115,6 +118,7 @@ class Cache(Generic[Outcome]):
         """Compute what is missing and hand it to Redis."""
         if not missing:
             return {}
+        self.computed += len(missing)
         began = time.monotonic()
         computed = dict(zip(missing, compute(list(missing.values())), strict=True))
         if generation is not None:
@@ -182,6 +186,7 @@ class Cache(Generic[Outcome]):
             "handler_cache_hits_total": self.hits,
             "handler_cache_misses_total": self.misses,
             "handler_cache_stale_total": self.stale,
+            "handler_cache_computed_total": self.computed,
             "handler_cache_errors_total": self.damaged + self._link.failures + self._link.refused,
             "handler_cache_asking": int(self.asking),
         }

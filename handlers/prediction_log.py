@@ -25,7 +25,7 @@ import msgspec
 from handlers.errors import Invalid, NotJson, Unavailable
 from handlers.redis_link import RedisLink
 from handlers.settings import Log
-from handlers.task import Request, plain
+from handlers.task import FAILED_HEADER, Request, plain
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ RETRY_S = 0.25
 REPLY_TIMEOUT_S = 1.0
 """Nobody waits for this thread."""
 CLOSE_S = 1.0
-SHADOW_HEADER, FAILED_HEADER, USER_HEADER = "x-shadow-version", "x-fallback-from", "x-user-id"
-"""The first two are the door's: scripts/door/names.py."""
+SHADOW_HEADER, USER_HEADER = "x-shadow-version", "x-user-id"
+"""The first is the door's: scripts/door/names.py."""
 SAMPLE_HEADER = "x-sample"
 """On a version's own sample questions, which are in no log; the door lets no client send it."""
 PREDICTION_ID = r"^[\x21-\x7e]{1,140}$"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from handlers.errors import HandlerError, Invalid, ModelFault, NotJson, NotSupported, OutOfTime, TooLarge
+from handlers.errors import HandlerError, Invalid, ModelFault, NotJson, NotSupported, OutOfTime, TooLarge, Unavailable
 from handlers.settings import Settings
 from handlers.tensors import Column
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JSON = "application/json"
+FAILED_HEADER = "x-fallback-from"
+STALE_HEADER = "x-fallback-stale"
+"""The door's (scripts/door/names.py): the version that failed this request, and that nothing but its last known answer
+is wanted."""
 
 Question = TypeVar("Question", bound=msgspec.Struct)
 Outcome = TypeVar("Outcome")
@@ -260,6 +264,8 @@ class Task(ABC, Generic[Question, Outcome]):
     def _find_all(self, asked: Sequence[Asked[Question]], deadline: float) -> list[Found[Outcome]]:
         """What became of every good question of the batch, in order: known from before, or predicted."""
         if self.cache is None:
+            if any(one.header(STALE_HEADER) for one in asked):
+                return [Found(Unavailable("this worker has no cache to look for an earlier answer in")) for _ in asked]
             return [Found(outcome) for outcome in self._predict_all(asked, deadline)]
         return self.cache.answer(asked, lambda missing: self._predict_all(missing, deadline))
 
@@ -316,7 +322,8 @@ class Task(ABC, Generic[Question, Outcome]):
 
     def _refusal(self, error: HandlerError) -> Reply:
         body = self._encoder.encode(ErrorBody(error.error, str(error)))
-        return Reply(body, error.code, error.phrase, self._headers)
+        headers = self._headers | {"retry-after": "1"} if isinstance(error, Unavailable) else self._headers
+        return Reply(body, error.code, error.phrase, headers)
 
 
 def asked_of(requests: Sequence[Request], parsed: Sequence[Parsed[Question] | HandlerError]) -> list[Asked[Question]]:

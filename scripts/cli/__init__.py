@@ -32,6 +32,7 @@ COMMANDS = {
     "ask": "scripts.cli.ask:ask",
     "log": "scripts.cli.log:log",
     "shadow": "scripts.cli.shadow:shadow",
+    "cache": "scripts.cli.cache:cache",
     "train": "scripts.cli.training:train",
     "eval": "scripts.cli.training:evaluate",
 }

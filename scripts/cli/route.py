@@ -122,7 +122,10 @@ def shadow(state: Path, model: str, percentages: tuple[str, ...], off: bool) -> 
 def fallback(state: Path, model: str, versions: tuple[str, ...], off: bool) -> None:
     """Let VERSIONS stand in, in this order, when the routed version of MODEL fails or takes too long.
 
-    Example: marctl route fallback mcqa 1.0
+    The last rung may be `stale`: the answer that the routed version gave to the same request before, if the cache has
+    one.
+
+    Example: marctl route fallback mcqa 1.0 stale
     """
     if off == bool(versions):
         raise click.UsageError("give either VERSIONS or --off")

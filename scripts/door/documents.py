@@ -5,7 +5,7 @@
       sticky: x-user-id
       experiment: choices-v2
       shadow: {"3.0": 10}
-      fallback: ["1.0"]
+      fallback: ["1.0", stale]
       timeout_s: 30
 
 A model without one is answered by its default version.
@@ -25,6 +25,8 @@ from scripts.errors import UserError
 from scripts.faults import listed, pointer, schema_faults
 
 HEADER = "^[a-z0-9-]+$"
+STALE = "stale"
+"""The last rung of a ladder, if it is wanted: what the routed version answered to the same request before."""
 Served = Mapping[str, Collection[str]]
 """Model to its registered versions."""
 
@@ -45,14 +47,19 @@ class Traffic(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     shadow: dict[str, Annotated[float, Meta(gt=0, le=100)]] = {}
     """Version to the percentage of requests that it gets a copy of; the client never waits for it."""
     fallback: list[str] = []
-    """Who answers, in this order, when the routed version fails."""
+    """Who answers, in this order, when the routed version fails: versions, and `stale` at the end."""
     timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     """For the whole request, fallback included."""
 
     @property
     def versions(self) -> set[str]:
         """All versions that the document needs."""
-        return {v for v, weight in self.split.items() if weight > 0} | {*self.shadow, *self.fallback}
+        return {v for v, weight in self.split.items() if weight > 0} | {*self.shadow, *self.stand_ins}
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """The versions of the ladder."""
+        return [rung for rung in self.fallback if rung != STALE]
 
     def rungs_after(self, version: str) -> list[str]:
         """Who stands in for a version: the ladder, or its part below that version if it is itself a rung."""
@@ -126,10 +133,20 @@ def meaning_faults(model: str, document: Traffic, served: Served) -> list[str]:
     there = sorted(served[model])
     faults = [
         f"{model}.{field}: version {version} is not served; there are: {', '.join(there)}"
-        for field in ("split", "shadow", "fallback")
-        for version in getattr(document, field)
+        for field, versions in (
+            ("split", document.split),
+            ("shadow", document.shadow),
+            ("fallback", document.stand_ins),
+        )
+        for version in versions
         if version not in there
     ]
+    if STALE in document.fallback and document.fallback[-1] != STALE:
+        faults.append(f"{model}.fallback: {STALE} is the last rung or none; there is nothing to try after it")
+    if STALE in document.fallback and len(there) < 2:
+        faults.append(
+            f"{model}.fallback: {STALE} is answered by a worker of another version, and {there[0]} is the only one"
+        )
     if not any(document.split.values()):
         faults.append(f"{model}.split: all weights are 0; nobody would answer")
     faults += [

@@ -19,6 +19,8 @@ PROTOCOL_HEADER = "x-inference-protocol"
 """On the request that a worker gets: the form of body and answer; handlers/inference_protocol.py knows them."""
 HTTP_STATUS_HEADER = "x-http-status"
 """On an answer before it becomes gRPC's: its HTTP code, from which filters.lua makes gRPC's."""
+STALE_HEADER = "x-fallback-stale"
+"""On a request of which only the last known answer is wanted, that of the version which failed it first."""
 BODY_MODEL = "model"
 """Where json_to_metadata puts the body's `model`."""
 

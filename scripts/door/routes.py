@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
 from scripts.door import openapi
-from scripts.door.documents import Served, Traffic
+from scripts.door.documents import STALE, Served, Traffic
 from scripts.door.names import (
     BODY_MODEL,
     DOOR,
@@ -16,6 +16,7 @@ from scripts.door.names import (
     FALLBACK_HEADER,
     LADDER,
     SHADOW_HEADER,
+    STALE_HEADER,
     TORCHSERVE,
     VERSION_HEADER,
     Json,
@@ -279,7 +280,7 @@ def ladder_routes(served: Served, documents: Mapping[str, Traffic], further: Ite
     for model in sorted(served):
         routes += [shadow_route(model, version) for version in sorted(served[model])]
         for version in sorted(served[model]):
-            routes.append(rung_route(model, version, documents[model]))
+            routes += rung_routes(model, version, documents[model], served)
     return route_configuration(LADDER, [*routes, *further])
 
 
@@ -288,12 +289,38 @@ def shadow_route(model: str, version: str) -> Json:
     return {"match": match, "route": {"cluster": shadow_cluster(model, version), **rewrite(model, version)}}
 
 
-def rung_route(model: str, failed: str, document: Traffic) -> Json:
+def rung_routes(model: str, failed: str, document: Traffic, served: Served) -> Iterator[Json]:
     """Where a request goes that this version failed."""
     match = path_of(model, re.escape(failed))
     rungs = document.rungs_after(failed)
-    if not rungs:
-        return {"match": match, "direct_response": {"status": 503}}
+    if rungs[:1] == [STALE]:
+        yield from stale_route(model, failed, document, served)
+    elif rungs:
+        yield rung_route(match, model, failed, document, rungs)
+        return
+    yield {"match": match, "direct_response": {"status": 503}}
+
+
+def stale_route(model: str, failed: str, document: Traffic, served: Served) -> Iterator[Json]:
+    """To a worker of another version, past that version's own figures: it computes nothing, and looks into the cache.
+
+    There is none without another version. Explanations are not kept.
+    """
+    used = {*document.split, *document.fallback}
+    others = sorted(set(served[model]) - {failed}, key=lambda v: (v not in used, version_order(v)), reverse=True)
+    if not others:
+        return
+    action = {"cluster": TORCHSERVE, **rewrite(model, others[0])}
+    yield {
+        "match": {"path": f"/predictions/{model}/{failed}"},
+        "route": action | patience(document.timeout_s, ladder=False),
+        "request_headers_to_add": [label(FAILED_HEADER, failed), label(STALE_HEADER, "1", overwrite=True)],
+        "response_headers_to_add": [label(FALLBACK_HEADER, STALE)],
+    }
+
+
+def rung_route(match: Json, model: str, failed: str, document: Traffic, rungs: list[str]) -> Json:
+    """To the next version."""
     action = {"cluster": cluster(model, rungs[0]), **rewrite(model, rungs[0])}
     # Each rung has half of the time that the one above had.
     timeout_s = document.timeout_s / 2 ** (document.fallback.index(rungs[0]) + 1)

@@ -55,7 +55,7 @@ def keep_possible(state: State, served: Mapping[str, set[str]], notify: Notify) 
 
 def named(document: Traffic) -> set[str]:
     """All versions that a document names, even with weight 0."""
-    return {*document.split, *document.shadow, *document.fallback}
+    return {*document.split, *document.shadow, *document.stand_ins}
 
 
 def served_versions(stack: Stack) -> dict[str, set[str]]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from handlers.cache import PREFIX, STALE_HEADER, Cache, key_prefix
+from handlers.cache import PREFIX, Cache, key_prefix, open_cache
 from handlers.loading import archive_digest, load_multiple_choice
 from handlers.redis_link import RedisLink
 from handlers.settings import CacheSettings, Settings
-from handlers.task import Reply, Request
+from handlers.task import FAILED_HEADER, STALE_HEADER, Reply, Request
 from tests.handlers.test_multiple_choice import some_questions
 from tests.redis_servers import TestRedis, memory_left
 
@@ -298,7 +299,20 @@ def test_500_equal_questions_in_batches_are_computed_once(worker: Worker) -> Non
     assert (worker.cache.hits, worker.cache.misses) == (475, 25)
 
 
-# --- what a request may say
+# --- what a recipe and a request may say
+
+
+def test_a_version_may_have_none(server: TestRedis, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = worker.task
+    monkeypatch.setenv("REDIS_URL", server.url)
+    assert open_cache(task, "d") is not None
+    for cache, has in ((False, False), (True, True), (CacheSettings(ttl_s=1.0), True)):
+        task.settings = msgspec.structs.replace(task.settings, cache=cache)
+        assert (open_cache(task, "d") is not None) == has
+    monkeypatch.delenv("REDIS_URL")
+    assert open_cache(task, "d") is None
+    task.cache = None
+    assert worker.state(QUESTION) is None
 
 
 def test_no_cache_computes_anew_and_refreshes(server: TestRedis, worker: Worker) -> None:
@@ -492,14 +506,19 @@ def test_a_worker_serves_the_last_answer_of_another_version(
     failed, standby = Worker(folder, server.url, version="2.0"), Worker(folder, server.url, digest="e")
     [known] = failed.ask(QUESTION)
     failed.link.ask(("PING",))
-    recalled = standby.ask(QUESTION, **{STALE_HEADER: "2.0"})[0]
+    wanted = {STALE_HEADER: "1", FAILED_HEADER: "2.0"}
+    recalled = standby.ask(QUESTION, **wanted)[0]
     assert (recalled.code, recalled.headers["x-cache"], recalled.headers["x-model-version"]) == (200, "stale", "2.0")
     assert bare(recalled) == bare(known)
     assert json.loads(recalled.body)["model_version"] == "2.0"
     unknown = {"question": "New?", "choices": ["a", "b"]}
-    assert standby.ask(unknown, **{STALE_HEADER: "2.0"})[0].code == 503
-    assert standby.ask(QUESTION, **{STALE_HEADER: "3.0"})[0].code == 503
+    refused = standby.ask(unknown, **wanted)[0]
+    assert (refused.code, refused.headers["retry-after"]) == (503, "1")
+    assert standby.ask(QUESTION, **wanted | {FAILED_HEADER: "3.0"})[0].code == 503
     assert standby.forwards == []
+    assert standby.state(QUESTION, **{FAILED_HEADER: "2.0"}) == "miss"
+    standby.task.cache = None
+    assert standby.ask(QUESTION, **wanted)[0].code == 503
 
 
 def test_names_cannot_run_into_each_other() -> None:

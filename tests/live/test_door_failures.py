@@ -128,6 +128,42 @@ def test_a_rung_itself_falls_only_to_those_below_it(server: Standin, door: TestD
     assert server.versions_seen() == ["2.0", "1.0"]
 
 
+def test_the_stale_rung_asks_another_versions_worker_what_the_routed_one_knew(server: Standin, door: TestDoor) -> None:
+    """Past the version's own route, with the name of the one that failed first."""
+    door.set(split={"2.0": 100}, fallback=["1.0", "stale"])
+    server.behave |= {"2.0": fails(503), "1.0": fails(500)}
+    got = door.ask()
+    assert (got.status_code, got.headers["x-fallback"]) == (200, "stale")
+    assert [path.rpartition("/")[2] for path, _, _ in server.seen] == ["2.0", "1.0", "3.0"]
+    seen = [(headers.get("x-fallback-from"), headers.get("x-fallback-stale")) for _, headers, _ in server.seen]
+    assert seen == [(None, None), ("2.0", None), ("2.0", "1")]
+
+
+def test_the_stale_rung_may_be_the_only_one(server: Standin, door: TestDoor) -> None:
+    door.set(split={"1.0": 50, "2.0": 50, "3.0": 50}, fallback=["stale"])
+    server.behave["2.0"] = fails(503)
+    got = [door.ask(x_user_id=str(user)).headers.get("x-fallback") for user in range(20)]
+    assert set(got) == {None, "stale"}
+    assert {headers["x-fallback-from"] for _, headers, _ in server.seen if "x-fallback-stale" in headers} == {"2.0"}
+
+
+def test_where_nothing_is_known_the_stale_rung_is_a_503_that_says_when_to_come_back(
+    server: Standin, door: TestDoor
+) -> None:
+    door.set(split={"2.0": 100}, fallback=["stale"])
+    server.behave = {version: fails(503) for version in ("1.0", "2.0", "3.0")}
+    got = door.ask()
+    assert (got.status_code, got.json()["error"], got.headers["retry-after"]) == (503, "unavailable", "1")
+    assert len(server.seen) == 2
+
+
+def test_explanations_are_not_kept_so_none_is_stale(server: Standin, door: TestDoor) -> None:
+    door.set(split={"2.0": 100}, fallback=["stale"])
+    server.behave["2.0"] = fails(503)
+    assert door.ask("/explain").status_code == 503
+    assert server.versions_seen() == ["2.0"]
+
+
 def test_below_the_last_rung_is_a_503_that_says_when_to_come_back(server: Standin, door: TestDoor) -> None:
     door.set(**LADDER)
     server.behave |= {"2.0": fails(500), "1.0": fails(500)}

@@ -107,3 +107,21 @@ def test_a_version_that_goes_leaves_every_place() -> None:
 
 def test_nothing_is_left_of_a_document_whose_last_version_goes() -> None:
     assert Traffic(split={"1": 1, "2": 0}).without("1") is None
+
+
+def test_stale_is_a_rung_but_no_version() -> None:
+    document = parse('mcqa: {split: {"1.9": 1}, fallback: ["1.0", stale]}', "x", SERVED)["mcqa"]
+    assert document.versions == {"1.9", "1.0"}
+    assert (document.rungs_after("1.9"), document.rungs_after("1.0")) == (["1.0", "stale"], ["stale"])
+    rest = document.without("1.0")
+    assert rest is not None
+    assert rest.fallback == ["stale"]
+
+
+def test_stale_stands_at_the_end_and_needs_another_version() -> None:
+    assert faults('mcqa: {split: {"1.9": 1}, fallback: [stale, "1.0"]}')[1:] == [
+        "mcqa.fallback: stale is the last rung or none; there is nothing to try after it"
+    ]
+    assert faults('embed: {split: {"1.0": 1}, fallback: [stale]}')[1:] == [
+        "embed.fallback: stale is answered by a worker of another version, and 1.0 is the only one"
+    ]
