@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +51,17 @@ def read_kind(kind: Kind, folder: Path, client: Redis | None = None, **wanted: A
     pa = pyarrow()
     # The stream first: what is drained in between is in both, and left out by its position below.
     entries = list(every_entry(client, kind)) if client is not None else []
-    files = read_files(kind, folder / kind.name)
+    condition = condition_of(**wanted)
+    files = read_files(kind, folder / kind.name, condition)
     if client is not None and (here := position.load(folder / kind.name)) is not None:
         done = here.done if here.stream == identity(client) else position.BEGINNING
         entries = [entry for entry in entries if id_pair(entry.id) > id_pair(done)]
-    table = pa.concat_tables([files, kind.table(entries, kind.full_schema())])
-    return select(table, **wanted)
+    undrained = kind.table(entries, kind.full_schema())
+    return pa.concat_tables([files, undrained if condition is None else undrained.filter(condition)])
 
 
-def read_files(kind: Kind, folder: Path) -> pa.Table:
-    """All files; none if there is no folder."""
+def read_files(kind: Kind, folder: Path, condition: Any) -> pa.Table:
+    """The rows of all files for which it holds; none if there is no folder."""
     pyarrow()
     import pyarrow.dataset as ds
 
@@ -68,26 +71,26 @@ def read_files(kind: Kind, folder: Path) -> pa.Table:
     partitioning = ds.partitioning(kind.full_schema().empty_table().select(list(kind.partitions)).schema, flavor="hive")
     try:
         found = ds.dataset(folder, kind.full_schema(), format="parquet", partitioning=partitioning)
-        return found.to_table()
+        return found.to_table(filter=condition)
     except (OSError, ValueError) as err:
         raise UserError(f"{folder} can't be read as a prediction log: {' '.join(str(err).split())}") from err
 
 
-def select(table: pa.Table, **wanted: Any) -> pa.Table:
+def condition_of(
+    model: str | None = None, version: str | None = None, since: datetime | None = None, until: datetime | None = None
+) -> Any:
+    """What rows must fulfil, as pyarrow's expression; None for nothing. Dates let whole folders be passed over."""
     import pyarrow.compute as pc
 
-    conditions = {
-        "model": lambda value: pc.equal(table["model"], value),
-        "version": lambda value: pc.equal(table["version"], value),
-        "since": lambda value: pc.greater_equal(table["time"], value),
-        "until": lambda value: pc.less(table["time"], value),
-    }
-    mask = None
-    for name, value in wanted.items():
-        if value is not None:
-            passes = conditions[name](value)
-            mask = passes if mask is None else pc.and_(mask, passes)
-    return table if mask is None else table.filter(mask)
+    parts = [] if model is None else [pc.field("model") == model]
+    parts += [] if version is None else [pc.field("version") == version]
+    parts += [] if since is None else [pc.field("time") >= since, pc.field("date") >= date_of(since)]
+    parts += [] if until is None else [pc.field("time") < until, pc.field("date") <= date_of(until)]
+    return reduce(and_, parts) if parts else None
+
+
+def date_of(time: datetime) -> str:
+    return time.astimezone(UTC).date().isoformat()
 
 
 def moment(text: str, now: datetime | None = None) -> datetime:

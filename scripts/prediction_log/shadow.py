@@ -75,7 +75,7 @@ def join(table: pa.Table) -> Joined:
     """Pairs by model and versions; `table` has COLUMNS, answers without a prediction are left out."""
     live: dict[tuple[str, str], list[Row]] = defaultdict(list)
     shadows: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in table.select(COLUMNS).to_pylist():
+    for row in copied(table).to_pylist():
         if row["prediction"] is None or row["probabilities"] is None:
             continue
         if row["shadow"]:
@@ -94,6 +94,14 @@ def join(table: pa.Table) -> Joined:
         else:
             found[model, seen["version"], version].append(Pair(seen, copies[0]))
     return Joined([Comparison(*names, pairs) for names, pairs in sorted(found.items())], unpaired, ambiguous)
+
+
+def copied(table: pa.Table) -> pa.Table:
+    """The answers to requests that a shadow answered too: often a small part of a large log."""
+    import pyarrow.compute as pc
+
+    ids = table.filter(table["shadow"])["prediction_id"]
+    return table.select(COLUMNS).filter(pc.is_in(table["prediction_id"], value_set=ids.combine_chunks()))
 
 
 def answer_seen(answers: Sequence[Row]) -> Row | None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import msgspec
@@ -256,6 +256,24 @@ def test_a_drain_between_commit_and_trim_is_not_read_twice(
         drain(client, tmp_path)
     assert client.xlen(PREDICTIONS) == 10
     assert read(tmp_path, client=client)["prediction_id"].to_pylist() == many(10)
+
+
+def test_only_what_is_asked_for_is_read(client: redis.Redis, log: Log, tmp_path: Path) -> None:
+    """From files and from the stream alike; a day's folder ends at midnight, UTC."""
+    rows = {f"{hour}": NOON_US + hour * HOUR_US for hour in (-24, -13, -12, 0, 11, 12, 24)}
+    log(*(record(name, time_us=time_us) for name, time_us in rows.items()), record("x", model="quiz"))
+    noon = datetime(2025, 11, 21, 12, tzinfo=UTC)
+
+    def names(**wanted: object) -> list[str]:
+        return sorted(read(tmp_path, client=client, **wanted)["prediction_id"].to_pylist())  # type: ignore[arg-type]
+
+    for _ in range(2):
+        assert names(model="quiz") == ["x"]
+        assert names(model="mcqa", version="9") == []
+        assert names(model="mcqa", since=noon - timedelta(hours=12)) == sorted(["-12", "0", "11", "12", "24"])
+        assert names(model="mcqa", until=noon.astimezone(timezone(timedelta(hours=9)))) == sorted(["-24", "-13", "-12"])
+        assert names(model="mcqa", since=noon, until=noon + timedelta(hours=12)) == ["0", "11"]
+        drain(client, tmp_path)
 
 
 def test_an_empty_log_has_all_columns(tmp_path: Path) -> None:
