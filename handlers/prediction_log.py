@@ -78,7 +78,7 @@ class PredictionRecord(msgspec.Struct, frozen=True, array_like=True):
     cache: str | None
     """hit, miss or stale; None where no cache was asked."""
     fallback_from: str | None
-    """The version that failed this request, if this one stood in."""
+    """The version that failed this request, if another one or an earlier answer stood in."""
     shadow: bool
     """Whether the request was a copy, whose answer no client saw."""
     user: str | None
@@ -265,20 +265,19 @@ class PredictionLog:
     def _record(self, entry: Answered) -> PredictionRecord:
         keep, answer = self._settings.input, entry.answer
         version = getattr(answer, "model_version", self._version)
-        own = version == self._version
         question = b"" if keep == "none" else self._encode_input(entry.question)
         return PredictionRecord(
             prediction_id=entry.prediction_id,
             time_us=entry.time_us,
             model=self._model,
             version=version,
-            digest=self._digest if own else "",
+            digest=self._digest if version == self._version else "",
             prediction=getattr(answer, "prediction", None),
             confidence=getattr(answer, "confidence", None),
             probabilities=getattr(answer, "probabilities", None),
             latency_ms=getattr(answer, "latency_ms", None),
             cache=entry.cache,
-            fallback_from=entry.fallback_from if own else self._version,
+            fallback_from=entry.fallback_from,
             shadow=entry.shadow,
             user=None if entry.user is None else self._hash(entry.user.encode("utf-8", "surrogatepass")),
             input=question.decode() if keep == "whole" else None,

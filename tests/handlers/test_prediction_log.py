@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from handlers import prediction_log
-from handlers.multiple_choice import Question
+from handlers.multiple_choice import Answer, Question
 from handlers.prediction_log import FIELD, LABELS, PREDICTIONS, LabelRecord, PredictionLog, PredictionRecord
 from handlers.redis_link import RedisLink
 from handlers.settings import Log
@@ -89,6 +89,16 @@ def test_record_holds_what_the_client_was_told(task: Any, server: TestRedis, mak
     assert {"prediction_id", "model", "prediction", "confidence", "probabilities", "latency_ms"} <= told.keys()
     assert json.loads(record.input or "") == QUESTION
     assert (record.fallback_from, record.shadow, record.cache, record.digest) == ("2.0", False, None, "d" * 64)
+
+
+def test_an_earlier_answer_of_another_version_is_logged_as_its_own(
+    server: TestRedis, make_log: Callable[..., Any]
+) -> None:
+    """A worker of 1.0 serves what 2.0 once said, because 2.0 has failed."""
+    said = Answer("order-7", "quiz", "2.0", 1, "a cloud", 0.75, [0.25, 0.75], False, 1.0)
+    make_log().add(request(QUESTION, x_fallback_from="2.0"), "order-7", ASKED, said, "stale")
+    [record] = records(server, 1)
+    assert (record.version, record.digest, record.fallback_from, record.cache) == ("2.0", "", "2.0", "stale")
 
 
 def test_each_question_of_a_request_is_a_record_and_a_bad_one_is_none(
