@@ -239,6 +239,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--questions", type=Path, metavar="FILE", help="JSONL, in place of made questions")
     parser.add_argument("--repeats", type=float, default=0.0, metavar="SHARE", help="of requests that repeat one")
+    parser.add_argument("--outcomes", type=Path, metavar="FILE", help="write every second's figures as JSON")
     parser.add_argument("--ready", type=int, default=50_000, help="requests encoded before the start")
     asked = parser.parse_args()
     stream = bodies(asked.seed, asked.questions, asked.repeats, asked.ready)
@@ -249,6 +250,8 @@ def main() -> int:
     else:
         outcomes = generator.closed(asked.connections, asked.seconds)
     found = outcomes.summary()
+    if asked.outcomes:
+        outcomes.write(asked.outcomes)
     sys.stdout.write(json.dumps(found) + "\n")
     return 1 if found["errors"] else 0
 

@@ -8,8 +8,6 @@ A user asks again as soon as it has its answer (a closed loop). Questions are en
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -94,10 +92,7 @@ def end(environment: Environment, **_: Any) -> None:
     outcomes.cpu_seconds = time.process_time() - run.cpu_before
     target: str = environment.parsed_options.outcomes  # type: ignore[union-attr]  # set before the first event
     if target:
-        content = {"summary": outcomes.summary(), "seconds": outcomes.by_second(), "started": outcomes.started}
-        partial = Path(target + ".partial")
-        partial.write_text(json.dumps(content))
-        os.replace(partial, target)
+        outcomes.write(Path(target))
 
 
 class PredictUser(FastHttpUser):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 NO_ANSWER = 0
@@ -65,6 +68,13 @@ class Outcomes:
             marks = {name: round(value_at(ordered, PERCENTILES[name]) * 1000, 2) for name in ("p50_ms", "p99_ms")}
             rows.append({"second": second, "answers": len(ordered), "errors": errors[second], **marks})
         return rows
+
+    def write(self, path: Path) -> None:
+        """The summary and every second, as JSON; readers see a whole file or none."""
+        content = {"summary": self.summary(), "seconds": self.by_second(), "started": self.started}
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(content))
+        os.replace(partial, path)
 
 
 def value_at(ordered: list[float], share: float) -> float:

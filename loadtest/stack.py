@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,28 @@ class CpuMeter:
 
     def __init__(self, pids: dict[str, list[int]]) -> None:
         self._processes = {name: [psutil.Process(pid) for pid in group] for name, group in pids.items()}
-        self._before = {name: cpu_seconds(group) for name, group in self._processes.items()}
+        self._seen = {process: cpu_seconds(process) for group in self._processes.values() for process in group}
+        self._before = self._sums()
+
+    def add(self, name: str, pid: int) -> None:
+        """Count one more process, from its start on; one that has ended already counts nothing."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            self._processes[name], self._seen[process], self._before[name] = [process], 0.0, 0.0
 
     def used(self) -> dict[str, float]:
-        return {name: cpu_seconds(group) - self._before[name] for name, group in self._processes.items()}
+        for process in self._seen:
+            with suppress(psutil.Error):
+                self._seen[process] = cpu_seconds(process)
+        return {name: seconds - self._before[name] for name, seconds in self._sums().items()}
+
+    def _sums(self) -> dict[str, float]:
+        return {name: sum(self._seen[process] for process in group) for name, group in self._processes.items()}
 
 
-def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return float(sum(t.user + t.system for t in times))
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def marctl(state: Path, *arguments: str) -> Any:

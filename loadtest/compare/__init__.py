@@ -1,0 +1,1 @@
+"""The same model, tokenizer and requests through other servers, on the same machine, in turns."""

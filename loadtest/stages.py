@@ -1,0 +1,100 @@
+"""What the servers count of themselves, read from their metrics pages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import requests
+
+from loadtest.stack import Stack
+
+LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+TIMEOUT_S = 10.0
+MICROSECONDS = 1e-3
+"""In ms."""
+TORCHSERVE = {
+    "ts_inference_requests_total": "requests",
+    "ts_inference_latency_microseconds": "torchserve_us",
+    "ts_queue_latency_microseconds": "queue_us",
+    "handler_batches_total": "batches",
+    "handler_requests_total": "batched",
+    "handler_milliseconds_total": "handler_ms",
+}
+ENVOY = {
+    "envoy_http_downstream_rq_time_sum": "door_ms",
+    "envoy_http_downstream_rq_time_count": "door_requests",
+    "envoy_cluster_upstream_rq_time_sum": "upstream_ms",
+    "envoy_cluster_upstream_rq_time_count": "upstream_requests",
+}
+
+Counts = dict[str, float]
+
+
+def torchserve_counts(stack: Stack, model: str) -> Counts:
+    """Running totals of a model's versions: requests, and microseconds or milliseconds spent on them."""
+    return totals(get(f"{stack.status['metrics']}/metrics"), TORCHSERVE, f'"{model}"')
+
+
+def envoy_counts(stack: Stack, model: str) -> Counts:
+    """Running totals of the door's listener for clients and of a model's clusters."""
+    if not stack.status.get("door"):
+        return {}
+    page = get(f"{stack.status['admin']}/stats/prometheus?histogram_buckets=summary&usedonly")
+    door = {name: key for name, key in ENVOY.items() if "downstream" in name}
+    upstream = {name: key for name, key in ENVOY.items() if "upstream_rq" in name}
+    return totals(page, door, '"door"') | totals(page, upstream, f'"{model}|')
+
+
+def get(url: str) -> str:
+    response = requests.get(url, timeout=TIMEOUT_S)
+    response.raise_for_status()
+    return response.text
+
+
+def totals(page: str, names: dict[str, str], label: str) -> Counts:
+    """Sums over all series of a Prometheus page whose labels hold `label`."""
+    found = dict.fromkeys(names.values(), 0.0)
+    for name, labels, value in LINE.findall(page):
+        if name in names and label in labels:
+            found[names[name]] += float(value)
+    return found
+
+
+def difference(after: Counts, before: Counts) -> Counts:
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the way of a mean request."""
+
+    name: str
+    ms: float
+
+
+def stages(client_ms: float, counts: Counts) -> list[Stage]:
+    """Where a mean request's time goes, from the client inwards; they add up to `client_ms`.
+
+    Each part is the difference between what two neighbours on the way measure, so it includes the way between them and
+    the wait for a processor. Envoy counts whole ms.
+    """
+
+    def mean(total: str, number: str, unit: float = 1.0) -> float:
+        return counts.get(total, 0.0) / counts[number] * unit if counts.get(number) else 0.0
+
+    door = mean("door_ms", "door_requests")
+    upstream = mean("upstream_ms", "upstream_requests")
+    torchserve = mean("torchserve_us", "requests", MICROSECONDS)
+    queue = mean("queue_us", "requests", MICROSECONDS)
+    handler = mean("handler_ms", "batches")
+    outermost = door or torchserve
+    found = [Stage("client and its sockets", client_ms - outermost)]
+    if door:
+        found += [Stage("door (Envoy)", door - upstream), Stage("TorchServe's HTTP", upstream - torchserve)]
+    found += [
+        Stage("TorchServe's queue", queue),
+        Stage("between TorchServe and its worker", torchserve - queue - handler),
+        Stage("worker: the batch's handler", handler),
+    ]
+    return [Stage(stage.name, round(stage.ms, 3)) for stage in found]

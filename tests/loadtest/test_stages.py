@@ -1,0 +1,37 @@
+"""Where a request's time goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.stages import ENVOY, TORCHSERVE, stages, totals
+
+PAGE = """# HELP ts_inference_requests_total Torchserve prometheus counter metric
+# TYPE ts_inference_requests_total counter
+ts_inference_requests_total{model_name="mcqa",model_version="1.0",hostname="a",} 10.0
+ts_inference_requests_total{model_name="mcqa",model_version="2.0",hostname="a",} 5.0
+ts_inference_requests_total{model_name="embed",model_version="2.0",hostname="a",} 99.0
+handler_batches_total{ModelVersion="1.0",ModelName="mcqa",Level="Model",Hostname="a",} 1.5E2
+"""
+
+
+def test_counts_are_summed_over_a_models_versions_only() -> None:
+    found = totals(PAGE, TORCHSERVE, '"mcqa"')
+    assert (found["requests"], found["batches"], found["queue_us"]) == (15, 150, 0)
+
+
+def test_parts_add_up_to_what_the_client_saw() -> None:
+    counts = dict.fromkeys([*TORCHSERVE.values(), *ENVOY.values()], 0.0)
+    counts |= {"requests": 100, "torchserve_us": 100 * 8000, "queue_us": 100 * 3000, "batches": 10, "handler_ms": 40}
+    counts |= {"door_requests": 100, "door_ms": 1000, "upstream_requests": 100, "upstream_ms": 900}
+    found = {stage.name: stage.ms for stage in stages(12.5, counts)}
+    assert sum(found.values()) == pytest.approx(12.5)
+    assert found["client and its sockets"] == 2.5
+    assert (found["door (Envoy)"], found["TorchServe's HTTP"], found["TorchServe's queue"]) == (1, 1, 3)
+    assert (found["between TorchServe and its worker"], found["worker: the batch's handler"]) == (1, 4)
+
+
+def test_without_a_door_its_parts_are_left_out() -> None:
+    found = stages(5.0, {"requests": 10, "torchserve_us": 40_000, "queue_us": 10_000, "batches": 0, "handler_ms": 0})
+    assert not any("door" in stage.name for stage in found)
+    assert sum(stage.ms for stage in found) == pytest.approx(5.0)
