@@ -238,9 +238,11 @@ def open_inference(task: AnyTask, request: Request, *, grpc: bool) -> tuple[Requ
         if failed:
             return refusal(with_code(reply, failed["error"]), failed["error"], failed["detail"], grpc=grpc)
         outputs = [of_column(column, [one[column.name] for one in answers]) for column in wanted]
+        # Not always this worker's: the last known answer may be another version's.
+        source = answers[0]["model"], answers[0]["model_version"]
         if isinstance(asked, InferMessage):
-            return in_protobuf(task, reply, outputs, asked)
-        return in_json(task, reply, outputs, asked)
+            return in_protobuf(source, reply, outputs, asked)
+        return in_json(source, reply, outputs, asked)
 
     return replace(request, body=to_json.encode({"instances": rows})), close
 
@@ -356,8 +358,8 @@ def question(rows: Mapping[Column, Sequence[Any]], i: int) -> dict[str, Any]:
     return {c.name: values[i] for c, values in rows.items() if not (c.optional and values[i] in ("", []))}
 
 
-def in_json(task: AnyTask, reply: Reply, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
-    """Raw bytes after the JSON for the outputs that were asked for in that way."""
+def in_json(source: tuple[str, str], reply: Reply, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
+    """Raw bytes after the JSON for the outputs that were asked for in that way. `source`: model and version."""
     by_default = asked.parameters.get("binary_data_output") is True
     wishes = {output.name: output.parameters.get("binary_data", by_default) for output in asked.outputs}
     entries, after = [], b""
@@ -369,19 +371,19 @@ def in_json(task: AnyTask, reply: Reply, outputs: Sequence[Tensor], asked: Infer
             entries.append(OutputTensor(name, datatype, shape, {"binary_data_size": len(raw)}))
         else:
             entries.append(OutputTensor(name, datatype, shape, data=tensor.values))
-    body = to_json.encode(InferResponse(task.name, task.version, entries, asked.id))
+    body = to_json.encode(InferResponse(*source, entries, asked.id))
     if not any(entry.parameters for entry in entries):
         return replace(reply, body=body)
     headers = reply.headers | {JSON_LENGTH_HEADER: str(len(body))}
     return replace(reply, body=body + after, headers=headers, content_type=BINARY)
 
 
-def in_protobuf(task: AnyTask, reply: Reply, outputs: Sequence[Tensor], asked: InferMessage) -> Reply:
+def in_protobuf(source: tuple[str, str], reply: Reply, outputs: Sequence[Tensor], asked: InferMessage) -> Reply:
     """Raw if the inputs were raw, else in the fields of each type."""
     raw = bool(asked.raw_input_contents)
     entries = [OutputMessage(t.name, t.datatype, t.shape, UNSET if raw else contents_of(t)) for t in outputs]
     apart = [pack(tensor) for tensor in outputs] if raw else []
-    return replace(reply, body=to_json.encode(ResponseMessage(task.name, task.version, entries, asked.id, apart)))
+    return replace(reply, body=to_json.encode(ResponseMessage(*source, entries, asked.id, apart)))
 
 
 def contents_of(tensor: Tensor) -> dict[str, list[Any]]:

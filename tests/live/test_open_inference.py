@@ -12,6 +12,7 @@ from typing import Any
 import google.rpc.status_pb2
 import grpc
 import numpy as np
+import psutil
 import pytest
 import requests
 import tritonclient.grpc
@@ -134,6 +135,12 @@ def test_a_pinned_version_answers_as_it_does_elsewhere(client: Any, protocol: Pr
     assert found == (version, "order-7")
 
 
+def test_torchserves_own_grpc_ports_are_open_to_nobody_else(quiz_door: Site) -> None:
+    connections = psutil.Process(quiz_door.call("status")["pid"]).net_connections("inet")
+    listeners = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    assert listeners <= {"127.0.0.1", "::ffff:127.0.0.1"}
+
+
 def test_the_two_versions_can_be_told_apart(url: str) -> None:
     first, second = predictions(url, "1.0"), predictions(url, "2.0")
     assert [answer["probabilities"] for answer in first] != [answer["probabilities"] for answer in second]
@@ -167,9 +174,9 @@ def test_the_split_is_followed_and_users_stay_on_their_side(
             told = client.infer("quiz", inputs, headers={"x-user-id": user}).get_response()
             return str(told["model_version"] if isinstance(told, dict) else told.model_version)
 
-        users = [f"user-{i}" for i in range(100)]
+        users = [f"user-{i}" for i in range(60)]
         found = {user: side(user) for user in users}
-        assert 25 < list(found.values()).count("1.0") < 75
+        assert 12 < list(found.values()).count("1.0") < 48
         assert {user: side(user) for user in users[:20]}.items() <= found.items()
         elsewhere = {
             user: requests.post(

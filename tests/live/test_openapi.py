@@ -17,7 +17,7 @@ from scripts.door.openapi import document
 from tests.live.conftest import Site
 
 pytestmark = pytest.mark.live
-EXAMPLES = 12
+EXAMPLES = 10
 """Per path and mode; --hypothesis-seed deals others."""
 SERVED = {"quiz": ["1.0", "2.0"]}
 CONFORMS = [
