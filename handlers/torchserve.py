@@ -16,6 +16,7 @@ from handlers.inference_protocol import answer
 from handlers.loading import archive_digest, load_task
 from handlers.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
 from handlers.prediction_log import open_log
+from handlers.runtimes.memory import keep_memory
 from handlers.samples import check_samples
 from handlers.task import Reply, Request, Task
 from handlers.worker_socket import read_in_pieces
@@ -88,6 +89,7 @@ def initialize(context: Any) -> Task[Any, Any]:
     """
     quiet_server_logs()
     read_in_pieces()
+    keep_memory()
     properties = context.system_properties
     model = context.manifest["model"]
     gpu = properties.get("gpu_id")

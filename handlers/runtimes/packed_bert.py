@@ -92,21 +92,22 @@ class LastLayer:
     def logits(self, h: Tensor, packing: Packing) -> Tensor:
         """float32, (rows,)"""
         heads, size, hidden = self.keys.shape
-        first = h.index_select(0, packing.starts)
+        first = h.index_select(0, packing.starts).to(self.keys.dtype)
         query = self.query(first).view(-1, heads, size).transpose(0, 1)
-        asked = torch.bmm(query, self.keys).transpose(0, 1).contiguous()
-        gathered = torch.empty_like(asked)
+        asked = torch.bmm(query, self.keys).transpose(0, 1).float()
+        gathered = torch.zeros_like(asked, memory_format=torch.contiguous_format)
         row = 0
         for block in packing.blocks:
             rows = slice(row, row + block.rows)
-            states = h[block.tokens].view(block.rows, block.length, hidden)
+            states = h[block.tokens].view(block.rows, block.length, hidden).float()
             shares = torch.softmax(torch.bmm(asked[rows], states.transpose(1, 2)), -1)
             torch.bmm(shares, states, out=gathered[rows])
             row += block.rows
-        context = torch.bmm(gathered.transpose(0, 1), self.values).transpose(0, 1).reshape(-1, hidden)
+        weighted = gathered.to(first.dtype).transpose(0, 1)
+        context = torch.bmm(weighted, self.values).transpose(0, 1).reshape(-1, hidden)
         x = self.attention_norm(self.out(context + self.values_bias, first))
         x = self.output_norm(self.feed_forward(x))
-        return self.classifier(torch.tanh(self.pooler(x))).float().view(-1)
+        return self.classifier(torch.tanh(self.pooler(x))).float().view(-1)[:row]
 
 
 class PackedBert:
@@ -149,29 +150,41 @@ class PackedBert:
         packing = Packing.of(rows, self._positions, self._uncounted)
         words = self._words.index_select(0, packing.ids)
         h = self._norm(words.add_(self._places.index_select(0, packing.places)))
-        sources: Tensor | None = packing.sources
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             qkv = layer.qkv(h)
-            if sources is not None:
-                h, qkv, sources = h.index_select(0, sources), qkv.index_select(0, sources), None
-            h = layer.finish(self._attend(qkv, packing.blocks), h)
-        if sources is not None:
-            h = h.index_select(0, sources)
-        return self._last.logits(h.to(self.last_dtype), packing)
+            if number == 0:
+                context = self._attend(qkv, packing.blocks, packing.sources)
+                h = h.index_select(0, packing.sources)
+            else:
+                context = self._attend(qkv, packing.blocks)
+            h = layer.finish(context, h)
+        if not self.layers:
+            h = h.index_select(0, packing.sources)
+        return self._last.logits(h, packing)
 
-    def _attend(self, qkv: Tensor, blocks: list[Block]) -> Tensor:
-        """Every token's context, from its queries, keys and values: (tokens, 3 * hidden) -> (tokens, hidden)."""
+    def _attend(self, qkv: Tensor, blocks: list[Block], sources: Tensor | None = None) -> Tensor:
+        """Every token's context, (tokens, hidden), from its queries, keys and values, (tokens, 3 * hidden).
+
+        With `sources`, token i's are in row sources[i]. Scores are in float32, whose small products need no kernel per
+        shape.
+        """
         hidden = qkv.shape[1] // 3
         size = hidden // self.heads
-        context = qkv.new_empty(len(qkv), hidden)
+        parts = qkv.view(-1, size)
+        offsets = torch.arange(3 * self.heads).view(3, 1, self.heads, 1)
+        context = qkv.new_zeros(len(qkv if sources is None else sources), hidden)
         for block in blocks:
-            split = qkv[block.tokens].view(block.rows, block.length, 3, self.heads, size).permute(2, 0, 3, 1, 4)
-            query, key, value = split.reshape(3, block.rows * self.heads, block.length, size).unbind()
-            mixed = torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), -1), value)
             shape = (block.rows, block.length, self.heads, size)
-            context[block.tokens].view(shape).copy_(
-                mixed.view(block.rows, self.heads, block.length, size).transpose(1, 2)
-            )
+            if sources is None:
+                split = qkv[block.tokens].view(block.rows, block.length, 3, self.heads, size).permute(2, 0, 3, 1, 4)
+                split = split.reshape(-1, block.length, size)
+            else:
+                rows = sources[block.tokens].view(1, block.rows, 1, block.length)
+                split = parts.index_select(0, (rows * (3 * self.heads) + offsets).view(-1))
+            query, key, value = split.float().view(3, block.rows * self.heads, block.length, size).unbind()
+            mixed = torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), -1), value)
+            heads_first = mixed.view(block.rows, self.heads, block.length, size)
+            context[block.tokens].view(shape).copy_(heads_first.transpose(1, 2))
         return context
 
     def _layer(self, layer: Any, linear: type[FloatLinear]) -> Layer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Rows, the shortest first, token behind token. All tensors: int64."""
+    """Rows, the shortest first, token behind token. All tensors: int64, filled up to a round length by repetition."""
 
     blocks: list[Block]
     starts: Tensor
@@ -64,8 +65,18 @@ class Packing:
         counts = np.diff(firsts, append=len(rows))
         return cls(
             [Block(int(starts[i]), int(n), int(lengths[i])) for i, n in zip(firsts, counts, strict=True)],
-            torch.from_numpy(starts),
-            torch.from_numpy(keys // LONGEST),
-            torch.from_numpy(keys % LONGEST),
-            torch.from_numpy(sources),
+            filled(starts),
+            filled(keys // LONGEST),
+            filled(keys % LONGEST),
+            filled(sources),
         )
+
+
+def filled(values: np.ndarray[Any, Any]) -> Tensor:
+    """The values and then some of the first one, as many as round their number up by at most a sixteenth.
+
+    oneDNN makes a kernel for each shape that it meets, which takes longer than computing a pass of a few rows.
+    """
+    count = len(values)
+    step = max(1 << (count.bit_length() - 5 if count > 16 else 0), 8)
+    return torch.from_numpy(np.concatenate([values, np.full(-count % step, values[0])]))
