@@ -1,11 +1,12 @@
 """What a question costs in process, without a server, by runtime: the ceiling that a server can come near to.
 
     python -m loadtest.speed model_store/archives/mcqa-1.0.mar
-    python -m loadtest.speed ARCHIVE --variants padded,packed-bf16 --questions dev.jsonl --rounds 7
+    python -m loadtest.speed ARCHIVE --variants padded,packed-bfloat16 --questions dev.jsonl --rounds 7
 
-Batches of 32 requests from JSON to JSON (tokenizing included), one thread, the variants in turn in every round, each round
-with questions of its own, for a repeated one would find its shapes' kernels made; one JSON line per variant with the median over the rounds. Processor seconds, so that other processes matter little.
-Probabilities are compared with the model's own code in float32.
+Batches of 32 requests from JSON to JSON (tokenizing included), one thread, the variants in turn in every round. Each
+round has questions of its own: in repeated ones every kernel would be made already. One JSON line per variant, the
+median over the rounds; processor seconds, so that other processes matter little. Probabilities are compared with the
+model's own code in float32.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main() -> int:
         tasks = {name: load(root, name) for name in asked.variants.split(",")}
     torch.set_num_threads(1)
     costs: dict[str, list[float]] = {name: [] for name in tasks}
-    for name, task in tasks.items():
+    for task in tasks.values():
         answer(task, batches)
     for asked_now in rounds:
         for name, task in tasks.items():
