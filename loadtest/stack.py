@@ -50,10 +50,11 @@ class Stack:
         return marctl(self.state, *arguments)
 
     def pids(self) -> dict[str, list[int]]:
-        """`envoy`, `java`, and a version's workers by its name, such as `mcqa 1.0`."""
+        """`envoy`, `java`, `redis` if there is one, and a version's workers by its name, such as `mcqa 1.0`."""
         status = self.marctl("status")
         workers = {f"{row['model']} {row['version']}": row["pids"] for row in status["versions"]}
-        return {"envoy": [status["door_pid"]], "java": [status["pid"]], **workers}
+        redis = {"redis": [status["redis_pid"]]} if status["redis_pid"] else {}
+        return {"envoy": [status["door_pid"]], "java": [status["pid"]], **redis, **workers}
 
     def kill_worker(self, name: str) -> None:
         """SIGKILL the worker of a version, such as `mcqa 1.0`, and wait until another has taken its place."""

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -31,12 +32,14 @@ Figures = dict[str, Any]
 VERSION, COPY = "mcqa/1.0", {"mcqa/1.1": "mcqa/1.0"}
 SETTLE_S = 1.0
 KILLS = 3
+seeds = count(1)
 TABLE_WIDTH = 120
 
 
 def generator(url: str, seconds: float, **how: float) -> subprocess.Popen[str]:
     """A load generator at work; `how` is `connections` or `rate`."""
     options = [text for name, value in how.items() for text in (f"--{name}", str(value))]
+    options += ["--seed", str(next(seeds))]  # what was asked in one round would be in the cache in the next
     command = [sys.executable, "-m", "loadtest.generator", url, "--seconds", str(seconds), *options]
     return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
 

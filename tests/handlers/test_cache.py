@@ -15,12 +15,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from tokenizers import normalizers
 
 from handlers.cache import PREFIX, Cache, key_prefix, open_cache
 from handlers.loading import archive_digest, load_multiple_choice
 from handlers.redis_link import RedisLink
 from handlers.settings import CacheSettings, Settings
 from handlers.task import FAILED_HEADER, STALE_HEADER, Reply, Request
+from handlers.tokenization import forgets_form
 from tests.handlers.test_multiple_choice import some_questions
 from tests.redis_servers import TestRedis, memory_left
 
@@ -257,6 +259,30 @@ def test_texts_of_one_canonical_form_have_the_same_tokens(kind: str, tiny_model:
         assert by_form.setdefault(encoder.canonical(form), tokens[form]) == tokens[form], ascii(form)
     folds = encoder.canonical("e\u0301") == "é"
     assert folds == (kind in ("bert", "deberta"))
+
+
+NORMALIZERS = {
+    "lowercase": (normalizers.Lowercase(), False),
+    "bert, uncased": (normalizers.BertNormalizer(lowercase=True), True),
+    "bert, cased": (normalizers.BertNormalizer(lowercase=False), False),
+    "bert, cased without accents": (normalizers.BertNormalizer(lowercase=False, strip_accents=True), True),
+    "bert, uncased with accents": (normalizers.BertNormalizer(lowercase=True, strip_accents=False), False),
+    "composed first": (normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), True),
+    "nothing": (normalizers.Sequence([]), False),
+    "digits replaced": (normalizers.Replace("1", "2"), False),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_only_a_normalizer_that_forgets_the_form_counts_as_one(name: str) -> None:
+    normalizer, forgets = NORMALIZERS[name]
+    assert forgets_form(json.loads(normalizer.__getstate__())) == forgets
+    every = (chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and unicodedata.decomposition(chr(c)))
+    same = all(
+        normalizer.normalize_str(f"a{c}b") == normalizer.normalize_str(f"a{unicodedata.normalize('NFD', c)}b")
+        for c in every
+    )
+    assert same == forgets
 
 
 def test_json_around_a_text_does_not_compose_with_it(worker: Worker) -> None:

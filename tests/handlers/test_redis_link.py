@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,52 @@ def test_a_frozen_redis_delays_one_call_and_comes_back(server: TestRedis) -> Non
     link = RedisLink(server.url, reply_timeout_s=1.0)
     assert link.wait_closed(PATIENCE_S)
     assert link.ask(("GET", "a")) == [b"1"]
+
+
+def test_a_slow_redis_delays_one_call_and_is_left_alone(server: TestRedis) -> None:
+    with slow_way(server.url) as (url, delay):
+        link = RedisLink(url)
+        assert link.wait_closed(PATIENCE_S)
+        delay[0] = 0.05
+        began = time.monotonic()
+        assert [link.ask(("GET", "a")) for _ in range(1000)] == [None] * 1000
+        assert time.monotonic() - began < REPLY_TIMEOUT_S + SLACK_S
+        assert not link.wait_closed(0.5)
+        delay[0] = 0.0
+        assert link.wait_closed(PATIENCE_S)
+
+
+@contextmanager
+def slow_way(url: str) -> Iterator[tuple[str, list[float]]]:
+    """A port before a Redis on a Unix socket, whose answers take as long as the list's one number says, in seconds."""
+    delay = [0.0]
+    path = url.removeprefix("unix://")
+
+    def carry(source: socket.socket, sink: socket.socket, *, back: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                time.sleep(delay[0] if back else 0)
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            behind = socket.socket(socket.AF_UNIX)
+            behind.connect(path)
+            for source, sink, back in ((client, behind, False), (behind, client, True)):
+                threading.Thread(target=carry, args=(source, sink), kwargs={"back": back}, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}", delay
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_killed_redis_is_found_again(server: TestRedis, link: RedisLink) -> None:

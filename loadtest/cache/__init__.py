@@ -1,0 +1,1 @@
+"""What the prediction cache costs, and what it saves."""
