@@ -11,13 +11,16 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from handlers.errors import LoadError
 from handlers.settings import Settings
 from handlers.task import Task
+
+if TYPE_CHECKING:
+    from handlers.tokenization import PairEncoder
 
 MODEL_FOLDER = "model"
 METADATA_FILE = "metadata.json"
@@ -58,12 +61,36 @@ def load_multiple_choice(folder: Path, name: str, version: str, settings: Settin
     except (OSError, ValueError) as err:
         raise LoadError(f"{folder.name}/ does not hold a tokenizer: {err}") from err
     encoder = PairEncoder(tokenizer, settings.max_tokens)
+    if settings.explanations is not None:
+        return load_explaining(folder, name, version, settings, encoder, device)
     samples: list[Row] = []
     if settings.precision == "int8":
         asked = [msgspec.convert(sample.request, Question) for sample in read_samples(folder.parent)]
         samples = encoder.encode(pairs(asked))
     scorer = load_scorer(folder, encoder, settings, device, samples)
     return MultipleChoice(name, version, settings, encoder, scorer)
+
+
+def load_explaining(
+    folder: Path, name: str, version: str, settings: Settings, encoder: PairEncoder, device: str
+) -> Task[Any, Any]:
+    """The same task, which also explains: in float32 and by the model's own code, which has gradients."""
+    import torch
+
+    from handlers.multiple_choice import MultipleChoice
+    from handlers.runtimes.choose import load_model
+    from handlers.runtimes.torch_runtime import TorchScorer
+
+    try:
+        from handlers.explanations.explainer import Explainer
+    except ImportError as err:
+        raise LoadError(f"explanations need Captum ({err}); pip install captum") from err
+    torch.set_num_threads(settings.threads)
+    model = load_model(folder, torch.float32)
+    task = MultipleChoice(name, version, settings, encoder, TorchScorer.of(model, encoder, settings, device))
+    assert settings.explanations is not None
+    task.explainer = Explainer(task, model, settings.explanations)
+    return task
 
 
 def archive_digest(root: Path) -> str:

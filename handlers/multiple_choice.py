@@ -133,7 +133,10 @@ class MultipleChoice(Task[Question, Choice]):
         return len(question.choices)
 
     def warm_up(self) -> None:
-        self.scorer.warm_up()
+        if self.explainer is None:
+            self.scorer.warm_up()
+        else:
+            self.explainer.warm_up()  # those who ask why can wait longer than those who ask what
 
 
 def first_text(question: Question) -> str:

@@ -37,6 +37,21 @@ class CacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Up to this share of its time is taken from each answer, so that those of one moment expire at many."""
 
 
+class ExplanationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an explanation may cost; more is refused with an error that names the limit."""
+
+    max_steps: int = 256
+    """Points of an integral along the path from the baseline, also when they are raised until completeness holds."""
+    max_samples: int = 512
+    """Orders of the words that Shapley values are averaged over."""
+    max_words: int = 128
+    """Words that can be taken away one by one, for Shapley values and occlusion."""
+    max_instances: int = 8
+    """Questions in one request."""
+    tokens_per_pass: int = 1024
+    """Bounds the memory of a pass: rows times their length, padding included."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Counts are per request unless named otherwise; a bad or unknown value stops the load."""
 
@@ -59,6 +74,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log: Log = Log()
     cache: CacheSettings | bool = CacheSettings()
     """`off` (which YAML reads as false) computes every answer."""
+
+    explanations: ExplanationSettings | None = None
+    """Given: this worker explains, too, and computes in float32 whatever `precision` says."""
+    nice: int = 0
+    """Added to the worker's niceness; 19 is last in line for the processor."""
 
     @property
     def cache_settings(self) -> CacheSettings | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JSON = "application/json"
+HTML = "text/html; charset=utf-8"
 FAILED_HEADER = "x-fallback-from"
 STALE_HEADER = "x-fallback-stale"
 """The door's (scripts/door/names.py): the version that failed this request, and that nothing but its last known answer
@@ -123,6 +124,8 @@ class Task(ABC, Generic[Question, Outcome]):
     inputs: ClassVar[tuple[Column, ...]] = ()
     outputs: ClassVar[tuple[Column, ...]] = ()
     """Fields of questions and answers that the Open Inference Protocol has as tensors; none if the task has none."""
+    explainer: Task[Any, Any] | None = None
+    """Answers the explain requests, where this worker takes any."""
 
     def __init__(self, name: str, version: str, settings: Settings) -> None:
         self.name = name
@@ -167,13 +170,14 @@ class Task(ABC, Generic[Question, Outcome]):
         return True
 
     def totals(self) -> dict[str, int]:
-        """What cache and log count, for the metrics page."""
-        return {
-            name: value for part in (self.cache, self.log) if part is not None for name, value in part.totals().items()
-        }
+        """What cache, log and explainer count, for the metrics page."""
+        parts = (self.cache, self.log, self.explainer)
+        return {name: value for part in parts if part is not None for name, value in part.totals().items()}
 
     def answer(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request, in order. Never raises for anything a client sent."""
+        if self.explainer is not None and any(request.explain for request in requests):
+            return self._answer_both(requests, self.explainer)
         started = time.monotonic()
         parsed = [self._parse(request) for request in requests]
         found = iter(self._find_all(asked_of(requests, parsed), started + self.settings.batch_seconds))
@@ -182,6 +186,12 @@ class Task(ABC, Generic[Question, Outcome]):
             self._refusal(entry) if isinstance(entry, HandlerError) else self._reply(entry, found, request, latency_ms)
             for request, entry in zip(requests, parsed, strict=True)
         ]
+
+    def _answer_both(self, requests: Sequence[Request], explainer: Task[Any, Any]) -> list[Reply]:
+        """Predictions first: they are quick, and explanations may take all of the batch's time."""
+        predicted = iter(self.answer([request for request in requests if not request.explain]))
+        explained = iter(explainer.answer([request for request in requests if request.explain]))
+        return [next(explained if request.explain else predicted) for request in requests]
 
     def take_label(self, request: Request) -> Reply:
         """Keep the true label of an earlier prediction in the log."""
@@ -196,7 +206,10 @@ class Task(ABC, Generic[Question, Outcome]):
     def _parse(self, request: Request) -> Parsed[Question] | HandlerError:
         try:
             if request.explain:
-                raise NotSupported(f"model {self.name} {self.version} gives predictions only; use /predictions")
+                raise NotSupported(
+                    f"{self.name} {self.version} gives predictions only here; explanations have workers of their own, "
+                    "which `explanations: {workers: 1}` in the recipe starts and the door's /explain asks"
+                )
             if request.body is None:
                 raise NotJson(
                     "expected a JSON body, got a form or none; send `Content-Type: application/json` and "
@@ -317,8 +330,12 @@ class Task(ABC, Generic[Question, Outcome]):
             used.append(one)
             if self.log is not None:
                 self.log.add(request, prediction_id, question, answers[-1], one.cache)
+        return self._encode(parsed, answers, self._headers | headers_of(used))
+
+    def _encode(self, parsed: Parsed[Question], answers: list[Any], headers: dict[str, str]) -> Reply:
+        """A request's answers, or errors in their places, as they are sent."""
         body = Predictions(answers) if parsed.several else answers[0]
-        return Reply(self._encoder.encode(body), headers=self._headers | headers_of(used))
+        return Reply(self._encoder.encode(body), headers=headers)
 
     def _refusal(self, error: HandlerError) -> Reply:
         body = self._encoder.encode(ErrorBody(error.error, str(error)))

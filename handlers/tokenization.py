@@ -89,9 +89,10 @@ class PairEncoder:
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""
         ids = self.tokenize(text for pair in pairs for text in pair)
-        return [self._join(ids[first], ids[second]) for first, second in pairs]
+        return [self.join(ids[first], ids[second]) for first, second in pairs]
 
-    def _join(self, first: list[int], second: list[int]) -> Row:
+    def join(self, first: list[int], second: list[int]) -> Row:
+        """Cut two tokenized texts to the limit and put the special tokens round them."""
         excess = len(first) + len(second) - self.room
         if excess > 0:
             second = second[: self.room]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ from handlers.metrics import WorkerCounts, quiet_server_metrics, torchserve_repo
 from handlers.prediction_log import open_log
 from handlers.runtimes.memory import keep_memory
 from handlers.samples import check_samples
+from handlers.settings import Settings
 from handlers.task import Reply, Request, Task
 from handlers.worker_socket import read_in_pieces
 
@@ -37,7 +39,9 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     global _task, _counts
     if _task is None or _counts is None:
         _task = initialize(context)
-        _counts = WorkerCounts(torchserve_report(context, _task.name, _task.version), totals=_task.totals)
+        # By the name it is registered under: the workers that explain are counted apart from those that predict.
+        report = torchserve_report(context, context.model_name, _task.version)
+        _counts = WorkerCounts(report, totals=_task.totals)
     if data is None:
         return None
     started = time.monotonic()
@@ -97,6 +101,7 @@ def initialize(context: Any) -> Task[Any, Any]:
     root = Path(properties["model_dir"])
     handler = (context.model_yaml_config or {}).get("handler")
     try:
+        os.nice(Settings.load(handler).nice)
         task = load_task(root, model["modelName"], model["modelVersion"], handler, device)
         check_samples(task, root)
         digest = archive_digest(root)

@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 
 import handlers
 from handlers.multiple_choice import Answer, Question
-from scripts.archive.reader import MANIFEST, read_archive
-from scripts.archive.recipe import Recipe, Version, find_versions
+from scripts.archive.reader import EXPLAIN_CONFIG, MANIFEST, read_archive
+from scripts.archive.recipe import Explanations, Recipe, Version, find_versions
 from scripts.archive.verify import verify
 from scripts.errors import UserError
 
@@ -36,7 +36,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 TEMP = tempfile.gettempdir()
 CREATED_ON = "01/01/1980 00:00:00"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "msgspec", "numpy", "packaging", "PyYAML")
-"""What the handlers need at run time."""
+"""What the handlers need at run time; Captum, too, where a recipe asks for explanations."""
 HANDLERS = Path(handlers.__file__).parent
 
 Notify = Callable[[str], None]
@@ -93,7 +93,7 @@ def source_digest(version: Version) -> str:
         "name": str(version),
         "recipe": recipe,
         "metadata": version.metadata,
-        "libraries": library_versions(),
+        "libraries": library_versions(explains=bool(version.recipe.explanations)),
     }
     parts |= {f"handlers/{path}": digest(HANDLERS / path) for path in handler_files()}
     if weights.delta and (version.folder / weights.delta).exists():
@@ -109,9 +109,10 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(*, explains: bool = False) -> dict[str, str]:
     """Installed versions, without local parts such as torch's `+cpu`: they name a build, not another interface."""
-    return {name: importlib.metadata.version(name).split("+")[0] for name in LIBRARIES}
+    names = (*LIBRARIES, "captum") if explains else LIBRARIES
+    return {name: importlib.metadata.version(name).split("+")[0] for name in names}
 
 
 def handler_files() -> list[Path]:
@@ -133,6 +134,8 @@ def lay_out(version: Version, stage: Path, sources: str) -> list[list[float]]:
         (stage / "handlers" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(HANDLERS / path, stage / "handlers" / path)
     recipe = version.recipe
+    if recipe.explanations:
+        (stage / EXPLAIN_CONFIG).write_text(yaml.safe_dump(explain_config(recipe, recipe.explanations)))
     write_json(stage / "samples.json", msgspec.to_builtins(recipe.samples))
     write_json(stage / "metadata.json", metadata(version, sources, stage))
     return [plain_probabilities(model, tokenizer, sample.request, recipe.max_tokens) for sample in recipe.samples]
@@ -163,7 +166,7 @@ def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
         "precision": recipe.precision,
         "licence": recipe.licence,
         "data": msgspec.to_builtins(recipe.data),
-        "libraries": library_versions(),
+        "libraries": library_versions(explains=bool(recipe.explanations)),
         "input_schema": msgspec.json.schema(Question),
         "output_schema": msgspec.json.schema(Answer),
         "sample_tolerance": recipe.sample_tolerance,
@@ -194,6 +197,28 @@ def server_config(recipe: Recipe) -> dict[str, Any]:
             "log": msgspec.to_builtins(recipe.log),
             "cache": msgspec.to_builtins(recipe.cache),
         },
+    }
+
+
+def explain_config(recipe: Recipe, explanations: Explanations) -> dict[str, Any]:
+    """The same for the workers that explain."""
+    config = server_config(recipe)
+    limits = ("max_steps", "max_samples", "max_words", "tokens_per_pass")
+    handler = config["handler"] | {
+        "precision": "float32",
+        "cache": False,
+        "log": {"input": "none", "share": 0},
+        "nice": explanations.nice,
+        "batch_seconds": explanations.response_timeout_s / 2,
+        "explanations": {name: getattr(explanations, name) for name in limits},
+    }
+    return config | {
+        "minWorkers": explanations.workers,
+        "maxWorkers": max(explanations.workers, 1),
+        "batchSize": explanations.batch_size,
+        "jobQueueSize": explanations.queue_size,
+        "responseTimeout": explanations.response_timeout_s,
+        "handler": handler,
     }
 
 

@@ -13,6 +13,9 @@ from handlers.samples import DEFAULT_TOLERANCE, SAMPLES_FILE, Sample
 from scripts.errors import UserError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+MODEL_CONFIG = "model-config.yaml"
+EXPLAIN_CONFIG = "explain-config.yaml"
+"""Takes the former one's place where the archive is served to explain."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Archive:
     metadata: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     """Path inside the archive -> bytes."""
+
+    @property
+    def explains(self) -> bool:
+        """Whether its recipe asks for explanations."""
+        return EXPLAIN_CONFIG in self.files
 
 
 def read_archive(path: Path) -> Archive:

@@ -20,6 +20,7 @@ from handlers.multiple_choice import Question
 from handlers.settings import CacheSettings, Log, Precision
 from scripts.errors import UserError
 from scripts.faults import listed, schema_faults
+from scripts.server.lanes import SUFFIX, is_lane
 
 RECIPE_FILE = "model.yaml"
 METADATA_FILE = "metadata.yaml"
@@ -57,6 +58,24 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True):
     max_delay_ms: Positive = 2
     """How long the first request of a batch waits for others; while a worker computes, the queue fills by itself."""
     queue_size: Positive = 1000
+
+
+class Explanations(Struct, frozen=True, forbid_unknown_fields=True):
+    """Workers of their own for explanations; without this section a version gives predictions only."""
+
+    workers: Annotated[int, Meta(ge=0)] = 1
+    """Each holds the model once more, in float32. 0: none until `marctl scale MODEL-explain VERSION N`."""
+    queue_size: Positive = 16
+    """Requests that wait; more are refused at once with 503 and Retry-After."""
+    batch_size: Positive = 4
+    response_timeout_s: Positive = 60
+    nice: Annotated[int, Meta(ge=0, le=19)] = 19
+    """How far they stand back from the predictions' workers at the processor; 19 is farthest."""
+    max_steps: Positive = 256
+    max_samples: Annotated[int, Meta(ge=2)] = 512
+    max_words: Positive = 128
+    tokens_per_pass: Positive = 1024
+    """The last four are explained in handlers/settings.py."""
 
 
 class Sample(Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +144,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: Log = Log()
     cache: CacheSettings | bool = CacheSettings()
     """`cache: off`, or how long answers are kept."""
+    explanations: Explanations | None = None
     response_timeout_s: Positive = 60
     startup_timeout_s: Positive = 180
     samples: Annotated[list[Sample], Meta(min_length=1)]
@@ -179,6 +199,8 @@ def read_version(folder: Path) -> Version:
         for kind, name in (("model", folder.parent.name), ("version", folder.name))
         if not NAME.fullmatch(name)
     ]
+    if is_lane(folder.parent.name):
+        faults.append(f"model name {folder.parent.name!r}: the ending {SUFFIX!r} is kept for workers that explain")
     faults += schema_faults(recipe_schema(), content)
     if not faults:
         recipe = msgspec.convert(content, Recipe)

@@ -33,13 +33,14 @@ def ask(
     import requests
 
     from scripts.server.client import client_session
+    from scripts.server.lanes import models_in
     from scripts.server.state import State
     from scripts.server.versions import Stack
 
     if len(choices) < 2:
         raise click.UsageError("expected at least two CHOICES")
     stack = Stack.open(State(state))
-    model = model or the_model(sorted(stack.management.models()))
+    model = model or the_model(models_in(stack.management.models()))
     url = f"{stack.running.predictions}/predictions/{model}" + (f"/{version}" if version else "")
     body: dict[str, Any] = {"question": question, "choices": choices} | ({"context": context} if context else {})
     try:

@@ -120,6 +120,7 @@ def default(state: Path, model: str, version: str) -> None:
 
     home = State(state)
     with home.locked():
+        refuse_lane(model)
         stack = Stack.open(home)
         traffic.refuse_dead_door(stack)
         served = stack.management.describe(model, version)
@@ -148,6 +149,7 @@ def unregister(state: Path, model: str, version: str, force: bool) -> None:
 
     home = State(state)
     with home.locked():
+        refuse_lane(model)
         stack = Stack.open(home)
         traffic.refuse_dead_door(stack)
         served = stack.management.describe(model, version)
@@ -163,6 +165,18 @@ def unregister(state: Path, model: str, version: str, force: bool) -> None:
             if choices.defaults.get(model) == version:
                 del choices.defaults[model]
     result({"model": model, "version": version, "unregistered": True}, f"{served} is no longer served")
+
+
+def refuse_lane(model: str) -> None:
+    """Workers that explain follow their model; only their number is the operator's."""
+    from scripts.errors import UserError
+    from scripts.server.lanes import SUFFIX, is_lane
+
+    if is_lane(model):
+        raise UserError(
+            f"{model} is what explains {model.removesuffix(SUFFIX)}, and goes with its versions; "
+            f"to stop it alone: marctl scale {model} VERSION 0"
+        )
 
 
 def tell(stack: Stack, served: Served, text: str) -> None:

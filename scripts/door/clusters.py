@@ -18,6 +18,7 @@ from scripts.door.names import (
     typed,
 )
 from scripts.door.settings import DoorSettings
+from scripts.server.lanes import is_lane
 
 CONNECT_TIMEOUT_S = 1
 SHADOW_REQUESTS = 128
@@ -30,7 +31,7 @@ def version_clusters(served: Served, torchserve: str, settings: DoorSettings, tr
         made
         for model in sorted(served)
         for version in sorted(served[model])
-        for made in of_version(model, version, torchserve, settings, translate)
+        for made in (explains if is_lane(model) else of_version)(model, version, torchserve, settings, translate)
     ]
 
 
@@ -48,6 +49,16 @@ def of_version(model: str, version: str, torchserve: str, settings: DoorSettings
     yield {
         **base(shadow_cluster(model, version), [server]),
         "circuit_breakers": thresholds(SHADOW_REQUESTS),
+    }
+
+
+def explains(model: str, version: str, torchserve: str, settings: DoorSettings, translate: str) -> Iterator[Json]:
+    """The workers that explain a version. Their queue's limit is TorchServe's; nobody stands in for them."""
+    hosts = [torchserve, *(f"http://{address}" for address in settings.upstreams)]
+    yield {
+        **base(cluster(model, version), [{"lb_endpoints": [endpoint(address_of(host)) for host in hosts]}]),
+        "circuit_breakers": thresholds(settings.requests_per_version),
+        "typed_extension_protocol_options": upstream_filters(translate),
     }
 
 

@@ -21,6 +21,7 @@ from scripts.door.names import DOOR, LADDER, Json
 from scripts.door.routes import door_routes, ladder_routes
 from scripts.door.settings import DoorSettings
 from scripts.errors import UserError
+from scripts.server.lanes import models_in
 from scripts.server.logs import Position
 from scripts.server.management import local_session
 from scripts.server.ports import HOST
@@ -189,7 +190,8 @@ def contents(
 ) -> dict[str, Json]:
     """Watched file to its content, in the order in which they must come into force."""
     clusters = version_clusters(served, running.inference, settings, script("translate"))
-    outer, inner = (make(served, documents) for make in (open_inference.routes, open_inference.inner_routes))
+    models = {model: served[model] for model in models_in(served)}
+    outer, inner = (make(models, documents) for make in (open_inference.routes, open_inference.inner_routes))
     kind = "envoy.config.cluster.v3.Cluster"
     return {
         CLUSTERS: discovery([{"@type": f"type.googleapis.com/{kind}", **cluster} for cluster in clusters]),

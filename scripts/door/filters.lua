@@ -19,6 +19,9 @@ function envoy_on_response(handle)
     status = "503"
     headers:replace(":status", status)
   end
+  if message:find("no worker to serve", 1, true) then
+    message = "this version's queue is full, or it has no worker; try again"
+  end
   if status == "503" then headers:replace("retry-after", "1") end
   local name = NAMES[status] or "server_error"
   local length = body:setBytes('{"error":"' .. name .. '","detail":"' .. message .. '"}')

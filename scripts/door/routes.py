@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
+import msgspec
+
 from scripts.door import openapi
 from scripts.door.documents import STALE, Served, Traffic
 from scripts.door.names import (
@@ -26,13 +28,19 @@ from scripts.door.names import (
     shadow_cluster,
     typed,
 )
+from scripts.server.lanes import lane_of, models_in
 from scripts.server.order import version_order
 
 MAIN_MODEL, EMBED_MODEL = "mcqa", "embed"
 """Who answers `/predict` when the body names no model, and who `/embed`."""
 TOTAL_WEIGHT = 10_000
-LANES = {"predictions": "predict", "explanations": "explain"}
+PREDICT, EXPLAIN = "predictions", "explanations"
+LANES = {PREDICT: "predict", EXPLAIN: "explain"}
 """TorchServe's path to the verb of KServe's V1 protocol and of the short path."""
+WORKERS_HEADER = "x-explain-workers"
+"""Names who explains for the version that the split has chosen; the path is made from it."""
+EXPLAIN_TIMEOUT_S = 60.0
+"""At least: explanations may compute for longer than a prediction may take."""
 FEEDBACK = "/feedback"
 """Where true labels are sent; handlers/torchserve.py knows this ending of a path, too."""
 RETRY_AFTER_S = 1
@@ -43,7 +51,7 @@ FAILED_CODES = [500, 502, 503, 504, 507]
 def door_routes(served: Served, documents: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
     """The open listener's routes; `documents` holds one for each served model, `further` are tried after these."""
     routes = [*pages(served, documents)]
-    for model in sorted(served):
+    for model in models_in(served):
         routes += model_routes(model, served, documents[model])
     routes += [*further, *refusals(served)]
     return route_configuration(DOOR, routes)
@@ -63,7 +71,10 @@ def pages(served: Served, documents: Mapping[str, Traffic]) -> Iterator[Json]:
     """Liveness, health, readiness, figures."""
     names = {model: sorted(served[model], key=version_order) for model in sorted(served)}
     routed = [
-        f"{model}/{version}" for model in names for version in names[model] if documents[model].split.get(version)
+        f"{model}/{version}"
+        for model in models_in(names)
+        for version in names[model]
+        if documents[model].split.get(version)
     ]
     listed = [f"{model}/{version}" for model, versions in names.items() for version in versions]
     alive = {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
@@ -92,7 +103,12 @@ def lua(name: str, **context: object) -> Json:
 def model_routes(model: str, served: Served, document: Traffic) -> Iterator[Json]:
     """Everything that is addressed to one model: pinned by path, pinned by header, split."""
     for lane in LANES:
-        to_versions = {version: to_version(lane, model, version, document) for version in sorted(served[model])}
+        to_versions = {
+            version: to_version(lane, model, version, document)
+            if lane == PREDICT
+            else to_explainer(model, version, served, document)
+            for version in sorted(served[model])
+        }
         for version, action in to_versions.items():
             yield {"match": {"path": f"/{lane}/{model}/{version}"}, **action}
         yield {"match": {"prefix": f"/{lane}/{model}/"}, **no_such_version(model, served)}
@@ -101,7 +117,8 @@ def model_routes(model: str, served: Served, document: Traffic) -> Iterator[Json
             for version, action in to_versions.items():
                 yield {"match": pinned(match, {"string_match": {"exact": version}}), **action, **body}
             yield {"match": pinned(match, {"present_match": True}), **no_such_version(model, served), **body}
-            yield {"match": match, **to_split(lane, model, document), **body}
+            split = to_split(lane, model, document) if lane == PREDICT else to_explainers(model, served, document)
+            yield {"match": match, **split, **body}
     for match in named(FEEDBACK, model):
         yield {"match": match, **to_log(model, document), **looks_into_body(match)}
 
@@ -142,6 +159,11 @@ def pinned(match: Json, test: Json) -> Json:
     return match | {"headers": [{"name": VERSION_HEADER, **test}]}
 
 
+def explainers(model: str, version: str, served: Served) -> str:
+    """Who explains a version; the version itself where it has no workers for that, which then says so."""
+    return lane_of(model) if version in served.get(lane_of(model), ()) else model
+
+
 def to_version(lane: str, model: str, version: str, document: Traffic) -> Json:
     """A route to one version, asked for by name: nobody stands in for it."""
     action = {"cluster": cluster(model, version), "path_rewrite": f"/{lane}/{model}/{version}"}
@@ -149,6 +171,37 @@ def to_version(lane: str, model: str, version: str, document: Traffic) -> Json:
         "route": action | patience(document.timeout_s, ladder=False),
         "response_headers_to_add": [label(VERSION_HEADER, version)],
     }
+
+
+def to_explainer(model: str, version: str, served: Served, document: Traffic) -> Json:
+    """The same to those who explain a version."""
+    patient = msgspec.structs.replace(document, timeout_s=max(document.timeout_s, EXPLAIN_TIMEOUT_S))
+    return to_version(EXPLAIN, explainers(model, version, served), version, patient)
+
+
+def to_explainers(model: str, served: Served, document: Traffic) -> Json:
+    """A route for explanations by weight: who explains the version that predicts for this user.
+
+    Nobody stands in, for another version's explanation is one of another answer; and no shadow gets a copy.
+    """
+    clusters = []
+    for version, weight in ranges(document.split):
+        name = explainers(model, version, served)
+        chosen = {VERSION_HEADER: version, WORKERS_HEADER: name}
+        clusters.append(
+            {
+                "name": cluster(name, version),
+                "weight": weight,
+                "request_headers_to_add": [label(key, value, overwrite=True) for key, value in chosen.items()],
+                "response_headers_to_add": [label(VERSION_HEADER, version)],
+            }
+        )
+    action = {
+        "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
+        "hash_policy": [sticky(document)],
+        "path_rewrite": f"/{EXPLAIN}/%REQ({WORKERS_HEADER})%/%REQ({VERSION_HEADER})%",
+    }
+    return {"route": action | patience(max(document.timeout_s, EXPLAIN_TIMEOUT_S), ladder=False)}
 
 
 def to_split(lane: str, model: str, document: Traffic) -> Json:
@@ -246,7 +299,7 @@ def label(name: str, value: str, *, overwrite: bool = False) -> Json:
 
 def refusals(served: Served) -> Iterator[Json]:
     """What is left: models and paths that are not there."""
-    models = ", ".join(sorted(served)) or "none"
+    models = ", ".join(models_in(served)) or "none"
     for lane, verb in LANES.items():
         for path in (f"/{verb}", f"/v1/{verb}", *([FEEDBACK] if lane == "predictions" else [])):
             detail = f"no model of the name that the body gives (or {MAIN_MODEL} if none); served: {models}"
@@ -277,7 +330,7 @@ def answer(code: int, content: Json) -> Json:
 def ladder_routes(served: Served, documents: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
     """The inner listener's routes: copies for shadows, then each version's next rung, then `further` ones."""
     routes: list[Json] = []
-    for model in sorted(served):
+    for model in models_in(served):
         routes += [shadow_route(model, version) for version in sorted(served[model])]
         for version in sorted(served[model]):
             routes += rung_routes(model, version, documents[model], served)
@@ -333,9 +386,8 @@ def rung_route(match: Json, model: str, failed: str, document: Traffic, rungs: l
 
 
 def path_of(model: str, version_regex: str) -> Json:
-    return {"safe_regex": {"regex": f"^/({'|'.join(LANES)})/{re.escape(model)}/{version_regex}$"}}
+    return {"safe_regex": {"regex": f"^/{PREDICT}/{re.escape(model)}/{version_regex}$"}}
 
 
 def rewrite(model: str, version: str) -> Json:
-    pattern = {"regex": f"^/({'|'.join(LANES)})/.*$"}
-    return {"regex_rewrite": {"pattern": pattern, "substitution": f"/\\1/{model}/{version}"}}
+    return {"regex_rewrite": {"pattern": {"regex": "^.*$"}, "substitution": f"/{PREDICT}/{model}/{version}"}}

@@ -14,6 +14,7 @@ from scripts.door import envoy
 from scripts.door.documents import Traffic, check, default_traffic, dump
 from scripts.door.settings import DoorSettings
 from scripts.errors import UserError
+from scripts.server.lanes import lane_of, models_in
 from scripts.server.state import DamagedState, State
 from scripts.server.versions import Notify, NotReady, Stack
 
@@ -59,7 +60,7 @@ def named(document: Traffic) -> set[str]:
 
 
 def served_versions(stack: Stack) -> dict[str, set[str]]:
-    """Every model that is registered, with its versions."""
+    """Every model that is registered, with its versions; those of its explaining workers under a name of their own."""
     return {model: {v.version for v in stack.management.versions(model)} for model in stack.management.models()}
 
 
@@ -68,15 +69,19 @@ def in_force(
 ) -> dict[str, Traffic]:
     """Each served model's document: the written one, else all to its default version."""
     written = read_documents(stack.state) if written is None else written
-    return {model: written.get(model) or default_traffic(stack.management.default_version(model)) for model in served}
+    return {
+        model: written.get(model) or default_traffic(stack.management.default_version(model))
+        for model in models_in(served)
+    }
 
 
 def set_documents(stack: Stack, changed: Mapping[str, Traffic], command: str) -> None:
     """Check new documents, bring them into force, and only then keep them. Raises TrafficInvalid or DoorFailed."""
     require_door(stack)
     served = served_versions(stack)
+    models = {model: served[model] for model in models_in(served)}
     for model, document in changed.items():
-        check(model, document, served)
+        check(model, document, models)
         require_workers(stack, model, document)
     documents = read_documents(stack.state) | dict(changed)
     envoy.apply(stack.state, stack.running, served, in_force(stack, served, documents))
@@ -137,7 +142,8 @@ def release(stack: Stack, model: str, version: str, command: str, *, force: bool
         documents = {name: d for name, d in documents.items() if name != model} | ({model: rest} if rest else {})
     if stack.running.door is not None:
         served = served_versions(stack)
-        remaining = {name: versions - ({version} if name == model else set()) for name, versions in served.items()}
+        leaving = (model, lane_of(model))
+        remaining = {name: versions - ({version} if name in leaving else set()) for name, versions in served.items()}
         remaining = {name: versions for name, versions in remaining.items() if versions}
         envoy.apply_routes(stack.state, stack.running, remaining, in_force(stack, remaining, documents))
     save(stack.state, documents, command)

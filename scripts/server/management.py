@@ -15,7 +15,7 @@ from typing import Any
 import requests
 
 from scripts.errors import UserError
-from scripts.server.store import UNPACKED
+from scripts.server.store import EXPLAINS, UNPACKED
 
 TIMEOUT_S = 60.0
 PAGE = 100
@@ -74,7 +74,7 @@ class Served:
         return cls(
             model=description["modelName"],
             version=description["modelVersion"],
-            archive=Path(description["modelUrl"]).name.removesuffix(UNPACKED),
+            archive=Path(description["modelUrl"]).name.removesuffix(UNPACKED).removesuffix(EXPLAINS),
             asked=description["minWorkers"],
             workers=tuple(workers),
             batch_size=description["batchSize"],
@@ -93,9 +93,13 @@ class Management:
         self._url = url
         self._session = local_session()
 
-    def register(self, folder: Path) -> None:
-        """Begin to load an unpacked archive, with one worker or as many as its own configuration says."""
-        self._call("POST", "/models", url=str(folder), initial_workers=1, synchronous="false")
+    def register(self, folder: Path, name: str | None = None) -> None:
+        """Begin to load an unpacked archive, with one worker or as many as its own configuration says.
+
+        `name`: to be registered as, instead of the archive's own.
+        """
+        named = {"model_name": name} if name else {}
+        self._call("POST", "/models", url=str(folder), initial_workers=1, synchronous="false", **named)
 
     def scale(self, model: str, version: str, workers: int) -> None:
         """Begin to start or stop workers, up to exactly so many."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scripts.archive.reader import Archive, read_archive
 from scripts.errors import UserError
+from scripts.server.lanes import lane_of
 from scripts.server.order import version_order
 from scripts.server.state import Choices
 from scripts.server.versions import Notify
@@ -22,8 +23,18 @@ class Plan:
     """`model/version` to worker count, where it is not the archive's own."""
     defaults: dict[str, str] = field(default_factory=dict)
 
+    lane_workers: dict[str, int] = field(default_factory=dict)
+    """The same for workers that explain; they are never part of a start's own count."""
+
     def workers_of(self, archive: Archive) -> int | None:
         return self.workers.get(key(archive))
+
+    def lane_workers_of(self, archive: Archive) -> int | None:
+        return self.lane_workers.get(f"{lane_of(archive.name)}/{archive.version}")
+
+    @property
+    def explaining(self) -> list[Archive]:
+        return [archive for archive in self.archives if archive.explains]
 
 
 def key(archive: Archive) -> str:
@@ -53,7 +64,7 @@ def make_plan(paths: Sequence[Path], store: Path, choices: Choices, workers: int
         raise UserError(f"nothing to serve: no archive in {store} and no recipe to build one from")
     archives = sorted(chosen.values(), key=lambda archive: (archive.name, version_order(archive.version)))
     counts = choices.workers if workers is None else dict.fromkeys(chosen, workers)
-    return Plan(archives, counts, defaults(archives, choices, notify))
+    return Plan(archives, counts, defaults(archives, choices, notify), choices.workers)
 
 
 def extras(paths: Sequence[Path], store: Path, choices: Choices, notify: Notify) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import requests
 
@@ -33,12 +34,31 @@ def ask_samples(inference: str, archive: Archive, response_timeout_s: float) -> 
     return len(archive.samples)
 
 
+def ask_explanation(inference: str, archive: Archive, lane: str, response_timeout_s: float) -> None:
+    """Have the first sample explained, in the quickest way. Raises SampleFailed if its answer is another one."""
+    if not archive.samples:
+        return
+    sample = archive.samples[0]
+    request = sample.request | {"explain": {"method": "gradient_x_input"}}
+    path = f"explanations/{lane}/{archive.version}"
+    with local_session() as session:
+        answer = post(session, f"{inference}/{path}", request, f"{lane} {archive.version}", 0, response_timeout_s)
+    if faults := differences(sample, answer, archive.tolerance):
+        raise SampleFailed(f"{lane} {archive.version} explains another answer to its sample 0: {'; '.join(faults)}")
+
+
 def ask(session: requests.Session, inference: str, archive: Archive, index: int, timeout_s: float) -> dict[str, object]:
     """The parsed answer to one sample's request."""
     who = f"{archive.name} {archive.version}"
     url = f"{inference}/predictions/{archive.name}/{archive.version}"
+    return post(session, url, archive.samples[index].request, who, index, timeout_s)
+
+
+def post(
+    session: requests.Session, url: str, request: dict[str, Any], who: str, index: int, timeout_s: float
+) -> dict[str, object]:
+    """The parsed answer of a version to its sample `index`."""
     try:
-        request = archive.samples[index].request
         reply = session.post(url, json=request, headers=COMPUTE | {SAMPLE_HEADER: "1"}, timeout=timeout_s)
     except requests.RequestException as err:
         raise SampleFailed(

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.archive.reader import Archive, read_archive
+from scripts.archive.reader import EXPLAIN_CONFIG, MODEL_CONFIG, Archive, read_archive
 from scripts.errors import UserError
 
+EXPLAINS = ".explain"
+"""Marks the folder of workers that explain."""
 UNPACKED = ".unpacked"
 """Under the archive's own name TorchServe would take the file in the store instead (ModelArchive.java, 0.12.0)."""
 
@@ -53,6 +55,19 @@ def unpack(archive: Archive, folder: Path) -> Path:
     except (OSError, zipfile.BadZipFile) as err:
         shutil.rmtree(target, ignore_errors=True)
         raise UserError(f"cannot unpack {archive.path} into {folder}: {err}") from err
+    return target
+
+
+def unpack_lane(archive: Archive, folder: Path) -> Path:
+    """The content of an unpacked archive once more, configured to explain. The files themselves are shared."""
+    target = folder / (archive.path.name + EXPLAINS + UNPACKED)
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        shutil.copytree(folder / (archive.path.name + UNPACKED), target, copy_function=os.link)
+        os.replace(target / EXPLAIN_CONFIG, target / MODEL_CONFIG)
+    except OSError as err:
+        shutil.rmtree(target, ignore_errors=True)
+        raise UserError(f"cannot lay {archive.path.name} out to explain in {folder}: {err}") from err
     return target
 
 

@@ -24,7 +24,7 @@ from scripts.server.plan import Plan, find_archives, make_plan
 from scripts.server.ports import choose_ports
 from scripts.server.state import Redis, Running, State
 from scripts.server.torchserve import find, last_words, make_temp, refuse_second, start, stop
-from scripts.server.versions import Notify, Stack, begin_load, finish_load
+from scripts.server.versions import Notify, Stack, begin_lane, begin_load, finish_lane, finish_load
 
 WATCH_S = 0.5
 READINESS_EVERY_S = 5.0
@@ -103,6 +103,11 @@ def load_all(stack: Stack, plan: Plan, notify: Notify) -> None:
         begin_load(stack, archive, plan.workers_of(archive))
     for archive in plan.archives:
         finish_load(stack, archive, logs, notify)
+    # After the predictions' workers, which then need not share the processor with these while they load.
+    for archive in plan.explaining:
+        begin_lane(stack, archive, plan.lane_workers_of(archive))
+    for archive in plan.explaining:
+        finish_lane(stack, archive, logs, notify)
     for model, version in plan.defaults.items():
         stack.management.set_default(model, version)
 

@@ -15,11 +15,12 @@ import psutil
 
 from scripts.archive.reader import Archive
 from scripts.errors import UserError
+from scripts.server.lanes import is_lane, lane_of
 from scripts.server.logs import Mark, mark
 from scripts.server.management import Management, NoSuchVersion, Served
-from scripts.server.samples import ask_samples
+from scripts.server.samples import ask_explanation, ask_samples
 from scripts.server.state import Running, State
-from scripts.server.store import UNPACKED, unpack
+from scripts.server.store import EXPLAINS, UNPACKED, unpack, unpack_lane
 from scripts.server.torchserve import find, running_server
 
 POLL_S = 0.2
@@ -83,10 +84,14 @@ def load(stack: Stack, archive: Archive, workers: int | None, notify: Notify) ->
     notify(f"{archive.name} {archive.version}: loading")
     begin_load(stack, archive, workers)
     try:
-        return finish_load(stack, archive, logs, notify)
+        served = finish_load(stack, archive, logs, notify)
+        if archive.explains:
+            begin_lane(stack, archive, None)
+            finish_lane(stack, archive, logs, notify)
     except BaseException:
         unload(stack, archive.name, archive.version)
         raise
+    return served
 
 
 def begin_load(stack: Stack, archive: Archive, workers: int | None) -> None:
@@ -105,6 +110,23 @@ def finish_load(stack: Stack, archive: Archive, logs: Mark, notify: Notify) -> S
     return served
 
 
+def begin_lane(stack: Stack, archive: Archive, workers: int | None) -> None:
+    """Register the workers that explain and go on. The archive must be unpacked: its version begins to load first."""
+    lane = lane_of(archive.name)
+    stack.management.register(unpack_lane(archive, stack.unpacked), lane)
+    if workers is not None and stack.management.describe(lane, archive.version).asked != workers:
+        stack.management.scale(lane, archive.version, workers)
+
+
+def finish_lane(stack: Stack, archive: Archive, logs: Mark, notify: Notify) -> Served:
+    """Wait for the workers that explain, and have them explain a sample. Raises LoadFailed or SampleFailed."""
+    served = wait_ready(stack, lane_of(archive.name), archive.version, logs)
+    if served.ready:
+        ask_explanation(stack.running.inference, archive, served.model, served.response_timeout_s)
+    notify(f"{served}: ready after {logs.elapsed_s():.1f} s, {served.ready} of {served.asked} workers")
+    return served
+
+
 def unload(stack: Stack, model: str, version: str) -> None:
     """Take a version back that did not make it; it may never have been registered."""
     if find(stack.state, stack.running) is not None and (served := stack.served(model, version)):
@@ -112,8 +134,20 @@ def unload(stack: Stack, model: str, version: str) -> None:
 
 
 def remove(stack: Stack, served: Served) -> None:
+    """Its workers that explain first, if it has any."""
+    if lane := stack.served(lane_of(served.model), served.version):
+        remove_lane(stack, lane)
     stack.management.unregister(served.model, served.version)
     shutil.rmtree(stack.unpacked / (served.archive + UNPACKED), ignore_errors=True)
+
+
+def remove_lane(stack: Stack, lane: Served) -> None:
+    """TorchServe lets a default version go only as the last one; which one is the default means nothing here."""
+    others = [other.version for other in stack.management.versions(lane.model) if other.version != lane.version]
+    if others and stack.is_default(lane.model, lane.version):
+        stack.management.set_default(lane.model, others[0])
+    stack.management.unregister(lane.model, lane.version)
+    shutil.rmtree(stack.unpacked / (lane.archive + EXPLAINS + UNPACKED), ignore_errors=True)
 
 
 def wait_ready(stack: Stack, model: str, version: str, logs: Mark) -> Served:
@@ -166,7 +200,7 @@ def scale(stack: Stack, model: str, version: str, workers: int) -> Served:
     If one does not start, the version goes back to the count it had.
     """
     before = stack.management.describe(model, version)
-    if workers == 0 and stack.is_default(model, version):
+    if workers == 0 and not is_lane(model) and stack.is_default(model, version):
         raise NotReady(
             f"{before} is the default version of {model} and must keep a worker; "
             f"first make another one the default: marctl default {model} VERSION"

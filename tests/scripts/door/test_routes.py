@@ -65,4 +65,4 @@ def test_each_rung_has_half_the_time_of_the_one_above() -> None:
 def test_the_last_rungs_failure_is_a_503() -> None:
     found = ladder_routes(SERVED, {"mcqa": Traffic(split={"2.0": 1}, fallback=["1.0"])})
     last = [r for r in found["virtual_hosts"][0]["routes"] if r.get("direct_response")]
-    assert [r["match"]["safe_regex"]["regex"] for r in last] == ["^/(predictions|explanations)/mcqa/1\\.0$"]
+    assert [r["match"]["safe_regex"]["regex"] for r in last] == ["^/predictions/mcqa/1\\.0$"]

@@ -1,0 +1,40 @@
+"""What a method found out about one case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TOLERANCE = 0.02
+"""Of the target's change from the baseline."""
+LEAST_CHANGE = 0.5
+"""A smaller change is held to the tolerance of this one: 0.01, in units of the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Scores per word, in units of the target; `spread` their standard errors where they were sampled.
+
+    `value` and `baseline_value`: the target with all words, and with none. `steps`: points of the integral, or orders
+    of the words. `exact`: no sampling.
+    """
+
+    scores: list[float]
+    value: float
+    baseline_value: float
+    seconds: float
+    steps: int | None = None
+    spread: list[float] | None = None
+    exact: bool | None = None
+
+    @property
+    def delta(self) -> float:
+        """What the scores' sum has too much: 0 if they share out the target's change completely."""
+        return sum(self.scores) - (self.value - self.baseline_value)
+
+    @property
+    def bound(self) -> float:
+        return TOLERANCE * max(abs(self.value - self.baseline_value), LEAST_CHANGE)
+
+    @property
+    def complete(self) -> bool:
+        return abs(self.delta) <= self.bound
