@@ -1,0 +1,154 @@
+"""Explanations through the door, by workers of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+import yaml
+
+from scripts.archive.adopt import adopt
+from scripts.archive.build import build
+from scripts.archive.recipe import RECIPE_FILE, Version, read_version
+from tests.handlers.explanations.asking import scores
+from tests.live.conftest import Site
+
+pytestmark = pytest.mark.live
+
+GOOD = {"question": "What do people use to cut bread?", "choices": ["a knife", "a cloud"]}
+QUICK = GOOD | {"explain": {"method": "gradient_x_input"}}
+SLOW = GOOD | {"explain": {"method": "shapley", "samples": 512, "choices": "all"}}
+QUEUE = 2
+
+
+def explaining(version: Version) -> Version:
+    """The same with workers that explain, whose queue is short."""
+    path = version.folder / RECIPE_FILE
+    explanations = {"workers": 1, "queue_size": QUEUE, "batch_size": 1}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"explanations": explanations}))
+    return read_version(version.folder)
+
+
+@pytest.fixture(scope="module")
+def quiz(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Iterator[Site]:
+    """quiz 1.0 explains, quiz 2.0 does not; users are sent to both."""
+    site = make_site()
+    recipes = site.folder / "recipes"
+    build(explaining(adopt(tiny_model("bert"), "quiz", "1.0", recipes, precision="float32")), site.store)
+    build(adopt(tiny_model("bert"), "quiz", "2.0", recipes, precision="float32"), site.store)
+    site.up()
+    yield site
+    site.run("down")
+
+
+@pytest.fixture(scope="module")
+def door(quiz: Site) -> str:
+    return str(quiz.call("status")["door"])
+
+
+def post(url: str, body: Any, **headers: str) -> requests.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return requests.post(url, json=body, headers=named, timeout=90)
+
+
+def test_each_request_of_a_burst_gets_its_own_explanation_or_error(door: str) -> None:
+    bodies = [QUICK, GOOD | {"explain": {"method": "magic"}}, GOOD | {"choices": ["one"]}]
+    got = [post(f"{door}/explanations/quiz/1.0", body) for body in bodies]
+    assert [reply.status_code for reply in got] == [200, 422, 422]
+    assert {reply.headers["x-model-version"] for reply in got} == {"1.0"}
+    body = {"instances": [QUICK, *bodies, QUICK]}
+    several = post(f"{door}/v1/models/quiz:explain", body, x_model_version="1.0").json()["predictions"]
+    alone = scores(got[0].json()["explanations"][0])
+    for place in (0, 1, 4):
+        assert scores(several[place]["explanations"][0]) == pytest.approx(alone, abs=1e-3)
+    assert [several[place]["error"] for place in (2, 3)] == ["invalid_request"] * 2
+
+
+def test_explanation_is_of_the_prediction_and_model_that_was_asked(door: str) -> None:
+    predicted = post(f"{door}/predictions/quiz/1.0", GOOD).json()
+    explained = post(f"{door}/explanations/quiz/1.0", QUICK).json()
+    for name in ("model", "model_version", "prediction", "label"):
+        assert explained[name] == predicted[name]
+    assert explained["probabilities"] == pytest.approx(predicted["probabilities"], abs=1e-5)
+
+
+def test_explanations_follow_the_split_and_a_version_without_them_says_so(quiz: Site, door: str) -> None:
+    quiz.call("route", "split", "quiz", "1.0=50", "2.0=50")
+    try:
+        users = [f"user-{i}" for i in range(40)]
+        predicted = [post(f"{door}/predictions/quiz", GOOD, x_user_id=u).headers["x-model-version"] for u in users]
+        explained = [post(f"{door}/explain", {"model": "quiz", "features": QUICK}, x_user_id=u) for u in users]
+    finally:
+        quiz.call("route", "split", "quiz", "--default")
+    assert [reply.headers["x-model-version"] for reply in explained] == predicted
+    assert set(predicted) == {"1.0", "2.0"}
+    codes = {(reply.headers["x-model-version"], reply.status_code) for reply in explained}
+    assert codes == {("1.0", 200), ("2.0", 501)}
+
+
+def test_a_full_queue_refuses_at_once_and_predictions_go_on(quiz: Site, door: str) -> None:
+    url = f"{door}/explanations/quiz/1.0"
+    with ThreadPoolExecutor(12) as pool:
+        busy = [pool.submit(post, url, SLOW) for _ in range(12)]
+        replies: list[requests.Response] = []
+        started = time.monotonic()
+        predicted = post(f"{door}/predictions/quiz/1.0", GOOD)
+        waited_s = time.monotonic() - started
+        replies = [future.result() for future in busy]
+    codes = [reply.status_code for reply in replies]
+    assert set(codes) == {200, 503}
+    assert codes.count(200) <= 2 * (QUEUE + 1)
+    refused = next(reply for reply in replies if reply.status_code == 503)
+    assert refused.headers["retry-after"]
+    assert refused.json() == {
+        "error": "unavailable",
+        "detail": "this version's queue is full, or it has no worker; try again",
+    }
+    assert refused.elapsed < max(reply.elapsed for reply in replies if reply.status_code == 200)
+    assert predicted.status_code == 200
+    assert waited_s < max(reply.elapsed for reply in replies if reply.status_code == 200).total_seconds()
+
+
+def test_explaining_workers_stand_back_at_the_processor(quiz: Site) -> None:
+    nice = {name: {psutil.Process(pid).nice() for pid in row["pids"]} for name, row in quiz.versions().items()}
+    [own] = nice["quiz 1.0"]
+    assert nice["quiz-explain 1.0"] == {min(own + 19, 19)}
+    assert set(nice) == {"quiz 1.0", "quiz 2.0", "quiz-explain 1.0"}
+
+
+def test_pages_come_where_they_are_asked_for(door: str) -> None:
+    url = f"{door}/explanations/quiz/1.0"
+    by_header = post(url, QUICK, accept="text/html,application/xhtml+xml;q=0.9")
+    by_option = post(
+        url, GOOD | {"explain": {"method": "gradient_x_input", "format": "html"}}, accept="application/json"
+    )
+    for page in (by_header, by_option):
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert page.text.startswith("<!doctype html>")
+    assert post(url, QUICK, accept="*/*").json()["explanations"]
+
+
+def test_figures_tell_how_many_explanations_there_were(quiz: Site, door: str) -> None:
+    time.sleep(1.1)
+    post(f"{door}/explanations/quiz/1.0", QUICK)
+    page = requests.get(f"{door}/metrics", timeout=10).text
+    line = next(line for line in page.splitlines() if line.startswith("handler_explanations_total{"))
+    assert 'ModelName="quiz-explain"' in line
+    assert float(line.rpartition(" ")[2]) >= 10
+
+
+def test_explaining_workers_can_be_stopped_alone_and_go_with_their_version(quiz: Site, door: str) -> None:
+    assert quiz.run("unregister", "quiz-explain", "1.0").returncode == 1
+    quiz.call("scale", "quiz-explain", "1.0", "0")
+    assert post(f"{door}/explanations/quiz/1.0", QUICK).status_code == 503
+    assert post(f"{door}/predictions/quiz/1.0", GOOD).status_code == 200
+    quiz.call("unregister", "quiz", "1.0")
+    assert set(quiz.versions()) == {"quiz 2.0"}
+    assert post(f"{door}/explanations/quiz/2.0", QUICK).status_code == 501
