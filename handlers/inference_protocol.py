@@ -217,34 +217,38 @@ def torchserve_body(message: bytes | None) -> bytes | None:
 
 
 def in_message(reply: Reply) -> Reply:
-    if reply.code != 200:
-        return in_words(reply, grpc=True)
-    return replace(reply, body=to_json.encode({"prediction": reply.body}))
+    if reply.code == 200:
+        return replace(reply, body=to_json.encode({"prediction": reply.body}))
+    told = msgspec.json.decode(reply.body)
+    return refusal(reply, told["error"], told["detail"], grpc=True)
 
 
 def open_inference(task: AnyTask, request: Request, *, grpc: bool) -> tuple[Request, Close]:
-    """The same questions as instances. Raises HandlerError."""
+    """The same question, or several as instances. Raises HandlerError."""
     if not task.inputs:
         raise NotSupported(f"model {task.name} {task.version} has no tensors; use /predictions")
     asked, given = from_grpc(request) if grpc else from_http(request)
     wanted = requested(task, asked.outputs)
     rows = instances(task.inputs, given)
+    one = len(rows) == 1
 
     def close(reply: Reply) -> Reply:
+        told = msgspec.json.decode(reply.body)
         if reply.code != 200:
-            return in_words(reply, grpc=grpc)
-        answers = msgspec.json.decode(reply.body)["predictions"]
-        failed = next((one for one in answers if "error" in one), None)
+            return refusal(reply, told["error"], in_tensor_terms(told["detail"]), grpc=grpc)
+        answers = [told] if one else told["predictions"]
+        failed = next((row for row in answers if "error" in row), None)
         if failed:
-            return refusal(with_code(reply, failed["error"]), failed["error"], failed["detail"], grpc=grpc)
-        outputs = [of_column(column, [one[column.name] for one in answers]) for column in wanted]
+            detail = in_tensor_terms(failed["detail"])
+            return refusal(with_code(reply, failed["error"]), failed["error"], detail, grpc=grpc)
+        outputs = [of_column(column, [row[column.name] for row in answers]) for column in wanted]
         # Not always this worker's: the last known answer may be another version's.
         source = answers[0]["model"], answers[0]["model_version"]
         if isinstance(asked, InferMessage):
             return in_protobuf(source, reply, outputs, asked)
         return in_json(source, reply, outputs, asked)
 
-    return replace(request, body=to_json.encode({"instances": rows})), close
+    return replace(request, body=to_json.encode(rows[0] if one else {"instances": rows})), close
 
 
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes | None) -> Any:
@@ -393,21 +397,16 @@ def contents_of(tensor: Tensor) -> dict[str, list[Any]]:
     return {CONTENTS[tensor.datatype]: values}
 
 
-def in_words(reply: Reply, *, grpc: bool) -> Reply:
-    """A plain error in the protocol's form."""
-    error = msgspec.json.decode(reply.body)
-    return refusal(reply, error["error"], error["detail"], grpc=grpc)
-
-
 def refusal(reply: Reply, error: str, detail: str, *, grpc: bool) -> Reply:
     """One text: the protocol knows no more, and its clients show no more."""
-    said = f"{error}: {in_tensor_terms(detail)}"
+    said = f"{error}: {detail}"
     return replace(reply, body=said.encode() if grpc else to_json.encode({"error": said}))
 
 
 def in_tensor_terms(detail: str) -> str:
     """`$.instances[3].choices[1]` is the input choices at [3, 1]; an example of a plain request is no help here."""
     detail = re.sub(r"; expected \{.*$", "", detail)
+    detail = re.sub(r"`\$\.(?!instances\b)", "`$.instances[0].", detail)
     detail = re.sub(r"`\$\.instances\[(\d+)\]\.(\w+)\[(\d+)\]`", r"`\2[\1, \3]`", detail)
     detail = re.sub(r"`\$\.instances\[(\d+)\]\.(\w+)`", r"`\2[\1]`", detail)
     return re.sub(r"`\$\.instances\[(\d+)\]`", r"row \1", detail)

@@ -124,6 +124,13 @@ def test_a_torchserve_message_carries_a_plain_request(task: Any) -> None:
     assert told["probabilities"] == plain(task, [GOOD])[0]["probabilities"]
 
 
+def test_a_torchserve_message_is_refused_in_terms_of_the_request_that_it_carries(task: Any) -> None:
+    bad = b64encode(b'{"question": "Why?", "choices": ["a", 3]}').decode()
+    reply = one(task, "torchserve-grpc", json.dumps({"input": {"body": bad}}).encode())
+    assert reply.code == 422
+    assert reply.body.startswith(b"invalid_request: Expected `str`, got `int` - at `$.choices[1]`; expected {")
+
+
 def test_all_forms_share_a_batch_and_each_gets_its_own_answer(task: Any) -> None:
     body, length = InferenceServerClient.generate_request_body(triton_inputs([GOOD], binary=True))
     good = Request(json.dumps(GOOD).encode(), "id-1")
@@ -138,6 +145,7 @@ def tensor(name: str, data: Any, shape: list[int] | None = None, datatype: str =
 
 
 QUESTION, CHOICES = tensor("question", ["Why?"]), tensor("choices", ["a", "b"], [1, 2])
+TWO, TWICE = tensor("question", ["Why?", "How?"]), tensor("choices", ["a", "b", "a", "b"], [2, 2])
 DEEP = b'{"inputs": [{"name": "question", "datatype": "BYTES", "shape": [1], "data": ' + b"[" * 100_000
 
 
@@ -165,6 +173,8 @@ DEEP = b'{"inputs": [{"name": "question", "datatype": "BYTES", "shape": [1], "da
         ({"inputs": [tensor("question", [7]), CHOICES]}, 422, "Expected `str`, got `int` - at `question[0]`"),
         ({"inputs": [QUESTION, tensor("choices", ["a", "", "b"], [1, 3])]}, 422, "at `choices[0, 1]`"),
         ({"inputs": [QUESTION, tensor("choices", ["a", ""], [1, 2])]}, 422, "at `choices[0]`"),
+        ({"inputs": [TWO, tensor("choices", ["a", "b", 3, "c"], [2, 2])]}, 422, "got `int` - at `choices[1, 0]`"),
+        ({"inputs": [tensor("question", ["Why?", ""]), TWICE]}, 422, "at `question[1]`"),
         ({"inputs": [{"name": "question", "datatype": "BYTES", "shape": [1]}, CHOICES]}, 422, "question has no data"),
         ({"inputs": [QUESTION, CHOICES], "outputs": [{"name": "logits"}]}, 422, "no output logits"),
         (
