@@ -17,6 +17,7 @@ from typing import Any
 # Locust puts the file's own folder on the path, not the project's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import requests
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -35,7 +36,8 @@ class Run:
     def __init__(self) -> None:
         self.bodies: Iterator[Any] = iter(())  # of bytes, which Locust takes but does not declare
         self.target = ""
-        self.outcomes = Outcomes()
+        self.outcomes = {"predict": Outcomes(), "explain": Outcomes()}
+        self.started = 0.0
         self.cpu_before = 0.0
 
 
@@ -63,36 +65,55 @@ def prepare(environment: Environment, **_: Any) -> None:
     run.bodies = bodies(asked.seed, file, asked.repeats, asked.ready)
     run.target = asked.model + (f"/{asked.model_version}" if asked.model_version else "")
     if asked.explain_share:
+        if asked.host:
+            refuse_without_explanations(f"{asked.host}/explanations/{run.target}")
         PredictUser.weight = round((1 - asked.explain_share) * 1000)
         ExplainUser.weight = round(asked.explain_share * 1000)
     elif ExplainUser in environment.user_classes:
         environment.user_classes.remove(ExplainUser)
 
 
+def refuse_without_explanations(url: str) -> None:
+    """Ask once; ends Locust where nobody explains."""
+    answer = requests.post(url, data=next(run.bodies), headers=HEADERS, timeout=60)
+    if answer.status_code != 200:
+        raise SystemExit(
+            f"{url}: {answer.status_code} {answer.text[:300]}; --explain-share needs a version that explains"
+        )
+
+
 @events.test_start.add_listener
 def begin(**_: Any) -> None:
-    run.outcomes = Outcomes(started=time.time())
+    run.outcomes = {name: Outcomes() for name in run.outcomes}
+    run.started = time.time()
     run.cpu_before = time.process_time()
 
 
 @events.request.add_listener
-def record(start_time: float, response_time: float, response: Any, exception: Exception | None, **_: Any) -> None:
-    due = start_time - run.outcomes.started
+def record(
+    name: str, start_time: float, response_time: float, response: Any, exception: Exception | None, **_: Any
+) -> None:
+    due = start_time - run.started
     code = 200
     if exception is not None:
         code = (response.status_code if response is not None else 0) or NO_ANSWER
         code = WRONG_BODY if code == 200 else code
-    run.outcomes.add(due, due + response_time / 1000, code)
+    run.outcomes[name].add(due, due + response_time / 1000, code)
 
 
 @events.quitting.add_listener
 def end(environment: Environment, **_: Any) -> None:
-    outcomes = run.outcomes
-    outcomes.seconds = time.time() - outcomes.started
-    outcomes.cpu_seconds = time.process_time() - run.cpu_before
     target: str = environment.parsed_options.outcomes  # type: ignore[union-attr]  # set before the first event
-    if target:
-        outcomes.write(Path(target))
+    if not target or not run.started:
+        return
+    cpu_seconds = time.process_time() - run.cpu_before
+    n_requests = sum(len(outcomes.codes) for outcomes in run.outcomes.values())
+    for outcomes in run.outcomes.values():
+        outcomes.started, outcomes.seconds = run.started, time.time() - run.started
+        outcomes.cpu_seconds = cpu_seconds * len(outcomes.codes) / max(n_requests, 1)
+    explained = run.outcomes["explain"]
+    more = {"explanations": explained.summary()} if explained.codes else {}
+    run.outcomes["predict"].write(Path(target), more)
 
 
 class PredictUser(FastHttpUser):

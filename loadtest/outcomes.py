@@ -69,9 +69,9 @@ class Outcomes:
             rows.append({"second": second, "answers": len(ordered), "errors": errors[second], **marks})
         return rows
 
-    def write(self, path: Path) -> None:
-        """The summary and every second, as JSON; readers see a whole file or none."""
-        content = {"summary": self.summary(), "seconds": self.by_second(), "started": self.started}
+    def write(self, path: Path, more: dict[str, Any] | None = None) -> None:
+        """The summary, every second and `more`, as JSON; readers see a whole file or none."""
+        content = {"summary": self.summary(), "seconds": self.by_second(), "started": self.started} | (more or {})
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(content))
         os.replace(partial, path)

@@ -43,7 +43,7 @@ def page(content: dict[str, Any]) -> str:
         f"<h1>{summary['rps']:g} answers a second, p99 {summary['p99_ms']:g} ms ({html.escape(loop)})</h1>",
         checks_table(content["checks"]),
         "<h2>Throughput and latency</h2>",
-        plot_traffic(content["seconds"]),
+        plot_traffic(content["seconds"][: int(summary["seconds"])] or content["seconds"]),
         "<h2>Processor use</h2>",
         table(["process", "processor seconds per 1,000 requests"], content["cpu_s_per_1000"].items()),
         plot_cpu(samples),
@@ -54,12 +54,20 @@ def page(content: dict[str, Any]) -> str:
         table(["part", "ms"], [(stage["name"], stage["ms"]) for stage in content["stages"]]),
         "<h2>All figures</h2>",
         table(["figure", "value"], figures),
+        *explanations(content.get("explanations")),
         "<h2>How it was measured</h2>",
         table(["option", "value"], content["options"].items()),
         table(["machine", ""], content["machine"].items()),
     ]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Load test</title><style>{STYLE}</style>"
     return head + "\n".join(parts) + "</html>\n"
+
+
+def explanations(summary: dict[str, Any] | None) -> list[str]:
+    """What was asked beside predictions, if anything."""
+    if not summary:
+        return []
+    return ["<h2>Explanations asked meanwhile</h2>", table(["figure", "value"], summary.items())]
 
 
 def table(titles: Sequence[str], rows: Iterable[tuple[Any, Any]]) -> str:

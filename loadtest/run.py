@@ -129,7 +129,7 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
         outcomes, errors = Path(folder) / "outcomes.json", Path(folder) / "errors.log"
         tell(f"loading {url} for {asked.seconds:g} s")
         command = load_command(asked, url, model, outcomes)
-        door_before = stages.envoy_counts(stack, model)
+        door_before = settled_door_counts(stack, model)
         sampler = Sampler(stack, model, pids)
         with errors.open("wb") as log:
             generator = subprocess.Popen(command, cwd=machine.PROJECT, stdout=subprocess.DEVNULL, stderr=log)
@@ -140,7 +140,7 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
             sampler.finish()
         finally:
             stop(generator)
-        door = stages.difference(stages.envoy_counts(stack, model), door_before)
+        door = stages.difference(settled_door_counts(stack, model), door_before)
         if not outcomes.exists():
             words = errors.read_text(errors="replace").strip()[-1000:]
             raise CommandFailed(f"the load generator ended with code {generator.returncode}: {words}")
@@ -150,10 +150,18 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
         "summary": found["summary"],
         "seconds": found["seconds"],
         "samples": shifted(sampler.rows, sampler.started - found["started"]),
+        "explanations": found.get("explanations"),
         "cpu_s_per_1000": per_thousand(sampler.rows[-1]["cpu_s"], found["summary"]),
         "mean_batch": round(counts["batched"] / counts["batches"], 2) if counts.get("batches") else None,
         "stages": [asdict(stage) for stage in stages.stages(found["summary"]["mean_ms"], counts)],
     }
+
+
+def settled_door_counts(stack: Stack, model: str) -> stages.Counts:
+    """The door's counts with all that has happened until now in them."""
+    if stack.status.get("door"):
+        time.sleep(stages.ENVOY_MERGES_EVERY_S)
+    return stages.envoy_counts(stack, model)
 
 
 def shifted(rows: list[dict[str, Any]], offset_s: float) -> list[dict[str, Any]]:
@@ -201,16 +209,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what was started is stopped."""
+    """SIGTERM ends the block as Ctrl-C does, so that what was started is stopped; Ctrl-C does so in a script, too."""
 
     def end(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tell(text: str) -> None:

@@ -11,6 +11,8 @@ from loadtest.stack import Stack
 
 LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 TIMEOUT_S = 10.0
+ENVOY_MERGES_EVERY_S = 5.5
+"""Envoy adds what its threads measured to its histograms every 5 s (stats_flush_interval)."""
 MICROSECONDS = 1e-3
 """In ms."""
 TORCHSERVE = {
