@@ -70,7 +70,8 @@ def test_predictions_and_explanations_share_a_batch(task: Any) -> None:
     )
     one, explained, refused, two = (json.loads(reply.body) for reply in replies)
     assert "explanations" not in one
-    assert one["probabilities"] == two["probabilities"] == explained["probabilities"]
+    for answer in (two, explained):
+        assert answer["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
     assert "unknown field `explain`" in refused["detail"]
 
 
