@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from scripts.door.documents import Served, Traffic
 from scripts.door.names import HTTP_STATUS_HEADER, LADDER, PROTOCOL_HEADER, Json, typed
 from scripts.door.routes import answer, label, lua, open_to_all, pinned, to_split, to_version
+from scripts.server.lanes import models_in
 from scripts.server.order import version_order
 
 OPEN = "/v2"
@@ -70,7 +71,7 @@ CALLS = (
 def routes(served: Served, documents: Mapping[str, Traffic]) -> list[Json]:
     """The open listener's, in the order in which they must be tried."""
     found = [*server_routes(served, documents)]
-    for model in sorted(served):
+    for model in models_in(served):
         found += readiness_routes(model, served, documents[model])
         found += call_routes(model, served, documents[model])
     return [*found, *left_over(served), *grpc_entries()]
@@ -88,7 +89,7 @@ def inner_routes(served: Served, documents: Mapping[str, Traffic]) -> list[Json]
         {"match": {"path": f"{GRPC}{OPEN}/health/ready"}, **ready(everything, {"ready": True}, {"ready": False}, 200)},
         {"match": {"path": f"{GRPC}/ping"}, **ready(everything, {"health": "Healthy"}, {"health": "Unhealthy"}, 200)},
     ]
-    for model in sorted(served):
+    for model in models_in(served):
         asked = {v: [f"{model}/{v}"] for v in sorted(served[model])} | {
             "": with_weight(model, served, documents[model])
         }
@@ -113,7 +114,7 @@ def server_routes(served: Served, documents: Mapping[str, Traffic]) -> Iterator[
 
 
 def routed(served: Served, documents: Mapping[str, Traffic]) -> list[str]:
-    return [name for model in sorted(served) for name in with_weight(model, served, documents[model])]
+    return [name for model in models_in(served) for name in with_weight(model, served, documents[model])]
 
 
 def probe(path: str, action: Json) -> Json:
@@ -167,16 +168,17 @@ def ready(versions: list[str], yes: Json, no: Json, code: int) -> Json:
 
 def left_over(served: Served) -> Iterator[Json]:
     """Models and versions that are not there."""
-    for model in sorted(served):
+    for model in models_in(served):
         detail = f"no such version of {model}; served: {names(served[model])}"
         for path in (f"{OPEN}/models/{model}/", f"{GRPC}{OPEN}/models/{model}/", f"{GRPC}/predictions/{model}/"):
             yield {"match": {"prefix": path}, **refusal(path, "no_such_version", detail)}
+    detail = f"no such model; served: {', '.join(models_in(served)) or 'none'}"
     for path in (f"{OPEN}/models/", f"{GRPC}{OPEN}/models/", f"{GRPC}/predictions/"):
-        yield {"match": {"prefix": path}, **refusal(path, "no_such_model", f"no such model; served: {names(served)}")}
+        yield {"match": {"prefix": path}, **refusal(path, "no_such_model", detail)}
 
 
 def names(there: Collection[str]) -> str:
-    return ", ".join(sorted(there, key=version_order)) or "none"
+    return ", ".join(sorted(there, key=version_order))
 
 
 def refusal(path: str, error: str, detail: str) -> Json:

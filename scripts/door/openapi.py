@@ -9,17 +9,31 @@ from collections.abc import Iterator
 
 import msgspec
 
+from handlers.explanations.answer import ExplainedAnswer
+from handlers.explanations.request import ExplainQuestion
 from handlers.inference_protocol import JSON_LENGTH_HEADER, InferRequest, InferResponse, ModelMetadata
 from handlers.multiple_choice import Answer, Question
 from handlers.prediction_log import Feedback
 from handlers.task import ErrorBody
 from scripts.door.documents import Served
 from scripts.door.names import FALLBACK_HEADER, VERSION_HEADER, Json
+from scripts.server.lanes import models_in
 from scripts.server.order import version_order
 
 PATH = "/openapi.json"
 JSON_TYPE, BINARY_TYPE, TEXT_TYPE = "application/json", "application/octet-stream", "text/plain"
-TYPES = (Question, Answer, ErrorBody, Feedback, InferRequest, InferResponse, ModelMetadata)
+HTML_TYPE = "text/html"
+TYPES = (
+    Question,
+    Answer,
+    ExplainQuestion,
+    ExplainedAnswer,
+    ErrorBody,
+    Feedback,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+)
 ERRORS = {
     400: "The body is not JSON, or the request breaks HTTP's rules",
     401: "The door asks for a key, in the header x-api-key",
@@ -64,27 +78,9 @@ def document(served: Served) -> Json:
 def schemas() -> Json:
     """The types' own, and what is made of them."""
     _, found = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
-    anything: Json = {}
     return found | {
-        "Instances": {
-            "type": "object",
-            "description": "Several questions; a bad one gets its error in its place.",
-            "properties": {
-                "instances": {"type": "array", "minItems": 1, "items": {"anyOf": [ref("Question"), anything]}}
-            },
-            "required": ["instances"],
-        },
-        "Features": {
-            "type": "object",
-            "description": "One question; `model` is read by /predict and /v1/predict.",
-            "properties": {"model": {"type": "string"}, "features": ref("Question")},
-            "required": ["features"],
-        },
-        "Predictions": {
-            "type": "object",
-            "properties": {"predictions": {"type": "array", "items": {"anyOf": [ref("Answer"), ref("ErrorBody")]}}},
-            "required": ["predictions"],
-        },
+        **several("Instances", "Features", "Predictions", "Question", "Answer"),
+        **several("ExplainInstances", "ExplainFeatures", "Explanations", "ExplainQuestion", "ExplainedAnswer"),
         "ProtocolError": {
             "type": "object",
             "description": "An error of the Open Inference Protocol: its short name, a colon, what was wrong.",
@@ -93,6 +89,32 @@ def schemas() -> Json:
         },
         "Ready": {"type": "object", "properties": {"ready": {"type": "boolean"}}, "required": ["ready"]},
         "Health": health(),
+    }
+
+
+def several(instances: str, features: str, predictions: str, question: str, answer: str) -> Json:
+    """The other forms of a body and an answer, named so, for a type of question and its answer."""
+    anything: Json = {}
+    return {
+        instances: {
+            "type": "object",
+            "description": "Several questions; a bad one gets its error in its place.",
+            "properties": {
+                "instances": {"type": "array", "minItems": 1, "items": {"anyOf": [ref(question), anything]}}
+            },
+            "required": ["instances"],
+        },
+        features: {
+            "type": "object",
+            "description": "One question; `model` is read where the path names none.",
+            "properties": {"model": {"type": "string"}, "features": ref(question)},
+            "required": ["features"],
+        },
+        predictions: {
+            "type": "object",
+            "properties": {"predictions": {"type": "array", "items": {"anyOf": [ref(answer), ref("ErrorBody")]}}},
+            "required": ["predictions"],
+        },
     }
 
 
@@ -137,15 +159,22 @@ def operations() -> Iterator[tuple[str, Json]]:
 
 
 def predictions() -> Iterator[tuple[str, Json]]:
-    bodies = {"anyOf": [ref("Question"), ref("Instances"), ref("Features")]}
-    answers = {"anyOf": [ref("Answer"), ref("Predictions")]}
-    for lane, verb, summary in (("predictions", "predict", "Answer"), ("explanations", "explain", "Explain")):
-        answer = answers if lane == "predictions" else {"type": "object"}
+    bodies = {
+        "predict": {"anyOf": [ref("Question"), ref("Instances"), ref("Features")]},
+        "explain": {"anyOf": [ref("ExplainQuestion"), ref("ExplainInstances"), ref("ExplainFeatures")]},
+    }
+    answers = {
+        "predict": content({"anyOf": [ref("Answer"), ref("Predictions")]}),
+        "explain": content({"anyOf": [ref("ExplainedAnswer"), ref("Explanations")]}),
+    }
+    # A page for people, if they ask for it.
+    answers["explain"]["content"][HTML_TYPE] = {"schema": {"type": "string"}}
+    for lane, verb in (("predictions", "predict"), ("explanations", "explain")):
         for path in (f"/{verb}", f"/v1/{verb}", f"/v1/models/{{model}}:{verb}", f"/{lane}/{{model}}"):
             where = parameters(path, pinnable=True)
-            yield path, asking(summary, where, bodies, answer)
+            yield path, asking(verb.capitalize(), where, bodies[verb], answers[verb])
         path = f"/{lane}/{{model}}/{{version}}"
-        yield path, asking(f"{summary} by a certain version", parameters(path), bodies, answer)
+        yield path, asking(f"{verb.capitalize()} by a certain version", parameters(path), bodies[verb], answers[verb])
     taken = {"description": "Kept in the prediction log", **content(ref("Feedback"))}
     request = {"required": True, **content(ref("Feedback"))}
     responses = {"202": taken, **errors(WORKER)}
@@ -153,7 +182,7 @@ def predictions() -> Iterator[tuple[str, Json]]:
 
 
 def asking(summary: str, where: list[Json], body: Json, answer: Json) -> Json:
-    told = {"description": "The answer", **content(answer), "headers": answered_by()}
+    told = {"description": "The answer", **answer, "headers": answered_by()}
     request = {"required": True, **content(body)}
     responses = {"200": told, **errors(WORKER)}
     return {"post": {"summary": summary, "parameters": where, "requestBody": request, "responses": responses}}
@@ -177,10 +206,11 @@ CHOOSERS = {"x-user-id": "the same user gets the same version", VERSION_HEADER: 
 
 
 def shared_parameters(served: Served) -> Json:
-    versions = sorted({v for versions in served.values() for v in versions}, key=version_order)
+    models = models_in(served)
+    versions = sorted({version for model in models for version in served[model]}, key=version_order)
     found: Json = {
         name: {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": values}}
-        for name, values in (("model", sorted(served)), ("version", versions))
+        for name, values in (("model", models), ("version", versions))
         if values
     }
     headers = {
