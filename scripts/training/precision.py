@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+QUERY_PROJECTIONS = ("query", "q_lin")
+"""By one of these a layer is known as self-attention, whose kernel draws its own dropout."""
+
 
 class MasterWeights:
     """fp32 copies of a model's trainable parameters; the model itself computes in bf16.
@@ -63,9 +66,13 @@ class PooledDropout(nn.Module):
 
 
 def cheapen_dropout(model: nn.Module) -> None:
-    """Replace every Dropout by one PooledDropout for each share; attention kernels draw for themselves, by its `p`."""
+    """Replace every Dropout on hidden states by one PooledDropout for each share, and take attention's own away."""
     pooled: dict[float, PooledDropout] = {}
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Dropout):
+            if not isinstance(child, nn.Dropout):
+                continue
+            if any(hasattr(module, projection) for projection in QUERY_PROJECTIONS):
+                child.p = 0.0
+            else:
                 setattr(module, name, pooled.setdefault(child.p, PooledDropout(child.p)))
