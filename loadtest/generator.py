@@ -29,7 +29,7 @@ from loadtest.outcomes import NO_ANSWER, WRONG_BODY, Outcomes
 from loadtest.questions import Stream, bodies
 from loadtest.shapes import SHAPES, even_times, poisson_times
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 RECEIVE_BYTES = 1 << 16
 KEEP_EVERY = 500
 

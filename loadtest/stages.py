@@ -79,7 +79,7 @@ def stages(client_ms: float, counts: Counts) -> list[Stage]:
     """Where a mean request's time goes, from the client inwards; they add up to `client_ms`.
 
     Each part is the difference between what two neighbours on the way measure, so it includes the way between them and
-    the wait for a processor. Envoy counts whole ms.
+    the wait for a processor. Envoy counts whole ms. Without the door's own counts its part is the client's.
     """
 
     def mean(total: str, number: str, unit: float = 1.0) -> float:
@@ -90,10 +90,13 @@ def stages(client_ms: float, counts: Counts) -> list[Stage]:
     torchserve = mean("torchserve_us", "requests", MICROSECONDS)
     queue = mean("queue_us", "requests", MICROSECONDS)
     handler = mean("handler_ms", "batches")
-    outermost = door or torchserve
-    found = [Stage("client and its sockets", client_ms - outermost)]
+    outermost = door or upstream or torchserve
+    outside = "client and its sockets" if door or not upstream else "client, its sockets and the door"
+    found = [Stage(outside, client_ms - outermost)]
     if door:
-        found += [Stage("door (Envoy)", door - upstream), Stage("TorchServe's HTTP", upstream - torchserve)]
+        found.append(Stage("door (Envoy)", door - upstream))
+    if upstream:
+        found.append(Stage("TorchServe's HTTP", upstream - torchserve))
     found += [
         Stage("TorchServe's queue", queue),
         Stage("between TorchServe and its worker", torchserve - queue - handler),

@@ -94,12 +94,15 @@ def measure(contender: Contender, model: Model, reference: Reference, stream: St
         usage = Usage(process)
         many = Generator(target, wrapped).closed(plan.connections, plan.seconds).summary()
         cpu_s = usage.look()["all"]
+        n_answers = many["requests"] - many["errors"]
+        if not n_answers:
+            raise WrongAnswer(f"{contender.name}: no good answer under load, but {many['codes']}")
         single = Generator(target, wrapped).closed(1, plan.single_s).summary()
     return Measured(
         rps=many["rps"],
         p50_ms=many["p50_ms"],
         p99_ms=many["p99_ms"],
-        cpu_s_per_1000=round(cpu_s / max(many["requests"], 1) * 1000, 3),
+        cpu_s_per_1000=round(cpu_s / n_answers * 1000, 3),
         errors=many["errors"],
         single_p50_ms=single["p50_ms"],
         worst_deviation=round(max(deviations), 4),

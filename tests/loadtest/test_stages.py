@@ -35,3 +35,9 @@ def test_without_a_door_its_parts_are_left_out() -> None:
     found = stages(5.0, {"requests": 10, "torchserve_us": 40_000, "queue_us": 10_000, "batches": 0, "handler_ms": 0})
     assert not any("door" in stage.name for stage in found)
     assert sum(stage.ms for stage in found) == pytest.approx(5.0)
+
+
+def test_without_the_doors_own_counts_its_part_is_the_clients() -> None:
+    counts = {"requests": 10, "torchserve_us": 40_000, "upstream_requests": 10, "upstream_ms": 50}
+    found = {stage.name: stage.ms for stage in stages(9.0, counts)}
+    assert (found["client, its sockets and the door"], found["TorchServe's HTTP"]) == (4, 1)
