@@ -170,7 +170,7 @@ CONTENDERS = (
     Contender("torchserve", "TorchServe, its own example's way, as shipped", stock_torchserve(""), OURS),
     Contender(
         "torchserve-batching",
-        "the same, batches of 32 within 5 ms",
+        "TorchServe, its own example's way, batches of 32 within 5 ms",
         stock_torchserve("batchSize: 32\nmaxBatchDelay: 5\n"),
         OURS,
     ),
