@@ -39,9 +39,13 @@ class Game:
     @torch.no_grad()
     def __call__(self, present: Tensor) -> Tensor:
         """The target, (sets,), of sets of words, (sets, words): above 0.5 is present."""
+        return target_of(self._target, self.logits(present))
+
+    @torch.no_grad()
+    def logits(self, present: Tensor) -> Tensor:
+        """Float32, (sets, rows)."""
         sets = (present > 0.5).numpy()
-        logits = [row.logits(sets, self._model, self._tokens_per_pass) for row in self._rows]
-        return target_of(self._target, torch.stack(logits, dim=1))
+        return torch.stack([row.logits(sets, self._model, self._tokens_per_pass) for row in self._rows], dim=1)
 
 
 class GameRow:

@@ -1,0 +1,263 @@
+"""python -m loadtest.explanations cost|agreement|deletion|latency ...; one JSON line per figure.
+
+cost        processor time of one explanation, by version, method and length
+agreement   rank correlation of the methods' scores over dev questions
+deletion    how soon the answer changes when the top words go, against random words; --plot draws it
+latency     predictions at 100 requests/s, without and with 20 explanations/s in flight
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+
+from handlers.explanations.cases import Case, cases_of
+from handlers.explanations.removal import Game
+from handlers.explanations.request import ExplainQuestion, Method, Options
+from handlers.loading import load_multiple_choice
+from handlers.multiple_choice import first_text
+from handlers.settings import ExplanationSettings, Settings
+from handlers.task import Request
+from loadtest.machine import describe
+from loadtest.questions import made
+from loadtest.stack import running_stack
+from scripts.archive.recipe import read_version
+from scripts.archive.weights import load_weights
+
+METHODS: tuple[Method, ...] = ("integrated_gradients", "gradient_x_input", "shapley", "occlusion")
+SHARES = [i / 10 for i in range(8)]
+"""Of an explanation's words that are taken away, or put in."""
+RANDOM_ORDERS = 5
+Figures = dict[str, Any]
+
+
+def load(version: str, folder: Path) -> Any:
+    """A version of the repository, such as `mcqa/1.0`, as a worker that explains loads it."""
+    found = read_version(Path("model_store") / version)
+    model, tokenizer = load_weights(found)
+    model.float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = Settings(
+        task="multiple_choice", max_tokens=found.recipe.max_tokens, explanations=ExplanationSettings(max_samples=4096)
+    )
+    name, _, number = version.partition("/")
+    return load_multiple_choice(folder, name, number, settings, "cpu")
+
+
+def explain(task: Any, question: dict[str, Any], **options: Any) -> dict[str, Any]:
+    body = json.dumps(question | {"explain": options}).encode()
+    [reply] = task.answer([Request(body, "x", explain=True)])
+    assert reply.code == 200, reply.body
+    answer: dict[str, Any] = json.loads(reply.body)
+    return answer
+
+
+def cost(task: Any, version: str, count: int) -> Iterator[Figures]:
+    """Questions of three lengths; the time includes the prediction itself."""
+    wanted = {"short": (6, 12), "medium": (16, 26), "long": (34, 60)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+    for made_up in made(0):
+        question = {"question": made_up.question, "choices": list(made_up.choices)}
+        question |= {"context": made_up.context} if made_up.context else {}
+        words = len(f"{made_up.context or ''} {made_up.question} {made_up.choices[0]}".split())
+        for name, (low, high) in wanted.items():
+            if low <= words <= high and len(found[name]) < count:
+                found[name].append(question)
+        if all(len(questions) == count for questions in found.values()):
+            break
+    for method in METHODS:
+        for name, questions in found.items():
+            spent, words_seen, complete = [], [], []
+            for question in questions:
+                started = time.process_time()
+                [one] = explain(task, question, method=method)["explanations"]
+                spent.append((time.process_time() - started) * 1000)
+                words_seen.append(len(one["words"]))
+                complete.append(one["complete"])
+            yield {"version": version, "method": method, "length": name, "n": count, "words": mean(words_seen),
+                   "cpu_ms_median": round(median(spent), 1), "cpu_ms_max": round(max(spent), 1),
+                   "complete": mean(complete)}  # fmt: skip
+
+
+def dev_questions(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Drawn evenly from every `DIR/<set>/dev.jsonl`."""
+    sets = [[json.loads(line) for line in path.open()] for path in sorted(folder.glob("*/dev.jsonl"))]
+    dice, found = random.Random(seed), []
+    for i in range(count):
+        row = dice.choice(sets[i % len(sets)])
+        found.append({key: row[key] for key in ("question", "choices", "context") if row.get(key)})
+    return found
+
+
+def agreement(task: Any, version: str, questions: Sequence[dict[str, Any]], target: str) -> Iterator[Figures]:
+    """Spearman's correlation per question, of the words' scores for the chosen answer."""
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # no stubs
+
+    scores: dict[str, list[list[float]]] = {}
+    for method in METHODS:
+        scores[method] = [
+            [word["score"] for word in explain(task, q, method=method, target=target)["explanations"][0]["words"]]
+            for q in questions
+        ]
+    for i, one in enumerate(METHODS):
+        for other in METHODS[i + 1 :]:
+            pairs = zip(scores[one], scores[other], strict=True)
+            found = [float(spearmanr(a, b).statistic) for a, b in pairs if len(a) > 2 and len(set(a)) > 1]
+            yield {"version": version, "target": target, "methods": [one, other], "n": len(found),
+                   "spearman_mean": round(mean(found), 3), "spearman_median": round(median(found), 3)}  # fmt: skip
+
+
+def deletion(
+    task: Any, version: str, questions: Sequence[dict[str, Any]], target: str, baseline: str
+) -> Iterator[Figures]:
+    """Mean share of answers that differ from the first, and its mean probability, by share of words gone or in."""
+    orders = (*METHODS, "random")
+    for order in orders:
+        curves = [curve(task, question, order, target, baseline) for question in questions]
+        for way in ("deletion", "insertion"):
+            same, probability = (np.mean([c[way][i] for c in curves], axis=0) for i in (0, 1))
+            yield {"version": version, "order": order, "way": way, "target": target, "baseline": baseline,
+                   "n": len(questions), "shares": SHARES, "changed": [round(float(1 - one), 4) for one in same],
+                   "probability": [round(float(one), 4) for one in probability],
+                   "area_probability": round(float(np.mean(probability)), 4)}  # fmt: skip
+
+
+def curve(task: Any, question: dict[str, Any], order: str, target: str, baseline: str) -> dict[str, tuple[Any, Any]]:
+    options = {} if order == "gradient_x_input" else {"baseline": baseline}
+    method = "gradient_x_input" if order == "random" else order
+    answer = explain(task, question, method=method, target=target, **(options if order != "random" else {}))
+    case, game = whole_game(task, question, answer, baseline)
+    places = {(word.field, word.start): i for i, word in enumerate(case.words)}
+    words = answer["explanations"][0]["words"]
+    ranked = sorted(words, key=lambda word: -word["score"])
+    dice = random.Random(json.dumps(question))
+    ways = [dice.sample(words, len(words)) for _ in range(RANDOM_ORDERS)] if order == "random" else [ranked]
+    found: dict[str, list[Any]] = {"deletion": [], "insertion": []}
+    for way in ways:
+        numbers = [places[(word["field"], word["start"])] for word in way]
+        gone, back = torch.ones(len(SHARES), len(places)), torch.ones(len(SHARES), len(places))
+        for i, share in enumerate(SHARES):
+            count = round(share * len(numbers))
+            gone[i, numbers[:count]] = 0
+            back[i, numbers[count:]] = 0
+        for name, sets in (("deletion", gone), ("insertion", back)):
+            logits = game.logits(sets)
+            found[name].append(((logits.argmax(1) == 0).float().numpy(), torch.softmax(logits, 1)[:, 0].numpy()))
+    return {name: tuple(np.mean([one[i] for one in ways_], axis=0) for i in (0, 1)) for name, ways_ in found.items()}
+
+
+def whole_game(task: Any, question: dict[str, Any], answer: dict[str, Any], baseline: str) -> tuple[Case, Game]:
+    """All choices' rows, with the words of all of them; the chosen choice's row is the first."""
+    explainer = task.explainer
+    options = Options(target="probability", baseline=baseline)  # type: ignore[arg-type]  # one of the parser's choices
+    asked = ExplainQuestion(question["question"], tuple(question["choices"]), question.get("context"), options)
+    texts = explainer._aligner.align([first_text(asked), *asked.choices])
+    [case] = cases_of(asked, answer["probabilities"], texts, task.encoder, explainer.baselines)
+    return case, Game(explainer._model, case, ExplanationSettings().tokens_per_pass)
+
+
+def plot(rows: Sequence[Figures], path: Path) -> None:
+    """Both curves of every order, side by side, in colours that colour-blind people tell apart."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = dict(zip((*METHODS, "random"), ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555"), strict=True))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for row in rows:
+        axis = axes[0] if row["way"] == "deletion" else axes[1]
+        style = "--" if row["order"] == "random" else "-"
+        axis.plot(row["shares"], row["probability"], style, color=colours[row["order"]], label=row["order"])
+    for axis, text in zip(axes, ("words taken away, heaviest first", "words put in, heaviest first"), strict=True):
+        axis.set_xlabel(f"share of {text}")
+        axis.set_ylabel("probability of the first answer")
+    axes[0].legend(frameon=False)
+    first = rows[0]
+    figure.suptitle(f"{first['version']}, {first['n']} dev questions, target {first['target']}, {first['baseline']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def latency(version: str, seconds: float, rate: float, explain_rate: float) -> Iterator[Figures]:
+    """Two generators on one stack: predictions, then predictions with explanations beside them."""
+    model, _, number = version.partition("/")
+    with running_stack([version], "--no-redis") as stack:
+        load = [sys.executable, "-m", "loadtest.generator", "--seconds", str(seconds), "--ready", "5000"]
+        predictions = [*load, f"{stack.door}/predictions/{model}/{number}", "--rate", str(rate)]
+        explanations = [
+            *load,
+            f"{stack.door}/explanations/{model}/{number}",
+            "--rate",
+            str(explain_rate),
+            "--seed",
+            "7",
+        ]
+        subprocess.run([*predictions[:4], "3", *predictions[5:]], capture_output=True, check=False)
+        for beside in (False, True, False, True):
+            other = subprocess.Popen(explanations, stdout=subprocess.PIPE, text=True) if beside else None
+            done = subprocess.run(predictions, capture_output=True, text=True, check=False)
+            yield {"version": version, "rate": rate, "explanations_per_s": explain_rate if beside else 0,
+                   "predictions": json.loads(done.stdout),
+                   "explanations": json.loads(other.communicate()[0]) if other else None}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=["cost", "agreement", "deletion", "latency"])
+    parser.add_argument("--versions", nargs="+", default=["mcqa/1.0", "mcqa/2.0"])
+    parser.add_argument("--data", type=Path, help="folder of <set>/dev.jsonl, for agreement and deletion")
+    parser.add_argument("--count", type=int, default=200, help="questions; for cost, of each length")
+    parser.add_argument("--target", default="logit", choices=["logit", "probability", "margin"])
+    parser.add_argument("--baseline", default="mask", choices=["mask", "pad", "unk"])
+    parser.add_argument("--plot", type=Path, help="deletion: draw the curves into this file")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=100.0)
+    parser.add_argument("--explain-rate", type=float, default=20.0)
+    asked = parser.parse_args()
+    if asked.study in ("agreement", "deletion") and asked.data is None:
+        parser.error(f"{asked.study} needs --data")
+    emit({"machine": describe()})
+    rows = []
+    for version in asked.versions:
+        for row in study(asked, version):
+            emit(row)
+            rows.append(row)
+    if asked.plot and asked.study == "deletion":
+        plot(rows, asked.plot)
+    return 0
+
+
+def study(asked: argparse.Namespace, version: str) -> Iterator[Figures]:
+    if asked.study == "latency":
+        yield from latency(version, asked.seconds, asked.rate, asked.explain_rate)
+        return
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
+        task = load(version, Path(folder))
+        if asked.study == "cost":
+            yield from cost(task, version, asked.count)
+        elif asked.study == "agreement":
+            yield from agreement(task, version, dev_questions(asked.data, asked.count), asked.target)
+        else:
+            yield from deletion(task, version, dev_questions(asked.data, asked.count), asked.target, asked.baseline)
+
+
+def emit(row: Figures) -> None:
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
