@@ -210,14 +210,14 @@ def test_two_stacks_live_side_by_side_even_where_paths_are_long(site: Site, make
 
 
 def foreground(site: Site) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """`marctl up` that has announced itself, with the server and the workers it started."""
+    """`marctl up` that has announced itself, with the servers and the worker it started."""
     process = site.popen(*site.up_arguments)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("stop it with Ctrl-C"):
             break
     started = [p for p in psutil.Process(process.pid).children(recursive=True) if is_server(p.cmdline())]
-    assert len(started) == 3
+    assert len(started) == 4, "Redis, TorchServe, its worker and Envoy"
     return process, started
 
 
