@@ -93,6 +93,7 @@ def measure_ceiling(model: Model, seconds: float, into: Ceiling) -> None:
     found = json.loads(done.stdout)
     into.rps.append(found["rps"])
     into.cpu_s_per_1000.append(found["cpu_s_per_1000"])
+    into.single_p50_ms.append(found["single_p50_ms"])
     tell(f"  no server: {found['rps']:.0f}/s, {found['cpu_s_per_1000']:.2f} CPU-s per 1,000")
 
 
