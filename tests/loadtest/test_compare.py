@@ -27,7 +27,7 @@ def test_the_table_has_medians_in_order_and_every_failure_with_its_reason() -> N
         Entry("b", "fast", [measured(50)]),
         Entry("c", "broken", failures=["StartFailed: no | port"]),
     ]
-    rows = markdown(entries, Ceiling([100.0], [1.0])).splitlines()[2:]
+    rows = markdown(entries, Ceiling([100.0], [1.0], [8.0])).splitlines()[2:]
     assert [row.split("|")[2].strip() for row in rows] == ["100", "50", "20", "failed: StartFailed: no / port"]
     assert rows[2].split("|")[5].strip() == "2"
     assert {row.count("|") for row in rows} == {9}
