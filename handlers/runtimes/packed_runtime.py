@@ -11,6 +11,7 @@ import torch
 from handlers.errors import LoadError
 from handlers.runtimes.linear import Watched
 from handlers.runtimes.packed_bert import PackedBert
+from handlers.runtimes.warm_up import warm_up
 from handlers.settings import Settings
 from handlers.tokenization import PairEncoder, Row
 
@@ -66,8 +67,8 @@ class PackedScorer:
         """Places of the rows of each pass, the shortest first."""
         places: list[int] = []
         tokens = 0
-        for place in sorted(range(len(rows)), key=lambda i: len(rows[i].ids)):
-            size = len(rows[place].ids)
+        for place in sorted(range(len(rows)), key=lambda i: length(rows[i])):
+            size = length(rows[place])
             if places and (len(places) == self.rows_per_pass or tokens + size > TOKENS_PER_PASS):
                 yield places
                 places, tokens = [], 0
@@ -78,11 +79,7 @@ class PackedScorer:
 
     def warm_up(self) -> None:
         """Some passes, short and long, single and full, to choose kernels and get memory."""
-        step = max(self.max_tokens // WARM_UP_LENGTHS, 1)
-        for tokens in range(step, self.max_tokens + 1, step):
-            row = Row([self.pad_id] * tokens, tokens, truncated=False)
-            for count in (1, self.rows_per_pass):
-                self.scores([row] * count, deadline=float("inf"))
+        warm_up(self, self.max_tokens, WARM_UP_LENGTHS, self.rows_per_pass, self.pad_id)
 
 
 def segments(encoder: PairEncoder) -> tuple[bool, int]:

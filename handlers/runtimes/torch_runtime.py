@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from handlers.runtimes.first_token import use_first_token_only
+from handlers.runtimes.warm_up import warm_up
 from handlers.settings import Settings
 from handlers.tokenization import PairEncoder, Row
 
@@ -82,8 +83,4 @@ class TorchScorer:
 
     def warm_up(self) -> None:
         """One pass over each of a spread of lengths, full and single, to choose kernels and get memory."""
-        step = max(self.max_tokens // WARM_UP_LENGTHS, 1)
-        for tokens in range(step, self.max_tokens + 1, step):
-            row = Row([self.pad_id] * tokens, tokens, truncated=False)
-            for count in (1, self.rows_per_pass):
-                self.scores([row] * count, deadline=float("inf"))
+        warm_up(self, self.max_tokens, WARM_UP_LENGTHS, self.rows_per_pass, self.pad_id)
