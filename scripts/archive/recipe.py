@@ -50,6 +50,11 @@ class Weights(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     delta: str | None = None
     """Safetensors file beside the recipe with what training added to those weights."""
 
+    @property
+    def source(self) -> tuple[str | None, ...]:
+        """Equal for versions that were made from the same weights."""
+        return (self.directory, self.hub, self.revision, self.package, self.path)
+
 
 class Batching(Struct, frozen=True, forbid_unknown_fields=True):
     """TorchServe's batching of requests."""
@@ -102,21 +107,26 @@ class TrainingRun(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Training(Struct, frozen=True, forbid_unknown_fields=True):
-    """How `marctl train` makes the delta; distils from `teacher`, a version of the same model, where one is named."""
+    """How `marctl train` makes the delta; distils from `teacher` where one is named."""
 
     runs: Annotated[list[TrainingRun], Meta(min_length=1)]
     """The weights of several runs are averaged (model soup, Wortsman et al. 2022, arXiv:2203.05482)."""
     warmup_share: float = 0.06
     weight_decay: float = 0.01
     questions_per_step: Positive = 32
+    draw: dict[str, Positive] = {}
+    """Questions of an epoch by data set, drawn with the first run's seed; beyond what a set has, some come again. A set
+    that is not named is left out; with no names, all sets come whole."""
     frozen: list[str] = []
     """Parts of parameter names that stay as they are."""
     teacher: str | None = None
+    """Folder of its recipe, beside this version's own; trained first if its delta is missing. It is asked about the
+    data sets that it was trained on."""
     teacher_weight: float = 0.8
-    """Share of the loss that follows the teacher; the rest follows the labels."""
+    """Share of the loss that follows the teacher where it was asked; the rest follows the labels."""
     temperature: float = 2.0
     noisy_copies: int = 0
-    """Masked copies of every question, labelled by the teacher alone."""
+    """Masked copies of every question, labelled by the teacher alone, which must have the same tokenizer."""
     mask_share: float = 0.1
 
 

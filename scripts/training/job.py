@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -25,6 +28,14 @@ from scripts.training.questions import Dataset, LabelledQuestion, find_split
 from scripts.training.train import freeze, noisy_copies, teacher_logits, train
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question, and the data set that it comes from."""
+
+    dataset: str
+    question: LabelledQuestion
+
+
 def train_version(version: Version, data: Path, work: Path, notify: Callable[[str], None]) -> Path:
     """Train a recipe's delta on every `<data>/<set>/train.jsonl` and write it; returns the delta's path.
 
@@ -38,26 +49,28 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     model, tokenizer, _ = load_base(version)
     base = {name: value.clone() for name, value in model.state_dict().items()}
     encoder = PairEncoder(tokenizer, version.recipe.max_tokens)
-    questions = [question for dataset in datasets for question in dataset.questions]
-    notify(f"{version}: tokenizing {len(questions):,} questions")
-    examples = tokenize(encoder, [(first_text_of(q), q.choices, q.label) for q in questions])
-    logits: list[Tensor] | None = None
+    asked = draw(datasets, training)
+    notify(f"{version}: tokenizing {len(asked):,} questions")
+    examples = tokenize(encoder, as_texts(asked))
+    logits: list[Tensor | None] | None = None
     labelled = len(examples)
     if training.teacher:
-        examples, logits = with_teacher(version, training, encoder, examples, tokenizer, work)
+        examples += noisy_copies(examples, training, tokenizer.mask_token_id, set(tokenizer.all_special_ids))
+        teacher = ready_teacher(version, training, data, work, notify)
+        logits = opinions(teacher, training, asked, examples, tokenizer, work)
     results = []
     for number, run in enumerate(training.runs, 1):
         notify(f"{version}: run {number} of {len(training.runs)}, {run.epochs} epochs")
         model, _, _ = load_base(version)
-        if training.teacher:
-            start_from_teacher(model, version, training)
+        if training.teacher and teacher.recipe.weights.source == version.recipe.weights.source:
+            start_from_teacher(model, version, teacher)
         use_first_token_only(model)
         freeze(model, training.frozen)
         checkpoint = work / f"run-{number}.pt"
         results.append(train(model, encoder, examples, training, run, checkpoint, logits, labelled))
     path = version.folder / version.recipe.weights.delta
     write_delta(path, pack_delta(base, average(results)))
-    record_training(version, training, datasets)
+    record_training(version, training, [one for one in datasets if not training.draw or one.name in training.draw])
     return path
 
 
@@ -71,35 +84,76 @@ def first_text_of(question: LabelledQuestion) -> str:
     return first_text(Question(question.question, question.choices, question.context))
 
 
-def teacher_version(version: Version, training: Training) -> Version:
-    return read_version(version.folder.parent / str(training.teacher))
+def as_texts(asked: Sequence[Asked]) -> list[tuple[str, Sequence[str], int]]:
+    """What `tokenize` takes."""
+    return [(first_text_of(one.question), one.question.choices, one.question.label) for one in asked]
 
 
-def with_teacher(
-    version: Version, training: Training, encoder: PairEncoder, examples: list[Example], tokenizer: Any, work: Path
-) -> tuple[list[Example], list[Tensor]]:
-    """The examples with noisy copies, and the teacher's logits for all of them."""
-    import torch
+def draw(datasets: Sequence[Dataset], training: Training) -> list[Asked]:
+    """The questions of an epoch, as `training.draw` says; raises UserError for a data set that is not there."""
+    if not training.draw:
+        return [Asked(dataset.name, question) for dataset in datasets for question in dataset.questions]
+    by_name = {dataset.name: dataset.questions for dataset in datasets}
+    if unknown := sorted(set(training.draw) - set(by_name)):
+        raise UserError(f"training.draw: no data set {', '.join(unknown)}; there are {', '.join(sorted(by_name))}")
+    found = []
+    for name, count in sorted(training.draw.items()):
+        times, rest = divmod(count, len(by_name[name]))
+        dice = random.Random(f"{training.runs[0].seed}/{name}")
+        found += [Asked(name, question) for question in by_name[name] * times + dice.sample(by_name[name], rest)]
+    return found
 
-    special = set(tokenizer.all_special_ids)
-    everything = [*examples, *noisy_copies(examples, training, tokenizer.mask_token_id, special)]
+
+def ready_teacher(
+    version: Version, training: Training, data: Path, work: Path, notify: Callable[[str], None]
+) -> Version:
+    """The version that `training.teacher` names, trained now if it never was."""
+    teacher = read_version(version.folder.parent / str(training.teacher))
+    delta = teacher.recipe.weights.delta
+    if delta is not None and not (teacher.folder / delta).exists():
+        notify(f"{version}: its teacher is not trained yet, and comes first")
+        train_version(teacher, data, work / "teacher", notify)
+    return teacher
+
+
+def opinions(
+    teacher: Version,
+    training: Training,
+    asked: Sequence[Asked],
+    examples: Sequence[Example],
+    tokenizer: Any,
+    work: Path,
+) -> list[Tensor | None]:
+    """The teacher's logits for each example, None for data sets that it was not trained on; kept in `work`.
+
+    The first examples are the questions `asked`, the others noisy copies of them.
+    """
     kept = work / "teacher.pt"
     if kept.exists():
-        logits = torch.load(kept, weights_only=True)
-        if len(logits) == len(everything):
-            return everything, logits
-    teacher, _ = load_weights(teacher_version(version, training))
-    use_first_token_only(teacher)
-    logits = teacher_logits(teacher.bfloat16(), encoder, everything)
-    torch.save(logits, kept)
-    return everything, logits
+        found: list[Tensor | None] = torch.load(kept, weights_only=True)
+        if len(found) == len(examples):
+            return found
+    model, its_tokenizer = load_weights(teacher)
+    encoder = PairEncoder(its_tokenizer, teacher.recipe.max_tokens)
+    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        if training.noisy_copies:
+            raise UserError(f"training.noisy_copies: {teacher} has another tokenizer and cannot read them; set it to 0")
+        examples = tokenize(encoder, as_texts(asked))
+    known = teacher.recipe.training.draw if teacher.recipe.training else {}
+    heard = [example for example in examples if not known or asked[example.index % len(asked)].dataset in known]
+    use_first_token_only(model)
+    said = {
+        example.index: one for example, one in zip(heard, teacher_logits(model.bfloat16(), encoder, heard), strict=True)
+    }
+    found = [said.get(example.index) for example in examples]
+    torch.save(found, kept)
+    return found
 
 
-def start_from_teacher(model: nn.Module, version: Version, training: Training) -> None:
+def start_from_teacher(model: nn.Module, version: Version, teacher: Version) -> None:
     """Give the student the teacher's layers that its recipe keeps, and everything outside the layers."""
-    teacher, _ = load_weights(teacher_version(version, training))
     kept = version.recipe.weights.layers
-    source = teacher.state_dict()
+    source = load_weights(teacher)[0].state_dict()
     if kept is not None:
         names = {f".encoder.layer.{old}.": f".encoder.layer.{new}." for new, old in enumerate(kept)}
         source = {

@@ -57,12 +57,13 @@ def train(
     settings: Training,
     plan: TrainingRun,
     checkpoint: Path,
-    teacher_logits: Sequence[Tensor] | None = None,
+    teacher_logits: Sequence[Tensor | None] | None = None,
     labelled: int | None = None,
 ) -> dict[str, Tensor]:
     """Train `model` and return the trained parameters, fp32, by name; the model itself is left in bf16.
 
-    teacher_logits: per example, float32, shape (choices,); examples from position `labelled` on have no true label.
+    teacher_logits: per example, float32, shape (choices,), None where the teacher was not asked; examples from position
+    `labelled` on have no true label.
     An interrupted run goes on from `checkpoint`, with the same questions in the same order.
     """
     torch.manual_seed(plan.seed)
@@ -108,18 +109,20 @@ def step_loss(
     logits: Tensor,
     step: Step,
     settings: Training,
-    teacher_logits: Sequence[Tensor] | None,
+    teacher_logits: Sequence[Tensor | None] | None,
     labelled: int | None,
 ) -> Tensor:
     """Cross-entropy, mixed with the teacher's distribution where there is one; logits: (questions, choices)."""
     if teacher_logits is None:
         return cross_entropy(logits, step.labels)
     heat = settings.temperature
-    teacher = torch.stack([teacher_logits[i] for i in step.index.tolist()])
+    opinions = [teacher_logits[i] for i in step.index.tolist()]
+    taught = torch.tensor([opinion is not None for opinion in opinions]).float()
+    teacher = torch.stack([torch.zeros(logits.shape[1]) if one is None else one for one in opinions])
     soft = kl_div(log_softmax(logits / heat, -1), softmax(teacher / heat, -1), reduction="none").sum(-1) * heat**2
     hard = cross_entropy(logits, step.labels, reduction="none")
     known = (step.index < (labelled if labelled is not None else len(teacher_logits))).float()
-    hard_weight = known * (1 - settings.teacher_weight)
+    hard_weight = known * (1 - settings.teacher_weight * taught)
     return ((1 - hard_weight) * soft + hard_weight * hard).mean()
 
 

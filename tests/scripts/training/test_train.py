@@ -11,12 +11,16 @@ import pytest
 import torch
 import yaml
 
+from handlers.tokenization import Row
 from scripts.archive.adopt import adopt
-from scripts.archive.recipe import Version, read_version
+from scripts.archive.recipe import Training, TrainingRun, Version, read_version
 from scripts.archive.weights import load_weights
 from scripts.errors import UserError
 from scripts.training import train as train_module
-from scripts.training.job import train_version
+from scripts.training.batches import Example, Step
+from scripts.training.job import draw, train_version
+from scripts.training.questions import find_split
+from scripts.training.train import step_loss
 from tests.tiny_models import CORPUS, save_tiny
 
 WORDS = [word for word in " ".join(CORPUS).split() if word != "knife,"]
@@ -51,10 +55,9 @@ def recipe(
 
 def accuracy(version: Version, data: Path) -> float:
     from scripts.archive.reference import plain_probabilities
-    from scripts.training.questions import find_split
 
     model, tokenizer = load_weights(version)
-    [dataset] = find_split(data, "train")
+    dataset = find_split(data, "train")[0]
     hits = 0
     for question in dataset.questions:
         asked = msgspec.convert(
@@ -84,6 +87,55 @@ def test_training_learns_and_a_student_learns_from_its_teacher(tmp_path: Path, b
     student = read_version(student.folder)
     assert load_weights(student)[0].config.num_hidden_layers == 1
     assert accuracy(student, data) > 0.9
+
+
+def test_a_teacher_of_another_family_is_trained_first_and_speaks_for_its_own_data_sets(
+    tmp_path: Path, base: Path
+) -> None:
+    data = write_data(tmp_path / "data")
+    (data / "spoons").mkdir()
+    (data / "spoons" / "train.jsonl").write_text((data / "knives" / "train.jsonl").read_text())
+    other = save_tiny("roberta", tmp_path / "roberta", scale=2.0)
+    draw = {"knives": 320}
+    teacher = recipe(tmp_path / "teachers", other, "teacher", draw=draw)
+    student = recipe(tmp_path, base, draw={"knives": 160, "spoons": 40}, teacher=str(teacher.folder))
+    train_version(student, data, tmp_path / "work", lambda _: None)
+    assert accuracy(read_version(teacher.folder), data) > 0.9
+    assert accuracy(read_version(student.folder), data) > 0.9
+    logits = torch.load(tmp_path / "work" / "teacher.pt", weights_only=True)
+    assert [one is not None for one in logits] == [True] * 160 + [False] * 40
+    assert list(read_version(teacher.folder).metadata["training_files"]) == ["knives"]
+
+
+def test_where_no_teacher_was_asked_the_label_alone_counts() -> None:
+    rows = [Row([1], 1, False)] * 2
+    step = Step.of([Example(rows, 1, 0), Example(rows, 0, 1)], 0)
+    settings = Training([TrainingRun(1, 0.1, 1)], teacher_weight=0.75, temperature=1.0)
+    logits = torch.tensor([[0.5, -1.0], [2.0, 1.0]])
+    taught = torch.tensor([3.0, -3.0])
+    loss = step_loss(logits, step, settings, [taught, None], 2)
+    labels = -torch.log_softmax(logits, -1)[[0, 1], [1, 0]]
+    share = torch.softmax(taught, -1)
+    divergence = (share * (torch.log(share) - torch.log_softmax(logits[0], -1))).sum()
+    assert loss.item() == pytest.approx(((0.75 * divergence + 0.25 * labels[0] + labels[1]) / 2).item(), abs=1e-6)
+
+
+def test_drawing_repeats_a_set_that_is_too_small_and_takes_part_of_a_large_one(tmp_path: Path) -> None:
+    [dataset] = find_split(write_data(tmp_path, 10), "train")
+    training = Training([TrainingRun(1, 0.1, 1)], draw={"knives": 25})
+    found = [one.question for one in draw([dataset], training)]
+    assert found[:20] == dataset.questions * 2
+    assert len(set(found[20:])) == 5
+    with pytest.raises(UserError, match="no data set forks; there are knives"):
+        draw([dataset], Training([TrainingRun(1, 0.1, 1)], draw={"forks": 1}))
+
+
+def test_a_teacher_with_another_tokenizer_cannot_label_noisy_copies(tmp_path: Path, base: Path) -> None:
+    data = write_data(tmp_path / "data", 8)
+    teacher = recipe(tmp_path / "teachers", save_tiny("roberta", tmp_path / "roberta"), "teacher")
+    student = recipe(tmp_path, base, teacher=str(teacher.folder), noisy_copies=1)
+    with pytest.raises(UserError, match="another tokenizer"):
+        train_version(student, data, tmp_path / "work", lambda _: None)
 
 
 def test_interrupted_training_ends_with_the_same_weights(
