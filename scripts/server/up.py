@@ -17,6 +17,7 @@ from scripts.door.traffic import open_door
 from scripts.errors import UserError
 from scripts.server import redis_server
 from scripts.server.java import find_java
+from scripts.server.lanes import is_lane
 from scripts.server.logs import Position
 from scripts.server.management import NoSuchVersion, Served
 from scripts.server.order import version_order
@@ -193,6 +194,9 @@ def redis_status(state: State, running: Running) -> dict[str, Any]:
 
 
 def default_of(stack: Stack, model: str) -> str | None:
+    """None for workers that explain, too: which of them is asked, the predictions' default decides."""
+    if is_lane(model):
+        return None
     with suppress(NoSuchVersion):
         return stack.management.default_version(model)
     return None

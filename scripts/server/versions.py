@@ -75,7 +75,7 @@ class Stack:
             return None
 
     def is_default(self, model: str, version: str) -> bool:
-        return self.management.default_version(model) == version
+        return not is_lane(model) and self.management.default_version(model) == version
 
 
 def load(stack: Stack, archive: Archive, workers: int | None, notify: Notify) -> Served:
@@ -200,7 +200,7 @@ def scale(stack: Stack, model: str, version: str, workers: int) -> Served:
     If one does not start, the version goes back to the count it had.
     """
     before = stack.management.describe(model, version)
-    if workers == 0 and not is_lane(model) and stack.is_default(model, version):
+    if workers == 0 and stack.is_default(model, version):
         raise NotReady(
             f"{before} is the default version of {model} and must keep a worker; "
             f"first make another one the default: marctl default {model} VERSION"

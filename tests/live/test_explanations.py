@@ -11,11 +11,16 @@ from typing import Any
 import psutil
 import pytest
 import requests
+import schemathesis
 import yaml
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi import checks
 
 from scripts.archive.adopt import adopt
 from scripts.archive.build import build
 from scripts.archive.recipe import RECIPE_FILE, Version, read_version
+from scripts.door.openapi import document
 from tests.handlers.explanations.asking import scores
 from tests.live.conftest import Site
 
@@ -25,6 +30,7 @@ GOOD = {"question": "What do people use to cut bread?", "choices": ["a knife", "
 QUICK = GOOD | {"explain": {"method": "gradient_x_input"}}
 SLOW = GOOD | {"explain": {"method": "shapley", "samples": 512, "choices": "all"}}
 QUEUE = 2
+CONFORMS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
 
 
 def explaining(version: Version) -> Version:
@@ -122,6 +128,24 @@ def test_explaining_workers_stand_back_at_the_processor(quiz: Site) -> None:
     assert set(nice) == {"quiz 1.0", "quiz 2.0", "quiz-explain 1.0"}
 
 
+def test_every_explanation_is_one_that_the_schema_knows(door: str) -> None:
+    """Questions and options as a fuzzer makes them, always for the version that explains."""
+    operation = schemathesis.openapi.from_dict(document({"quiz": ["1.0"]}))["/explanations/{model}/{version}"]["POST"]
+    seen = []
+
+    @given(case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+    @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def ask(case: Any) -> None:
+        case.path_parameters = {"model": "quiz", "version": "1.0"}
+        answer = case.call(base_url=door, timeout=90)
+        case.validate_response(answer, checks=CONFORMS)
+        seen.append(answer.status_code)
+
+    ask()
+    assert seen.count(200) > len(seen) / 4, seen
+    assert set(seen) <= {200, 422}
+
+
 def test_pages_come_where_they_are_asked_for(door: str) -> None:
     url = f"{door}/explanations/quiz/1.0"
     by_header = post(url, QUICK, accept="text/html,application/xhtml+xml;q=0.9")
@@ -146,7 +170,8 @@ def test_figures_tell_how_many_explanations_there_were(quiz: Site, door: str) ->
 
 def test_explaining_workers_can_be_stopped_alone_and_go_with_their_version(quiz: Site, door: str) -> None:
     assert quiz.run("unregister", "quiz-explain", "1.0").returncode == 1
-    quiz.call("scale", "quiz-explain", "1.0", "0")
+    assert quiz.default() == ["quiz 2.0"]
+    assert not quiz.call("scale", "quiz-explain", "1.0", "0")["default"]
     assert post(f"{door}/explanations/quiz/1.0", QUICK).status_code == 503
     assert post(f"{door}/predictions/quiz/1.0", GOOD).status_code == 200
     quiz.call("unregister", "quiz", "1.0")
