@@ -105,11 +105,13 @@ def remarks(joined: Joined) -> str:
 
 def describe(found: dict[str, Any]) -> str:
     """One comparison, for people."""
+    from scripts.prediction_log.page import clock
+
     low, high = found["agreement_interval"]
     latency, shift = found["latency_ms"], found["score_shift"]
     head = (
         f"{found['model']}: {found['live']} live, {found['shadow']} its shadow, {found['pairs']:,} questions, "
-        f"{found['since']} to {found['until']}\n"
+        f"{clock(found['since'])} to {clock(found['until'])} UTC\n"
         f"  same choice      {100 * found['agreement']:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}\n"
         f"  its probability  {with_interval(shift, '{:+.4f}')} with the shadow\n"
         f"  time, p50 / p95  live {latency['live']['p50']:.1f} / {latency['live']['p95']:.1f} ms, "

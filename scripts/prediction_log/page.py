@@ -22,8 +22,9 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 h1 { font-size: 1.5rem }
 h2 { font-size: 1.15rem; margin-top: 2.5rem }
 table { border-collapse: collapse; margin: 1rem 0 }
-th, td { padding: .3rem .8rem; text-align: left; vertical-align: top; max-width: 30rem; overflow-wrap: anywhere }
-th { border-bottom: 2px solid #999 }
+th, td { padding: .3rem .8rem; text-align: left; vertical-align: top; max-width: 30rem; overflow-wrap: break-word }
+th { border-bottom: 2px solid #999; white-space: nowrap }
+.wide { overflow-x: auto }
 td { border-bottom: 1px solid #ddd }
 .note { color: #555 }
 svg { max-width: 100%; height: auto }
@@ -44,7 +45,7 @@ def section(comparison: Comparison, found: dict[str, Any]) -> str:
     low, high = found["agreement_interval"]
     return (
         f"<h2>{text(found['model'])}: {text(found['live'])} live, {text(found['shadow'])} as its shadow</h2>"
-        f"<p>{found['pairs']:,} questions answered by both, {text(found['since'])} to {text(found['until'])}. "
+        f"<p>{found['pairs']:,} questions answered by both, {clock(found['since'])} to {clock(found['until'])} UTC. "
         f"The same choice in <b>{percent(found['agreement'])}</b> of them (95 % interval {percent(low)} to "
         f"{percent(high)}).</p>{figures(found)}{plots(comparison.pairs)}{disagreements(found)}"
     )
@@ -62,12 +63,13 @@ def figures(found: dict[str, Any]) -> str:
         rows.append([f"right, of {labelled['pairs']:,} with a true label", *shares])
     shift, difference = found["score_shift"], latency["difference"]
     more = [
-        f"The shadow's probability of the live choice is higher by {with_interval(shift, '{:+.4f}')} on average.",
-        f"It takes {with_interval(difference, '{:+.2f}')} ms more.",
+        f"probability of the live choice {with_interval(shift, '{:+.4f}')}",
+        f"time {with_interval(difference, '{:+.1f}')} ms",
     ]
     if labelled is not None:
-        more.append(f"It is right more often by {with_interval(labelled['difference'], '{:+.4f}')}.")
-    return table(["", "live", "shadow"], rows) + f"<p>{text(' '.join(more))}</p>"
+        more.append(f"share that is right {with_interval(labelled['difference'], '{:+.1%}')}")
+    averages = f"Shadow minus live, on average, with its 95 % interval: {'; '.join(more)}."
+    return table(["", "live", "shadow"], rows) + f"<p>{text(averages)}</p>"
 
 
 def plots(pairs: Sequence[Pair]) -> str:
@@ -153,7 +155,7 @@ def question(logged: str | None) -> str:
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{text(title)}</th>" for title in titles)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def with_interval(found: dict[str, Any], form: str) -> str:
@@ -163,6 +165,11 @@ def with_interval(found: dict[str, Any], form: str) -> str:
 
 def interval(bounds: tuple[float, float] | None, form: Any) -> str:
     return f"{form(bounds[0])} to {form(bounds[1])}" if bounds else ""
+
+
+def clock(moment: str) -> str:
+    """To the second, of ISO 8601 in UTC."""
+    return moment.partition(".")[0].replace("T", " ")
 
 
 def percent(share: float) -> str:
