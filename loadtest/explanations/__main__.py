@@ -1,9 +1,11 @@
-"""python -m loadtest.explanations cost|agreement|deletion|latency ...; one JSON line per figure.
+"""python -m loadtest.explanations STUDY ... [options]; one JSON line per figure. The studies:
 
 cost        processor time of one explanation, by version, method and length
 agreement   rank correlation of the methods' scores over dev questions
 deletion    how soon the answer changes when the top words go, against random words; --plot draws it
 latency     predictions at 100 requests/s, without and with 20 explanations/s in flight
+
+Agreement and deletion look at the same explanations: named together, they make them once.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -56,15 +59,30 @@ def load(version: str, folder: Path) -> Any:
     return load_multiple_choice(folder, name, number, settings, "cpu")
 
 
-def explain(task: Any, question: dict[str, Any], **options: Any) -> dict[str, Any]:
-    body = json.dumps(question | {"explain": options}).encode()
-    [reply] = task.answer([Request(body, "x", explain=True)])
-    assert reply.code == 200, reply.body
-    answer: dict[str, Any] = json.loads(reply.body)
-    return answer
+@dataclass(frozen=True)
+class Explained:
+    """A loaded version, and the explanations that it has given."""
+
+    version: str
+    task: Any
+    baseline: str
+    target: str
+    seen: dict[bytes, Figures] = field(default_factory=dict)
+
+    def answer(self, question: dict[str, Any], method: str) -> Figures:
+        """The answer with its explanation, made once for each question and method."""
+        options = {"method": method, "target": self.target}
+        if method != "gradient_x_input":
+            options["baseline"] = self.baseline
+        body = json.dumps(question | {"explain": options}).encode()
+        if body not in self.seen:
+            [reply] = self.task.answer([Request(body, "x", explain=True)])
+            assert reply.code == 200, reply.body
+            self.seen[body] = json.loads(reply.body)
+        return self.seen[body]
 
 
-def cost(task: Any, version: str, count: int) -> Iterator[Figures]:
+def cost(explained: Explained, count: int) -> Iterator[Figures]:
     """Questions of three lengths; the time includes the prediction itself."""
     wanted = {"short": (6, 12), "medium": (16, 26), "long": (34, 60)}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
@@ -82,13 +100,20 @@ def cost(task: Any, version: str, count: int) -> Iterator[Figures]:
             spent, words_seen, complete = [], [], []
             for question in questions:
                 started = time.process_time()
-                [one] = explain(task, question, method=method)["explanations"]
+                [one] = explained.answer(question, method)["explanations"]
                 spent.append((time.process_time() - started) * 1000)
                 words_seen.append(len(one["words"]))
                 complete.append(one["complete"])
-            yield {"version": version, "method": method, "length": name, "n": count, "words": mean(words_seen),
-                   "cpu_ms_median": round(median(spent), 1), "cpu_ms_max": round(max(spent), 1),
-                   "complete": mean(complete)}  # fmt: skip
+            yield {
+                "version": explained.version,
+                "method": method,
+                "length": name,
+                "n": count,
+                "words": mean(words_seen),
+                "cpu_ms_median": round(median(spent), 1),
+                "cpu_ms_max": round(max(spent), 1),
+                "complete": mean(complete),
+            }
 
 
 def dev_questions(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -101,44 +126,47 @@ def dev_questions(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any
     return found
 
 
-def agreement(task: Any, version: str, questions: Sequence[dict[str, Any]], target: str) -> Iterator[Figures]:
+def agreement(explained: Explained, questions: Sequence[dict[str, Any]]) -> Iterator[Figures]:
     """Spearman's correlation per question, of the words' scores for the chosen answer."""
     from scipy.stats import spearmanr  # type: ignore[import-untyped]  # no stubs
 
     scores: dict[str, list[list[float]]] = {}
     for method in METHODS:
-        scores[method] = [
-            [word["score"] for word in explain(task, q, method=method, target=target)["explanations"][0]["words"]]
-            for q in questions
-        ]
+        answers = [explained.answer(question, method) for question in questions]
+        scores[method] = [[word["score"] for word in answer["explanations"][0]["words"]] for answer in answers]
     for i, one in enumerate(METHODS):
         for other in METHODS[i + 1 :]:
             pairs = zip(scores[one], scores[other], strict=True)
             found = [float(spearmanr(a, b).statistic) for a, b in pairs if len(a) > 2 and len(set(a)) > 1]
-            yield {"version": version, "target": target, "methods": [one, other], "n": len(found),
+            yield {"version": explained.version, "target": explained.target, "methods": [one, other], "n": len(found),
                    "spearman_mean": round(mean(found), 3), "spearman_median": round(median(found), 3)}  # fmt: skip
 
 
-def deletion(
-    task: Any, version: str, questions: Sequence[dict[str, Any]], target: str, baseline: str
-) -> Iterator[Figures]:
+def deletion(explained: Explained, questions: Sequence[dict[str, Any]]) -> Iterator[Figures]:
     """Mean share of answers that differ from the first, and its mean probability, by share of words gone or in."""
     orders = (*METHODS, "random")
     for order in orders:
-        curves = [curve(task, question, order, target, baseline) for question in questions]
+        curves = [curve(explained, question, order) for question in questions]
         for way in ("deletion", "insertion"):
             same, probability = (np.mean([c[way][i] for c in curves], axis=0) for i in (0, 1))
-            yield {"version": version, "order": order, "way": way, "target": target, "baseline": baseline,
-                   "n": len(questions), "shares": SHARES, "changed": [round(float(1 - one), 4) for one in same],
-                   "probability": [round(float(one), 4) for one in probability],
-                   "area_probability": round(float(np.mean(probability)), 4)}  # fmt: skip
+            yield {
+                "version": explained.version,
+                "order": order,
+                "way": way,
+                "target": explained.target,
+                "baseline": explained.baseline,
+                "n": len(questions),
+                "shares": SHARES,
+                "changed": [round(float(1 - one), 4) for one in same],
+                "probability": [round(float(one), 4) for one in probability],
+                "area_probability": round(float(np.mean(probability)), 4),
+            }
 
 
-def curve(task: Any, question: dict[str, Any], order: str, target: str, baseline: str) -> dict[str, tuple[Any, Any]]:
-    options = {} if order == "gradient_x_input" else {"baseline": baseline}
-    method = "gradient_x_input" if order == "random" else order
-    answer = explain(task, question, method=method, target=target, **(options if order != "random" else {}))
-    case, game = whole_game(task, question, answer, baseline)
+def curve(explained: Explained, question: dict[str, Any], order: str) -> dict[str, tuple[Any, Any]]:
+    """By way: whether the answer stays, and its probability, at each share of the words; float arrays (shares,)."""
+    answer = explained.answer(question, "gradient_x_input" if order == "random" else order)
+    case, game = whole_game(explained, question, answer)
     places = {(word.field, word.start): i for i, word in enumerate(case.words)}
     words = answer["explanations"][0]["words"]
     ranked = sorted(words, key=lambda word: -word["score"])
@@ -158,10 +186,10 @@ def curve(task: Any, question: dict[str, Any], order: str, target: str, baseline
     return {name: tuple(np.mean([one[i] for one in ways_], axis=0) for i in (0, 1)) for name, ways_ in found.items()}
 
 
-def whole_game(task: Any, question: dict[str, Any], answer: dict[str, Any], baseline: str) -> tuple[Case, Game]:
+def whole_game(explained: Explained, question: dict[str, Any], answer: Figures) -> tuple[Case, Game]:
     """All choices' rows, with the words of all of them; the chosen choice's row is the first."""
-    explainer = task.explainer
-    options = Options(target="probability", baseline=baseline)  # type: ignore[arg-type]  # one of the parser's choices
+    task, explainer = explained.task, explained.task.explainer
+    options = Options(target="probability", baseline=explained.baseline)  # type: ignore[arg-type]  # one of the parser's choices
     asked = ExplainQuestion(question["question"], tuple(question["choices"]), question.get("context"), options)
     texts = explainer._aligner.align([first_text(asked), *asked.choices])
     [case] = cases_of(asked, answer["probabilities"], texts, task.encoder, explainer.baselines)
@@ -216,42 +244,45 @@ def latency(version: str, seconds: float, rate: float, explain_rate: float) -> I
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["cost", "agreement", "deletion", "latency"])
+    parser.add_argument("studies", nargs="+", choices=["cost", "agreement", "deletion", "latency"], metavar="STUDY")
     parser.add_argument("--versions", nargs="+", default=["mcqa/1.0", "mcqa/2.0"])
     parser.add_argument("--data", type=Path, help="folder of <set>/dev.jsonl, for agreement and deletion")
     parser.add_argument("--count", type=int, default=200, help="questions; for cost, of each length")
     parser.add_argument("--target", default="logit", choices=["logit", "probability", "margin"])
     parser.add_argument("--baseline", default="mask", choices=["mask", "pad", "unk"])
-    parser.add_argument("--plot", type=Path, help="deletion: draw the curves into this file")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="deletion: draw each version's curves there")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--explain-rate", type=float, default=20.0)
     asked = parser.parse_args()
-    if asked.study in ("agreement", "deletion") and asked.data is None:
-        parser.error(f"{asked.study} needs --data")
+    if {"agreement", "deletion"} & set(asked.studies) and asked.data is None:
+        parser.error("agreement and deletion need --data")
     emit({"machine": describe()})
-    rows = []
     for version in asked.versions:
-        for row in study(asked, version):
+        rows = []
+        for row in studies(asked, version):
             emit(row)
-            rows.append(row)
-    if asked.plot and asked.study == "deletion":
-        plot(rows, asked.plot)
+            rows += [row] if "way" in row else []
+        if asked.plot and rows:
+            asked.plot.mkdir(parents=True, exist_ok=True)
+            plot(rows, asked.plot / f"deletion-{version.replace('/', '-')}.svg")
     return 0
 
 
-def study(asked: argparse.Namespace, version: str) -> Iterator[Figures]:
-    if asked.study == "latency":
+def studies(asked: argparse.Namespace, version: str) -> Iterator[Figures]:
+    if "latency" in asked.studies:
         yield from latency(version, asked.seconds, asked.rate, asked.explain_rate)
+    if asked.studies == ["latency"]:
         return
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
-        task = load(version, Path(folder))
-        if asked.study == "cost":
-            yield from cost(task, version, asked.count)
-        elif asked.study == "agreement":
-            yield from agreement(task, version, dev_questions(asked.data, asked.count), asked.target)
-        else:
-            yield from deletion(task, version, dev_questions(asked.data, asked.count), asked.target, asked.baseline)
+        explained = Explained(version, load(version, Path(folder)), asked.baseline, asked.target)
+        if "cost" in asked.studies:
+            yield from cost(explained, asked.count)
+        questions = dev_questions(asked.data, asked.count) if asked.data else []
+        if "agreement" in asked.studies:
+            yield from agreement(explained, questions)
+        if "deletion" in asked.studies:
+            yield from deletion(explained, questions)
 
 
 def emit(row: Figures) -> None:
