@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     asked = draw(datasets, training)
     notify(f"{version}: tokenizing {len(asked):,} questions")
     examples = tokenize(encoder, as_texts(asked))
+    teacher: Version | None = None
     logits: list[Tensor | None] | None = None
     labelled = len(examples)
     if training.teacher:
@@ -62,7 +64,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     for number, run in enumerate(training.runs, 1):
         notify(f"{version}: run {number} of {len(training.runs)}, {run.epochs} epochs")
         model, _, _ = load_base(version)
-        if training.teacher and teacher.recipe.weights.source == version.recipe.weights.source:
+        if teacher and teacher.recipe.weights.source == version.recipe.weights.source:
             start_from_teacher(model, version, teacher)
         use_first_token_only(model)
         freeze(model, training.frozen)
@@ -70,7 +72,8 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
         results.append(train(model, encoder, examples, training, run, checkpoint, logits, labelled))
     path = version.folder / version.recipe.weights.delta
     write_delta(path, pack_delta(base, average(results)))
-    record_training(version, training, [one for one in datasets if not training.draw or one.name in training.draw])
+    used = [dataset for dataset in datasets if not training.draw or dataset.name in training.draw]
+    record_training(version, training, used, teacher)
     return path
 
 
@@ -162,13 +165,17 @@ def start_from_teacher(model: nn.Module, version: Version, teacher: Version) -> 
     model.load_state_dict(source)
 
 
-def record_training(version: Version, training: Training, datasets: list[Dataset]) -> None:
-    """Note when, on what and with which library the delta was made."""
+def record_training(version: Version, training: Training, datasets: list[Dataset], teacher: Version | None) -> None:
+    """Note when, on what, with which library and after which teacher the delta was made."""
+    made_with = {"torch": importlib.metadata.version("torch"), "runs": msgspec.to_builtins(training.runs)}
+    if teacher is not None and teacher.recipe.weights.delta:
+        delta = (teacher.folder / teacher.recipe.weights.delta).read_bytes()
+        made_with["teacher"] = {"version": training.teacher, "delta_sha256": hashlib.sha256(delta).hexdigest()}
     write_metadata(
         version,
         {
             "trained": datetime.now(UTC).date().isoformat(),
-            "trained_with": {"torch": importlib.metadata.version("torch"), "runs": msgspec.to_builtins(training.runs)},
+            "trained_with": made_with,
             "training_files": {
                 dataset.name: {"sha256": dataset.sha256, "questions": len(dataset.questions)} for dataset in datasets
             },

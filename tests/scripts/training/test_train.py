@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_a_teacher_of_another_family_is_trained_first_and_speaks_for_its_own_dat
     logits = torch.load(tmp_path / "work" / "teacher.pt", weights_only=True)
     assert [one is not None for one in logits] == [True] * 160 + [False] * 40
     assert list(read_version(teacher.folder).metadata["training_files"]) == ["knives"]
+    delta = hashlib.sha256((teacher.folder / "delta.safetensors").read_bytes()).hexdigest()
+    noted = read_version(student.folder).metadata["trained_with"]["teacher"]
+    assert noted == {"version": str(teacher.folder), "delta_sha256": delta}
 
 
 def test_where_no_teacher_was_asked_the_label_alone_counts() -> None:
