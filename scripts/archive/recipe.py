@@ -60,7 +60,7 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True):
     """TorchServe's batching of requests."""
 
     batch_size: Positive = 32
-    max_delay_ms: Positive = 2
+    max_delay_ms: Positive = 1
     """How long the first request of a batch waits for others; while a worker computes, the queue fills by itself."""
     queue_size: Positive = 1000
 
@@ -120,8 +120,9 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     frozen: list[str] = []
     """Parts of parameter names that stay as they are."""
     teacher: str | None = None
-    """Folder of its recipe, beside this version's own; trained first if its delta is missing. It is asked about the
-    data sets that it was trained on."""
+    """Folder of its recipe, beside this version's own; trained first if its delta is missing."""
+    taught: list[str] = []
+    """Data sets on which the teacher is asked; on the others the labels count alone. With no names, all."""
     teacher_weight: float = 0.8
     """Share of the loss that follows the teacher where it was asked; the rest follows the labels."""
     temperature: float = 2.0

@@ -127,7 +127,7 @@ def opinions(
     tokenizer: Any,
     work: Path,
 ) -> list[Tensor | None]:
-    """The teacher's logits for each example, None for data sets that it was not trained on; kept in `work`.
+    """The teacher's logits for each example, None where `training.taught` leaves its data set out; kept in `work`.
 
     The first examples are the questions `asked`, the others noisy copies of them.
     """
@@ -142,8 +142,8 @@ def opinions(
         if training.noisy_copies:
             raise UserError(f"training.noisy_copies: {teacher} has another tokenizer and cannot read them; set it to 0")
         examples = tokenize(encoder, as_texts(asked))
-    known = teacher.recipe.training.draw if teacher.recipe.training else {}
-    heard = [example for example in examples if not known or asked[example.index % len(asked)].dataset in known]
+    taught = training.taught or {one.dataset for one in asked}
+    heard = [example for example in examples if asked[example.index % len(asked)].dataset in taught]
     use_first_token_only(model)
     said = {
         example.index: one for example, one in zip(heard, teacher_logits(model.bfloat16(), encoder, heard), strict=True)

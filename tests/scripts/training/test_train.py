@@ -90,7 +90,7 @@ def test_training_learns_and_a_student_learns_from_its_teacher(tmp_path: Path, b
     assert accuracy(student, data) > 0.9
 
 
-def test_a_teacher_of_another_family_is_trained_first_and_speaks_for_its_own_data_sets(
+def test_a_teacher_of_another_family_is_trained_first_and_asked_where_the_recipe_says(
     tmp_path: Path, base: Path
 ) -> None:
     data = write_data(tmp_path / "data")
@@ -99,7 +99,8 @@ def test_a_teacher_of_another_family_is_trained_first_and_speaks_for_its_own_dat
     other = save_tiny("roberta", tmp_path / "roberta", scale=2.0)
     draw = {"knives": 320}
     teacher = recipe(tmp_path / "teachers", other, "teacher", draw=draw)
-    student = recipe(tmp_path, base, draw={"knives": 160, "spoons": 40}, teacher=str(teacher.folder))
+    drawn = {"knives": 160, "spoons": 40}
+    student = recipe(tmp_path, base, draw=drawn, teacher=str(teacher.folder), taught=["knives"])
     train_version(student, data, tmp_path / "work", lambda _: None)
     assert accuracy(read_version(teacher.folder), data) > 0.9
     assert accuracy(read_version(student.folder), data) > 0.9
