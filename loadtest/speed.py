@@ -2,17 +2,20 @@
 
     python -m loadtest.speed model_store/archives/mcqa-1.0.mar
     python -m loadtest.speed ARCHIVE --variants padded,packed-bfloat16 --questions dev.jsonl --rounds 7
+    python -m loadtest.speed ARCHIVE --variants served,onnxruntime,onnxruntime-int8-8-rows,openvino-bfloat16,compiled
+    python -m loadtest.speed ARCHIVE --variants served,openvino-bfloat16 --data FOLDER        accuracy, too
 
-Batches of 32 requests from JSON to JSON (tokenizing included), one thread, the variants in turn in every round. Each
-round has questions of its own: in repeated ones every kernel would be made already. One JSON line per variant, the
-median over the rounds; processor seconds, so that other processes matter little. Probabilities are compared with the
-model's own code in float32.
+Batches of 32 requests from JSON to JSON (tokenizing included), one thread unless told otherwise, the variants in turn
+in every round. Each round has questions of its own: in repeated ones every kernel would be made already. One JSON line
+per variant, the median over the rounds; processor seconds, so that other processes matter little. Probabilities are
+compared with the model's own code in float32. The variants of `exported.py` need packages of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -33,21 +36,29 @@ from handlers.runtimes.memory import keep_memory
 from handlers.runtimes.torch_runtime import TorchScorer
 from handlers.settings import Settings
 from handlers.task import Request
+from loadtest.exported import MissingPackage, replace_model
 from loadtest.questions import bodies
 
 BATCH = 32
 REFERENCE = "padded-float32"
 VARIANTS: dict[str, dict[str, Any]] = {
     REFERENCE: {"padded": True, "precision": "float32", "rows_per_pass": 16},
+    "served": {},
     "padded": {"padded": True, "precision": "bfloat16", "rows_per_pass": 16},
     "packed-float32": {"precision": "float32"},
     "packed-bfloat16": {"precision": "bfloat16"},
     "packed-int8": {"precision": "int8"},
-    "packed-int8-32-rows": {"precision": "int8", "rows_per_pass": 32},
-    "packed-int8-64-rows": {"precision": "int8", "rows_per_pass": 64},
-    "packed-int8-128-rows": {"precision": "int8", "rows_per_pass": 128},
+    "compiled": {"runtime": "compiled", "precision": "bfloat16"},
+    "onnxruntime": {"runtime": "onnxruntime", "precision": "float32"},
+    "onnxruntime-int8": {"runtime": "onnxruntime-int8", "precision": "float32"},
+    "openvino": {"runtime": "openvino", "precision": "float32"},
+    "openvino-bfloat16": {"runtime": "openvino-bfloat16", "precision": "float32"},
 }
-"""Name -> settings in place of the archive's own; `padded` takes the model's own code."""
+"""Name -> settings in place of the archive's own; `padded` takes the model's own code, `runtime` one of exported.py.
+
+`-N-rows` behind any name: so many rows in a pass.
+"""
+DEFAULT = "padded,packed-float32,packed-bfloat16,packed-int8,packed-int8-32-rows,packed-int8-64-rows"
 
 Batches = list[list[Request]]
 
@@ -57,16 +68,27 @@ def cut(questions: list[bytes]) -> Batches:
     return [requests[i : i + BATCH] for i in range(0, len(requests), BATCH)]
 
 
-def load(root: Path, name: str) -> Any:
-    """A variant of the archive extracted to `root`."""
+def changes_of(name: str) -> dict[str, Any]:
+    """A variant's settings; raises ValueError if there is none of this name."""
+    found = re.fullmatch(r"(.+?)(?:-(\d+)-rows)?", name)
+    if found is None or found[1] not in VARIANTS:
+        raise ValueError(f"no variant {name!r}; expected one of {', '.join(VARIANTS)}, with -N-rows behind it or not")
+    return VARIANTS[found[1]] | ({"rows_per_pass": int(found[2])} if found[2] else {})
+
+
+def load(root: Path, name: str, threads: int = 1) -> Any:
+    """A variant of the archive extracted to `root`, warmed up."""
     section = yaml.safe_load((root / "model-config.yaml").read_text())["handler"]
-    changes = dict(VARIANTS[name])
-    padded = changes.pop("padded", False)
+    changes = changes_of(name) | {"threads": threads}
+    runtime = changes.pop("runtime", None)
+    padded = changes.pop("padded", False) or runtime is not None
     settings = Settings.load(section | changes)
     task: Any = load_multiple_choice(root / "model", "speed", name, settings, "cpu")
     if padded:
         model = load_model(root / "model", dtype_of(settings.precision, "cpu"))
         task.scorer = TorchScorer.of(model, task.encoder, settings, "cpu")
+    if runtime is not None:
+        replace_model(task.scorer, runtime, threads)
     task.warm_up()
     return task
 
@@ -77,12 +99,13 @@ def answer(task: MultipleChoice, batches: Batches) -> list[list[float]]:
     return [msgspec.json.decode(reply.body)["probabilities"] for reply in replies]
 
 
-def cpu_seconds(task: MultipleChoice, batches: Batches) -> float:
-    """Per 1,000 questions."""
-    began = time.process_time()
+def seconds(task: MultipleChoice, batches: Batches) -> tuple[float, float]:
+    """Processor seconds, of all threads, and seconds by the clock, for 1,000 questions."""
+    began, cpu_began = time.monotonic(), time.process_time()
     for batch in batches:
         task.answer(batch)
-    return (time.process_time() - began) / sum(map(len, batches)) * 1000
+    per = 1000 / sum(map(len, batches))
+    return (time.process_time() - cpu_began) * per, (time.monotonic() - began) * per
 
 
 def tokenizing_seconds(task: MultipleChoice, batches: Batches) -> float:
@@ -106,14 +129,32 @@ def compare(found: list[list[float]], expected: list[list[float]]) -> dict[str, 
     }
 
 
+def accuracy(task: MultipleChoice, folder: Path) -> dict[str, float]:
+    """In %, by data set of the dev split in `folder`, and their mean, through the code of `marctl eval`."""
+    from scripts.training.evaluate import evaluate, mean_accuracy
+    from scripts.training.questions import find_split
+
+    scores = [evaluate(task, dataset) for dataset in find_split(folder, "dev")]
+    found = {score.dataset: score.accuracy for score in scores} | {"mean": mean_accuracy(scores)}
+    return {name: round(100 * share, 1) for name, share in found.items()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Processor seconds per 1,000 questions, by runtime.")
     parser.add_argument("archive", type=Path)
-    parser.add_argument("--variants", default=",".join(list(VARIANTS)[1:]), help=f"of {', '.join(VARIANTS)}")
+    parser.add_argument("--variants", default=DEFAULT, help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--questions", type=Path, metavar="FILE", help="JSONL, in place of made questions")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with dev splits, of which to tell the accuracy")
     asked = parser.parse_args()
+    names = asked.variants.split(",")
+    try:
+        for name in names:
+            changes_of(name)
+    except ValueError as err:
+        parser.error(str(err))
     keep_memory()
     stream = bodies(0, asked.questions)
     rounds = [cut(list(islice(stream, asked.count))) for _ in range(asked.rounds)]
@@ -122,19 +163,26 @@ def main() -> int:
         archive.extractall(folder)
         root = Path(folder)
         expected = answer(load(root, REFERENCE), batches)
-        tasks = {name: load(root, name) for name in asked.variants.split(",")}
-    torch.set_num_threads(1)
-    costs: dict[str, list[float]] = {name: [] for name in tasks}
+        try:
+            tasks = {name: load(root, name, asked.threads) for name in names}
+        except MissingPackage as err:
+            parser.error(str(err))
+    torch.set_num_threads(asked.threads)
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
     for task in tasks.values():
         answer(task, batches)
     for asked_now in rounds:
         for name, task in tasks.items():
-            costs[name].append(cpu_seconds(task, asked_now))
+            costs[name].append(seconds(task, asked_now))
     for name, task in tasks.items():
-        median = statistics.median(costs[name])
-        figures = {"variant": name, "cpu_s_per_1000": round(median, 3), "lowest": round(min(costs[name]), 3)}
+        cpu, clock = zip(*costs[name], strict=True)
+        figures: dict[str, Any] = {"variant": name, "cpu_s_per_1000": round(statistics.median(cpu), 3)}
+        figures |= {"lowest": round(min(cpu), 3), "questions_per_s": round(1000 / statistics.median(clock), 1)}
         figures |= {"tokenizing": round(tokenizing_seconds(task, batches), 3)}
-        sys.stdout.write(json.dumps(figures | compare(answer(task, batches), expected)) + "\n")
+        figures |= compare(answer(task, batches), expected)
+        if asked.data:
+            figures["accuracy"] = accuracy(task, asked.data)
+        sys.stdout.write(json.dumps(figures) + "\n")
     return 0
 
 
