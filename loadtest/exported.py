@@ -56,8 +56,6 @@ class Logits(nn.Module):
 class Exported:
     """Called like a Hugging Face model, computed elsewhere."""
 
-    dtype = "exported"
-
     def __init__(self, run: Run) -> None:
         self._run = run
 
