@@ -38,7 +38,7 @@ def test_any_variant_takes_its_rows_per_pass_from_its_name() -> None:
 
 
 def test_an_unknown_variant_is_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no variant 'packed-int4'; expected one of padded-float32, served"):
+    with pytest.raises(ValueError, match="no variant 'packed-int4-8-rows'; expected one of padded-float32, served"):
         changes_of("packed-int4-8-rows")
 
 
@@ -89,8 +89,6 @@ def test_workers_get_their_environment_and_this_process_keeps_its_own(
     huge = start(Environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}), root, 32, 1)
     assert "GLIBC_TUNABLES" not in os.environ
     assert all(figure > 0 for links in (plain, huge) for figure in one_round(links))
-    without, given = (links[0].recv() for links in (plain, huge))
-    assert given >= without
 
 
 def test_the_command_refuses_an_unknown_variant_as_misuse(
