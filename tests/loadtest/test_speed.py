@@ -89,6 +89,7 @@ def test_workers_get_their_environment_and_this_process_keeps_its_own(
     huge = start(Environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}), root, 32, 1)
     assert "GLIBC_TUNABLES" not in os.environ
     assert all(figure > 0 for links in (plain, huge) for figure in one_round(links))
+    assert all(links[0].recv() >= 0 for links in (plain, huge))
 
 
 def test_the_command_refuses_an_unknown_variant_as_misuse(
