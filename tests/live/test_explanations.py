@@ -15,7 +15,6 @@ import schemathesis
 import yaml
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi import checks
 
 from scripts.archive.adopt import adopt
 from scripts.archive.build import build
@@ -23,6 +22,7 @@ from scripts.archive.recipe import RECIPE_FILE, Version, read_version
 from scripts.door.openapi import document
 from tests.handlers.explanations.asking import scores
 from tests.live.conftest import Site
+from tests.live.test_openapi import CONFORMS
 
 pytestmark = pytest.mark.live
 
@@ -30,7 +30,6 @@ GOOD = {"question": "What do people use to cut bread?", "choices": ["a knife", "
 QUICK = GOOD | {"explain": {"method": "gradient_x_input"}}
 SLOW = GOOD | {"explain": {"method": "shapley", "samples": 512, "choices": "all"}}
 QUEUE = 2
-CONFORMS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
 
 
 def explaining(version: Version) -> Version:

@@ -35,8 +35,7 @@ def test_a_run_within_its_thresholds_succeeds_and_says_what_everything_cost(site
     assert {"envoy", "java", "mcqa 1.10", "load generator"} <= set(report["cpu_s_per_1000"])
     assert all(report["cpu_s_per_1000"][name] > 0 for name in ("envoy", "java", "mcqa 1.10", "load generator"))
     assert sum(stage["ms"] for stage in report["stages"]) == pytest.approx(report["summary"]["mean_ms"], abs=0.1)
-    # Envoy counts whole ms and the workers report once a second, which a few seconds do not even out.
-    assert all(stage["ms"] > -max(1, 0.1 * report["summary"]["mean_ms"]) for stage in report["stages"])
+    assert all(stage["ms"] > -1 for stage in report["stages"])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4
     assert "src=" not in page  # nothing is fetched
