@@ -79,7 +79,8 @@ def stages(client_ms: float, counts: Counts) -> list[Stage]:
     """Where a mean request's time goes, from the client inwards; they add up to `client_ms`.
 
     Each part is the difference between what two neighbours on the way measure, so it includes the way between them and
-    the wait for a processor. Envoy counts whole ms. Without the door's own counts its part is the client's.
+    the wait for a processor. Envoy rounds down to whole ms and to the middle of histogram buckets a tenth of their
+    value wide, so that a small part can come out below zero. Without the door's own counts its part is the client's.
     """
 
     def mean(total: str, number: str, unit: float = 1.0) -> float:

@@ -142,7 +142,7 @@ def test_every_explanation_is_one_that_the_schema_knows(door: str) -> None:
 
     ask()
     assert seen.count(200) > len(seen) / 4, seen
-    assert set(seen) <= {200, 422}
+    assert set(seen) <= {200, 413, 422}  # a valid request may ask for more work than the version takes
 
 
 def test_pages_come_where_they_are_asked_for(door: str) -> None:
