@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +21,12 @@ from torch import Tensor, nn
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """Each int64, (rows, 1, tokens)."""
-Run = Callable[[dict[str, Any]], Any]
+Arrays = dict[str, Any]
+"""A pass by the names of INPUTS."""
+Run = Callable[[Arrays], Any]
 """Arrays by the names of INPUTS -> logits, float32, (rows, 1)."""
+NEEDED = {"nncf": ("openvino",)}
+"""What a runtime's package works with, besides the exporter's."""
 
 
 class MissingPackage(Exception):
@@ -35,7 +39,7 @@ def package(name: str) -> Any:
         return import_module(name)
     except ImportError as err:
         runtime = name.partition(".")[0]
-        needed = " ".join(dict.fromkeys(("onnx", "onnxscript", runtime)))
+        needed = " ".join(dict.fromkeys(("onnx", "onnxscript", *NEEDED.get(runtime, ()), runtime)))
         raise MissingPackage(f"this variant needs {runtime} ({err}); pip install {needed}") from err
 
 
@@ -53,17 +57,33 @@ class Logits(nn.Module):
         return logits
 
 
+def arrays(input_ids: Tensor, **given: Tensor) -> Arrays:
+    """A Hugging Face model's arguments, with the ones that it may leave out."""
+    mask = given.get("attention_mask", torch.ones_like(input_ids))
+    types = given.get("token_type_ids", torch.zeros_like(input_ids))
+    return dict(zip(INPUTS, (tensor.numpy() for tensor in (input_ids, mask, types)), strict=True))
+
+
 class Exported:
     """Called like a Hugging Face model, computed elsewhere."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def __call__(self, input_ids: Tensor, **given: Tensor) -> SimpleNamespace:
-        mask = given.get("attention_mask", torch.ones_like(input_ids))
-        types = given.get("token_type_ids", torch.zeros_like(input_ids))
-        arrays = (tensor.numpy() for tensor in (input_ids, mask, types))
-        return SimpleNamespace(logits=torch.from_numpy(self._run(dict(zip(INPUTS, arrays, strict=True)))))
+    def __call__(self, **given: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.from_numpy(self._run(arrays(**given))))
+
+
+class Recorder:
+    """Called like the model, which answers; keeps the passes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.passes: list[Arrays] = []
+
+    def __call__(self, **given: Tensor) -> Any:
+        self.passes.append(arrays(**given))
+        return self.model(**given)
 
 
 def onnxruntime(model: Any, type_ids: bool, threads: int, int8: bool = False) -> Exported:
@@ -90,18 +110,29 @@ def onnxruntime(model: Any, type_ids: bool, threads: int, int8: bool = False) ->
     return Exported(lambda arrays: session.run(None, arrays)[0])
 
 
-def openvino(model: Any, type_ids: bool, threads: int, precision: str) -> Exported:
-    """OpenVINO on the processor; `precision` (`bf16` or `f32`) is what it computes in."""
+def openvino(model: Any, type_ids: bool, threads: int, precision: str, calibration: Sequence[Arrays] = ()) -> Exported:
+    """OpenVINO on the processor; `precision` (`bf16` or `f32`) is what it computes in.
+
+    With passes for `calibration`, weights and inputs of products are 8-bit integers, whose ranges NNCF takes from them.
+    """
     core = package("openvino").Core()
     with tempfile.TemporaryDirectory(prefix="exported-") as folder:
-        path = export(model, type_ids, Path(folder, "model.onnx"))
+        made = core.read_model(str(export(model, type_ids, Path(folder, "model.onnx"))))
+        if calibration:
+            nncf = package("nncf")
+            made = nncf.quantize(
+                made,
+                nncf.Dataset(calibration),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(calibration),
+            )
         options = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # two workers would be pinned to one core
         }
-        request = core.compile_model(str(path), "CPU", options).create_infer_request()
+        request = core.compile_model(made, "CPU", options).create_infer_request()
     return Exported(lambda arrays: request.infer(arrays, share_inputs=True)[0])
 
 
@@ -133,13 +164,25 @@ def compiled(model: Any) -> Any:
     return torch.compile(model, dynamic=True, options={"freezing": True})
 
 
-def replace_model(scorer: Any, runtime: str, threads: int) -> None:
-    """Let another runtime compute a TorchScorer's model, which must be float32 unless the runtime is `compiled`."""
+def replace_model(scorer: Any, runtime: str, threads: int, calibrate: Callable[[], object]) -> None:
+    """Let another runtime compute a TorchScorer's model, which must be float32 unless the runtime is `compiled`.
+
+    `calibrate` asks the scorer questions, of which 8-bit runtimes that need ranges beforehand take them.
+    """
+
+    def recorded() -> list[Arrays]:
+        model, scorer.model = scorer.model, Recorder(scorer.model)
+        calibrate()
+        passes: list[Arrays] = scorer.model.passes
+        scorer.model = model
+        return passes
+
     runtimes: dict[str, Callable[[], Any]] = {
         "compiled": lambda: compiled(scorer.model),
         "onnxruntime": lambda: onnxruntime(scorer.model, scorer.has_type_ids, threads),
         "onnxruntime-int8": lambda: onnxruntime(scorer.model, scorer.has_type_ids, threads, int8=True),
         "openvino": lambda: openvino(scorer.model, scorer.has_type_ids, threads, "f32"),
         "openvino-bfloat16": lambda: openvino(scorer.model, scorer.has_type_ids, threads, "bf16"),
+        "openvino-int8": lambda: openvino(scorer.model, scorer.has_type_ids, threads, "bf16", recorded()),
     }
     scorer.model = runtimes[runtime]()

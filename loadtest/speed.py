@@ -53,11 +53,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "onnxruntime-int8": {"runtime": "onnxruntime-int8", "precision": "float32"},
     "openvino": {"runtime": "openvino", "precision": "float32"},
     "openvino-bfloat16": {"runtime": "openvino-bfloat16", "precision": "float32"},
+    "openvino-int8": {"runtime": "openvino-int8", "precision": "float32"},
 }
 """Name -> settings in place of the archive's own; `padded` takes the model's own code, `runtime` one of exported.py.
 
 `-N-rows` behind any name: so many rows in a pass.
 """
+CALIBRATION_SEED, N_CALIBRATION = 5, 320
 DEFAULT = "padded,packed-float32,packed-bfloat16,packed-int8,packed-int8-32-rows,packed-int8-64-rows"
 
 Batches = list[list[Request]]
@@ -88,7 +90,8 @@ def load(root: Path, name: str, threads: int = 1) -> Any:
         model = load_model(root / "model", dtype_of(settings.precision, "cpu"))
         task.scorer = TorchScorer.of(model, task.encoder, settings, "cpu")
     if runtime is not None:
-        replace_model(task.scorer, runtime, threads)
+        questions = cut(list(islice(bodies(CALIBRATION_SEED), N_CALIBRATION)))
+        replace_model(task.scorer, runtime, threads, lambda: answer(task, questions))
     task.warm_up()
     return task
 

@@ -63,6 +63,8 @@ class Contender:
     marker: bytes = b"prediction"
     sitecustomize: Path | None = None
     """Run at the start of every interpreter of its environment."""
+    has_model: bool = True
+    """Without one there is no answer to check; it shows what is left of a request's cost."""
 
 
 def python_file(name: str) -> Command:
@@ -86,7 +88,7 @@ def marctl_up(*options: str) -> Command:
     return command
 
 
-def stock_torchserve(batch: str) -> Command:
+def stock_torchserve(batch: str, handler: str = "torchserve_handler.py") -> Command:
     """As its documentation says: an archive by torch-model-archiver, all settings but the ports left alone."""
 
     def command(site: Site) -> list[str]:
@@ -95,7 +97,7 @@ def stock_torchserve(batch: str) -> Command:
         weights = ",".join(str(path) for path in site.model_folder.iterdir())
         config = site.write("model-config.yaml", f"minWorkers: 1\nmaxWorkers: 1\n{batch}")
         archiver = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", MODEL, "--version", "1.0"]
-        archiver += ["--handler", str(SERVERS / "torchserve_handler.py"), "--extra-files", weights]
+        archiver += ["--handler", str(SERVERS / handler), "--extra-files", weights]
         archiver += ["--config-file", str(config), "--export-path", str(store)]
         subprocess.run(archiver, check=True, capture_output=True, env=os.environ | {"TMPDIR": str(site.folder)})
         ports = {name: free_port() for name in ("management", "metrics")}
@@ -167,12 +169,26 @@ OURS = f"/predictions/{MODEL}"
 CONTENDERS = (
     Contender("ours", "this project, through the door", marctl_up(), OURS),
     Contender("ours-no-door", "this project, TorchServe alone", marctl_up("--no-door"), OURS),
+    Contender("ours-no-redis", "this project, through the door, cache and log off", marctl_up("--no-redis"), OURS),
+    Contender(
+        "ours-no-redis-no-door",
+        "this project, TorchServe alone, cache and log off",
+        marctl_up("--no-redis", "--no-door"),
+        OURS,
+    ),
     Contender("torchserve", "TorchServe, its own example's way, as shipped", stock_torchserve(""), OURS),
     Contender(
         "torchserve-batching",
         "TorchServe, its own example's way, batches of 32 within 5 ms",
         stock_torchserve("batchSize: 32\nmaxBatchDelay: 5\n"),
         OURS,
+    ),
+    Contender(
+        "torchserve-empty",
+        "TorchServe, no model: a constant answer, batches of 32 within 1 ms",
+        stock_torchserve("batchSize: 32\nmaxBatchDelay: 1\n", "empty_handler.py"),
+        OURS,
+        has_model=False,
     ),
     Contender("mosec", "mosec", mosec, "/inference", ("mosec==0.9.8",)),
     Contender("litserve", "LitServe", python_file("litserve"), packages=("litserve==0.2.19",)),

@@ -119,10 +119,9 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     that is not named is left out; with no names, all sets come whole."""
     frozen: list[str] = []
     """Parts of parameter names that stay as they are."""
-    teacher: str | None = None
-    """Folder of its recipe, beside this version's own; trained first if its delta is missing."""
-    taught: list[str] = []
-    """Data sets on which the teacher is asked; on the others the labels count alone. With no names, all."""
+    teacher: str | dict[str, str] | None = None
+    """Folder of its recipe, beside this version's own; trained first if its delta is missing. One for all data sets, or
+    one by data set: on those that are not named the labels count alone."""
     teacher_weight: float = 0.8
     """Share of the loss that follows the teacher where it was asked; the rest follows the labels."""
     temperature: float = 2.0

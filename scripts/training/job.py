@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,19 +54,19 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     asked = draw(datasets, training)
     notify(f"{version}: tokenizing {len(asked):,} questions")
     examples = tokenize(encoder, as_texts(asked))
-    teacher: Version | None = None
+    teachers = ready_teachers(version, training, {one.dataset for one in asked}, data, work, notify)
     logits: list[Tensor | None] | None = None
     labelled = len(examples)
-    if training.teacher:
+    if teachers:
         examples += noisy_copies(examples, training, tokenizer.mask_token_id, set(tokenizer.all_special_ids))
-        teacher = ready_teacher(version, training, data, work, notify)
-        logits = opinions(teacher, training, asked, examples, tokenizer, work)
+        logits = opinions(teachers, training, asked, examples, tokenizer, work)
+    alike = [one for one in teachers.values() if one.recipe.weights.source == version.recipe.weights.source]
     results = []
     for number, run in enumerate(training.runs, 1):
         notify(f"{version}: run {number} of {len(training.runs)}, {run.epochs} epochs")
         model, _, _ = load_base(version)
-        if teacher and teacher.recipe.weights.source == version.recipe.weights.source:
-            start_from_teacher(model, version, teacher)
+        if alike and isinstance(training.teacher, str):
+            start_from_teacher(model, version, alike[0])
         use_first_token_only(model)
         freeze(model, training.frozen)
         checkpoint = work / f"run-{number}.pt"
@@ -73,7 +74,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     path = version.folder / version.recipe.weights.delta
     write_delta(path, pack_delta(base, average(results)))
     used = [dataset for dataset in datasets if not training.draw or dataset.name in training.draw]
-    record_training(version, training, used, teacher)
+    record_training(version, training, used, teachers)
     return path
 
 
@@ -107,27 +108,34 @@ def draw(datasets: Sequence[Dataset], training: Training) -> list[Asked]:
     return found
 
 
-def ready_teacher(
-    version: Version, training: Training, data: Path, work: Path, notify: Callable[[str], None]
-) -> Version:
-    """The version that `training.teacher` names, trained now if it never was."""
-    teacher = read_version(version.folder.parent / str(training.teacher))
-    delta = teacher.recipe.weights.delta
-    if delta is not None and not (teacher.folder / delta).exists():
-        notify(f"{version}: its teacher is not trained yet, and comes first")
-        train_version(teacher, data, work / "teacher", notify)
-    return teacher
+def ready_teachers(
+    version: Version, training: Training, drawn: set[str], data: Path, work: Path, notify: Callable[[str], None]
+) -> dict[str, Version]:
+    """By data set the version that `training.teacher` names, trained now if it never was."""
+    named = training.teacher or {}
+    if isinstance(named, str):
+        named = dict.fromkeys(drawn, named)
+    if unknown := sorted(set(named) - drawn):
+        raise UserError(f"training.teacher: no data set {', '.join(unknown)}; drawn are {', '.join(sorted(drawn))}")
+    found = {}
+    for name in sorted(set(named.values())):
+        teacher = found[name] = read_version(version.folder.parent / name)
+        delta = teacher.recipe.weights.delta
+        if delta is not None and not (teacher.folder / delta).exists():
+            notify(f"{version}: its teacher {name} is not trained yet, and comes first")
+            train_version(teacher, data, work / name.strip("/").replace("/", "-"), notify)
+    return {dataset: found[name] for dataset, name in named.items()}
 
 
 def opinions(
-    teacher: Version,
+    teachers: Mapping[str, Version],
     training: Training,
     asked: Sequence[Asked],
     examples: Sequence[Example],
     tokenizer: Any,
     work: Path,
 ) -> list[Tensor | None]:
-    """The teacher's logits for each example, None where `training.taught` leaves its data set out; kept in `work`.
+    """For each example the logits of its data set's teacher, None where there is none; kept in `work`.
 
     The first examples are the questions `asked`, the others noisy copies of them.
     """
@@ -136,18 +144,21 @@ def opinions(
         found: list[Tensor | None] = torch.load(kept, weights_only=True)
         if len(found) == len(examples):
             return found
-    model, its_tokenizer = load_weights(teacher)
-    encoder = PairEncoder(its_tokenizer, teacher.recipe.max_tokens)
-    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
-        if training.noisy_copies:
-            raise UserError(f"training.noisy_copies: {teacher} has another tokenizer and cannot read them; set it to 0")
-        examples = tokenize(encoder, as_texts(asked))
-    taught = training.taught or {one.dataset for one in asked}
-    heard = [example for example in examples if asked[example.index % len(asked)].dataset in taught]
-    use_first_token_only(model)
-    said = {
-        example.index: one for example, one in zip(heard, teacher_logits(model.bfloat16(), encoder, heard), strict=True)
-    }
+    said: dict[int, Tensor] = {}
+    for teacher in {one.folder: one for one in teachers.values()}.values():
+        model, its_tokenizer = load_weights(teacher)
+        encoder = PairEncoder(its_tokenizer, teacher.recipe.max_tokens)
+        readable = examples
+        if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+            if training.noisy_copies:
+                raise UserError(
+                    f"training.noisy_copies: {teacher} has another tokenizer and cannot read them; set it to 0"
+                )
+            readable = tokenize(encoder, as_texts(asked))
+        heard = [one for one in readable if teachers.get(asked[one.index % len(asked)].dataset) is teacher]
+        use_first_token_only(model)
+        answers = teacher_logits(model.bfloat16(), encoder, heard)
+        said |= {example.index: logits for example, logits in zip(heard, answers, strict=True)}
     found = [said.get(example.index) for example in examples]
     torch.save(found, kept)
     return found
@@ -165,12 +176,19 @@ def start_from_teacher(model: nn.Module, version: Version, teacher: Version) -> 
     model.load_state_dict(source)
 
 
-def record_training(version: Version, training: Training, datasets: list[Dataset], teacher: Version | None) -> None:
-    """Note when, on what, with which library and after which teacher the delta was made."""
+def record_training(
+    version: Version, training: Training, datasets: list[Dataset], teachers: Mapping[str, Version]
+) -> None:
+    """Note when, on what, with which library and after which teachers the delta was made."""
     made_with = {"torch": importlib.metadata.version("torch"), "runs": msgspec.to_builtins(training.runs)}
-    if teacher is not None and teacher.recipe.weights.delta:
-        delta = (teacher.folder / teacher.recipe.weights.delta).read_bytes()
-        made_with["teacher"] = {"version": training.teacher, "delta_sha256": hashlib.sha256(delta).hexdigest()}
+    taught: dict[Path, list[str]] = {}
+    for dataset, teacher in sorted(teachers.items()):
+        taught.setdefault(teacher.folder / (teacher.recipe.weights.delta or ""), []).append(dataset)
+    for delta, names in taught.items():
+        if delta.is_file():
+            folder = os.path.relpath(delta.parent, version.folder.parent)
+            digest = hashlib.sha256(delta.read_bytes()).hexdigest()
+            made_with.setdefault("teachers", {})[folder] = {"delta_sha256": digest, "taught": names}
     write_metadata(
         version,
         {

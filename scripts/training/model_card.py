@@ -15,6 +15,16 @@ def write_model_card(version: Version) -> Path:
     return path
 
 
+def learned_from(model: str, teacher: str | dict[str, str] | None) -> str:
+    """A recipe's `training.teacher` in words."""
+    if not teacher:
+        return "fine-tuned"
+    if isinstance(teacher, str):
+        return f"distilled from {model} {teacher}"
+    taught = {name: sorted(key for key in teacher if teacher[key] == name) for name in sorted(set(teacher.values()))}
+    return "fine-tuned; distilled " + ", ".join(f"on {' and '.join(sets)} from {name}" for name, sets in taught.items())
+
+
 def model_card(version: Version) -> str:
     """Markdown; what is not known is left out."""
     recipe, known = version.recipe, version.metadata
@@ -30,7 +40,7 @@ def model_card(version: Version) -> str:
     if recipe.licence:
         lines.append(f"- Licence: {recipe.licence}")
     if training is not None and "trained" in known:
-        how = f"distilled from {version.model} {training.teacher}" if training.teacher else "fine-tuned"
+        how = learned_from(version.model, training.teacher)
         runs = "; ".join(f"{run.epochs} epochs, seed {run.seed}" for run in training.runs)
         mean = f"the mean of {len(training.runs)} runs: " if len(training.runs) > 1 else ""
         lines.append(f"- Trained: {known['trained']}, {how}, {mean}{runs}")

@@ -15,6 +15,7 @@ import yaml
 from handlers.tokenization import Row
 from scripts.archive.adopt import adopt
 from scripts.archive.recipe import Training, TrainingRun, Version, read_version
+from scripts.archive.reference import plain_probabilities
 from scripts.archive.weights import load_weights
 from scripts.errors import UserError
 from scripts.training import train as train_module
@@ -55,8 +56,6 @@ def recipe(
 
 
 def accuracy(version: Version, data: Path) -> float:
-    from scripts.archive.reference import plain_probabilities
-
     model, tokenizer = load_weights(version)
     dataset = find_split(data, "train")[0]
     hits = 0
@@ -100,7 +99,7 @@ def test_a_teacher_of_another_family_is_trained_first_and_asked_where_the_recipe
     draw = {"knives": 320}
     teacher = recipe(tmp_path / "teachers", other, "teacher", draw=draw)
     drawn = {"knives": 160, "spoons": 40}
-    student = recipe(tmp_path, base, draw=drawn, teacher=str(teacher.folder), taught=["knives"])
+    student = recipe(tmp_path, base, draw=drawn, teacher={"knives": str(teacher.folder)})
     train_version(student, data, tmp_path / "work", lambda _: None)
     assert accuracy(read_version(teacher.folder), data) > 0.9
     assert accuracy(read_version(student.folder), data) > 0.9
@@ -108,8 +107,41 @@ def test_a_teacher_of_another_family_is_trained_first_and_asked_where_the_recipe
     assert [one is not None for one in logits] == [True] * 160 + [False] * 40
     assert list(read_version(teacher.folder).metadata["training_files"]) == ["knives"]
     delta = hashlib.sha256((teacher.folder / "delta.safetensors").read_bytes()).hexdigest()
-    noted = read_version(student.folder).metadata["trained_with"]["teacher"]
-    assert noted == {"version": str(teacher.folder), "delta_sha256": delta}
+    noted = read_version(student.folder).metadata["trained_with"]["teachers"]
+    assert noted == {"../../teachers/recipes/quiz/teacher": {"delta_sha256": delta, "taught": ["knives"]}}
+    assert f"distilled on knives from {teacher.folder}" in (student.folder / "MODEL_CARD.md").read_text()
+
+
+def test_every_set_is_answered_by_the_teacher_that_the_recipe_gives_it(tmp_path: Path, base: Path) -> None:
+    data = write_data(tmp_path / "data", 20)
+    for name in ("forks", "spoons"):
+        (data / name).mkdir()
+        (data / name / "train.jsonl").write_text((data / "knives" / "train.jsonl").read_text())
+    families = {"knives": "roberta", "forks": "bert"}
+    teachers = {}
+    for dataset, family in families.items():
+        other = recipe(tmp_path / dataset, save_tiny(family, tmp_path / family, scale=2.0), "teacher")
+        teachers[dataset] = str(other.folder)
+    student = recipe(tmp_path, base, teacher=teachers)
+    train_version(student, data, tmp_path / "work", lambda _: None)
+    logits = torch.load(tmp_path / "work" / "teacher.pt", weights_only=True)
+    forks, knives, spoons = logits[:20], logits[20:40], logits[40:]
+    assert spoons == [None] * 20
+    for dataset, found in (("forks", forks), ("knives", knives)):
+        model, tokenizer = load_weights(read_version(Path(teachers[dataset])))
+        for question, given in zip(find_split(data, "train")[0].questions, found, strict=True):
+            asked = msgspec.convert(
+                {"question": question.question, "choices": question.choices},
+                type(student.recipe.samples[0].request),
+            )
+            expected = torch.tensor(plain_probabilities(model, tokenizer, asked, 64))
+            assert torch.softmax(given, -1).sub(expected).abs().max() < 0.05
+
+
+def test_a_teacher_of_a_set_that_is_not_drawn_is_refused(tmp_path: Path, base: Path) -> None:
+    student = recipe(tmp_path, base, teacher={"forks": "teacher"})
+    with pytest.raises(UserError, match=r"training\.teacher: no data set forks; drawn are knives"):
+        train_version(student, write_data(tmp_path / "data", 8), tmp_path / "work", lambda _: None)
 
 
 def test_where_no_teacher_was_asked_the_label_alone_counts() -> None:
