@@ -115,10 +115,15 @@ def draw_shifts(axes: Axes, pairs: Sequence[Pair]) -> None:
 
 def draw_latencies(axes: Axes, pairs: Sequence[Pair]) -> None:
     """Share of the questions that were answered within a time."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for side, colour, dashes in (("live", LIVE, "-"), ("shadow", SHADOW, "--")):
         times = [max(getattr(pair, side)["latency_ms"], 0.001) for pair in pairs]
         axes.ecdf(times, color=colour, linestyle=dashes, label=side)
     axes.set(title="time in the worker", xlabel="ms", ylabel="share of the questions", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(loc="lower right")
 
 
