@@ -191,7 +191,9 @@ def describe_redis(content: dict[str, Any]) -> str:
     if content["redis"] is None:
         return "no Redis: answers are neither cached nor logged"
     where = f"Redis pid {content['redis_pid']}" if content["redis_pid"] else "Redis"
-    return f"{where} at {content['redis']}" + ("" if content["redis_answers"] else ", which does not answer")
+    if content["redis_answers"]:
+        return f"{where} at {content['redis']}"
+    return f"{where} at {content['redis']}, which does not answer: answers are neither cached nor logged"
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 import redis
 
+from handlers.cache import PREFIX
 from scripts.errors import UserError
 from scripts.server.logs import Position
 from scripts.server.process import kill, processes_marked, same_process, stop_tree
@@ -26,11 +27,14 @@ from scripts.server.state import Redis, State
 URL_VARIABLE = "REDIS_URL"
 PROGRAM = "redis-server"
 FOLDER, CONFIG, LOG, SOCKET, DUMP = "redis", "redis.conf", "redis.log", "redis.sock", "dump.rdb"
+UNSAVED = "unsaved"
+"""A file that is there while what Redis holds is newer than what is saved."""
 START_TIMEOUT_S = 15.0
 CALL_TIMEOUT_S = 1.0
 SAVE_TIMEOUT_S = 10.0
 GRACE_S = 3.0
 POLL_S = 0.02
+SCAN_KEYS = 1000
 MEMORY_MIB = 256
 SETTINGS = {
     "port": "0",
@@ -45,7 +49,7 @@ SETTINGS = {
     "lazyfree-lazy-expire": "yes",
     # Never written to disk while it serves: the fork and its copied pages would cost memory and milliseconds, for
     # answers that can be computed again. An orderly stop saves (`stop`), so that a restart of the stack keeps them and
-    # the log; a crash loses what the log's drain had not taken yet.
+    # the log; a crash loses what the log's drain had not taken yet, and all answers (`forget_answers`).
     "save": '""',
     "appendonly": "no",
     # `ps` tells whose it is.
@@ -84,10 +88,21 @@ def start(state: State, temp: Path) -> Redis:
     started = Redis(url, process.pid, psutil.Process(process.pid).create_time())
     try:
         wait_ready(state, url, process, log)
+        if unsaved_file(state).exists():
+            forget_answers(url)
+        unsaved_file(state).touch()
     except BaseException:
         stop(state, started)
         raise
     return started
+
+
+def forget_answers(url: str) -> None:
+    """Drop the cached answers that an orderly stop saved if a crash came after it: some may have been purged since."""
+    with connect(url) as client:
+        keys = list(client.scan_iter(match=f"{PREFIX}:*", count=SCAN_KEYS))
+        for start_at in range(0, len(keys), SCAN_KEYS):
+            client.unlink(*keys[start_at : start_at + SCAN_KEYS])
 
 
 def find_program() -> Path:
@@ -155,6 +170,7 @@ def stop(state: State, server: Redis) -> None:
         try:
             with connect(server.url, SAVE_TIMEOUT_S) as client:
                 client.shutdown(save=True)
+            unsaved_file(state).unlink(missing_ok=True)
         except redis.RedisError:
             pass  # it does not answer: it is ended without
         finally:
@@ -182,6 +198,10 @@ def works_in(process: psutil.Process, place: Path) -> bool:
         return Path(process.cwd()) == place
     except psutil.Error:
         return False
+
+
+def unsaved_file(state: State) -> Path:
+    return folder(state) / UNSAVED
 
 
 def shown(url: str) -> str:

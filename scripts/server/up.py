@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from scripts.door import envoy
@@ -23,7 +24,7 @@ from scripts.server.management import NoSuchVersion, Served
 from scripts.server.order import version_order
 from scripts.server.plan import Plan, find_archives, make_plan
 from scripts.server.ports import choose_ports
-from scripts.server.state import Redis, Running, State
+from scripts.server.state import Busy, Redis, Running, State
 from scripts.server.torchserve import find, last_words, make_temp, refuse_second, start, stop
 from scripts.server.versions import Notify, Stack, begin_lane, begin_load, finish_lane, finish_load
 
@@ -119,10 +120,12 @@ def watch(stack: Stack, notify: Notify) -> None:
     door = stack.running.door
     before = readiness(stack)
     checked = time.monotonic()
+    redis_trouble = ""
     while find(stack.state, stack.running) is not None and (door is None or envoy.find(stack.state, door) is not None):
         time.sleep(WATCH_S)
         if time.monotonic() - checked >= READINESS_EVERY_S:
             before, checked = tell_changes(stack, before, notify), time.monotonic()
+            redis_trouble = revive_redis(stack.state, redis_trouble, notify)
     now = stack.state.running()
     if now is None or now.stopping:
         return
@@ -138,6 +141,39 @@ def tell_changes(stack: Stack, before: dict[str, str], notify: Notify) -> dict[s
         if before.get(name, ready) != ready:
             notify(f"{name}: {ready} workers ready; their log is {stack.state.workers_log}")
     return now
+
+
+def revive_redis(state: State, trouble: str, notify: Notify) -> str:
+    """Start our own Redis again if it has died; the workers find it at the same socket.
+
+    `trouble`: why the last look could not; returns why this one could not, so that a reason is told once.
+    """
+    if dead_redis(state) is None:
+        return ""
+    try:
+        with state.locked():
+            found = dead_redis(state)  # another command may have stopped it before the lock was ours
+            if found is None:
+                return ""
+            running, dead = found
+            redis = redis_server.start(state, Path(running.temp))
+            state.save_running(msgspec.structs.replace(running, redis=redis))
+    except Busy:
+        return trouble
+    except UserError as err:
+        if str(err) != trouble:
+            notify(f"warning: Redis has died and does not start again, so no cache and no log: {err}")
+        return str(err)
+    notify(f"Redis (pid {dead}) had died and was started again, pid {redis.pid}; cached answers are gone")
+    return ""
+
+
+def dead_redis(state: State) -> tuple[Running, int] | None:
+    """The stack and its own Redis's process id, if that ended by itself."""
+    running = state.running()
+    if running is None or running.stopping or running.redis is None or running.redis.pid is None:
+        return None
+    return None if redis_server.find(state, running.redis) else (running, running.redis.pid)
 
 
 def readiness(stack: Stack) -> dict[str, str]:

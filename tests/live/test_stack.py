@@ -234,6 +234,25 @@ def test_a_foreground_stack_stops_whole(make_site: MakeSite, sent: signal.Signal
     site.assert_nothing_left(listened)
 
 
+def test_redis_that_dies_is_started_again_where_the_workers_find_it(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    process, _ = foreground(site)
+    before = site.call("status")
+    psutil.Process(before["redis_pid"]).kill()
+    assert process.stderr is not None
+    told = next(line for line in process.stderr if "Redis" in line)
+    now = site.call("status")
+    assert told == (
+        f"Redis (pid {before['redis_pid']}) had died and was started again, pid {now['redis_pid']}; "
+        "cached answers are gone\n"
+    )
+    assert now["redis"] == before["redis"]
+    assert now["redis_answers"]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    site.assert_nothing_left(before)
+
+
 def test_down_ends_a_foreground_stack_without_an_error(make_site: MakeSite) -> None:
     site = make_site("1.0")
     process, _ = foreground(site)

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import redis
 
+from handlers.cache import PREFIX
 from scripts.server import redis_server
 from scripts.server.process import is_alive
 from scripts.server.redis_server import RedisFailed, connect
@@ -36,6 +37,24 @@ def test_an_orderly_stop_keeps_the_data(state: State, server: Redis, tmp_path: P
     again = redis_server.start(state, tmp_path)
     assert connect(again.url).get("answer") == b"42"
     redis_server.stop(state, again)
+
+
+def test_after_a_crash_saved_answers_are_gone_and_the_saved_log_is_not(state: State, tmp_path: Path) -> None:
+    """Answers that were purged since the save would be served again."""
+    saved = redis_server.start(state, tmp_path)
+    answer = f"{PREFIX}:mcqa:1.0:key"
+    connect(saved.url).mset({answer: "old", "setting": "kept"})
+    connect(saved.url).xadd("log", {"record": "kept"})
+    redis_server.stop(state, saved)
+    crashed = redis_server.start(state, tmp_path)
+    assert connect(crashed.url).unlink(answer) == 1
+    psutil.Process(crashed.pid).kill()
+    for _ in range(2):
+        again = redis_server.start(state, tmp_path)
+        client = connect(again.url)
+        assert (client.get(answer), client.get("setting"), client.xlen("log")) == (None, b"kept", 1)
+        client.set(answer, "new")
+        psutil.Process(again.pid).kill()
 
 
 def test_nobody_else_reaches_it(server: Redis) -> None:
