@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 PROJECT = Path(__file__).parents[1]
 RECIPES = PROJECT / "model_store"
@@ -109,15 +110,22 @@ def marctl(state: Path, *arguments: str) -> Any:
 
 
 @contextmanager
-def running_stack(versions: Sequence[str], *options: str, copies: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def running_stack(
+    versions: Sequence[str],
+    *options: str,
+    copies: Mapping[str, str] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> Iterator[Stack]:
     """Serve versions of the repository, such as `mcqa/1.0`, and nothing else; all of it is stopped at the end.
 
-    `copies`: further versions, each the same model as one of the repository: `{"mcqa/1.1": "mcqa/1.0"}`.
+    `copies`: further versions, each the same model as one of the repository: `{"mcqa/1.1": "mcqa/1.0"}`. `recipe`:
+    what to change in all their recipes; sections are merged.
     """
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
         recipes, state, store = (Path(folder) / name for name in ("recipes", "state", "store"))
         for version, source in {**{version: version for version in versions}, **(copies or {})}.items():
             shutil.copytree(RECIPES / source, recipes / version)
+            change_recipe(recipes / version / "model.yaml", recipe or {})
         store.mkdir()
         for archive in ARCHIVES.glob("*.mar"):
             (store / archive.name).symlink_to(archive)  # what is current need not be built
@@ -126,3 +134,13 @@ def running_stack(versions: Sequence[str], *options: str, copies: Mapping[str, s
             yield Stack(state, marctl(state, "up", *where, *FREE_PORTS, "--detach", *options))
         finally:
             subprocess.run([*MARCTL, "down", "--state", str(state)], cwd=PROJECT, capture_output=True, check=False)
+
+
+def change_recipe(path: Path, changes: Mapping[str, Any]) -> None:
+    """Merge `changes` into a recipe, a section key by key; without any, the file stays as it is."""
+    if not changes:
+        return
+    content = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        content[key] = content.get(key, {}) | value if isinstance(value, Mapping) else value
+    path.write_text(yaml.safe_dump(content))

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from loadtest.serving import VARIANTS
+from loadtest.stack import change_recipe
+from scripts.archive.recipe import Recipe
+from scripts.door.settings import DoorSettings
+
+MODEL = Path(__file__).parents[2] / "model_store" / "mcqa" / "1.0" / "model.yaml"
+
+
+def test_a_section_of_a_recipe_keeps_what_is_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("workers: 1\nbatching: {batch_size: 32, max_delay_ms: 2}\n")
+    change_recipe(path, {"workers": 2, "batching": {"max_delay_ms": 5}, "cache": "off"})
+    expected = {"workers": 2, "batching": {"batch_size": 32, "max_delay_ms": 5}, "cache": "off"}
+    assert yaml.safe_load(path.read_text()) == expected
+
+
+def test_every_variant_of_serving_is_a_valid_recipe_and_a_valid_door(tmp_path: Path) -> None:
+    for variant in VARIANTS.values():
+        path = tmp_path / "model.yaml"
+        path.write_bytes(MODEL.read_bytes())
+        change_recipe(path, variant.recipe)
+        msgspec.yaml.decode(path.read_bytes(), type=Recipe)
+        msgspec.convert(variant.door, DoorSettings)
