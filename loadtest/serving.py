@@ -25,7 +25,7 @@ from typing import Any
 from loadtest.generator import Generator, Target
 from loadtest.questions import bodies
 from loadtest.shapes import poisson_times
-from loadtest.stack import CpuMeter, Stack, running_stack
+from loadtest.stack import CommandFailed, CpuMeter, Stack, running_stack
 
 Figures = dict[str, float]
 CONNECTIONS, RATE = 64, 100.0
@@ -119,4 +119,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except CommandFailed as err:
+        raise SystemExit(f"error: {err}") from None

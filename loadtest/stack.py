@@ -119,8 +119,12 @@ def running_stack(
     """Serve versions of the repository, such as `mcqa/1.0`, and nothing else; all of it is stopped at the end.
 
     `copies`: further versions, each the same model as one of the repository: `{"mcqa/1.1": "mcqa/1.0"}`. `recipe`:
-    what to change in all their recipes; sections are merged.
+    what to change in all their recipes; sections are merged. Raises CommandFailed.
     """
+    for source in [*versions, *(copies or {}).values()]:
+        if not (RECIPES / source / "model.yaml").is_file():
+            known = ", ".join(sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in RECIPES.glob("*/*/model.yaml")))
+            raise CommandFailed(f"there is no version {source}; expected one of {known}")
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
         recipes, state, store = (Path(folder) / name for name in ("recipes", "state", "store"))
         for version, source in {**{version: version for version in versions}, **(copies or {})}.items():

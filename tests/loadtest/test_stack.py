@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 import yaml
 
 from loadtest.serving import VARIANTS
-from loadtest.stack import change_recipe
+from loadtest.stack import CommandFailed, change_recipe, running_stack
 from scripts.archive.recipe import Recipe
 from scripts.door.settings import DoorSettings
 
@@ -28,3 +29,11 @@ def test_every_variant_of_serving_is_a_valid_recipe_and_a_valid_door(tmp_path: P
         change_recipe(path, variant.recipe)
         msgspec.yaml.decode(path.read_bytes(), type=Recipe)
         msgspec.convert(variant.door, DoorSettings)
+
+
+def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:
+    with (
+        pytest.raises(CommandFailed, match=r"no version mcqa/9\.9; expected one of mcqa/1\.0, mcqa/2\.0"),
+        running_stack(["mcqa/9.9"]),
+    ):
+        pass
