@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import redis
@@ -14,10 +13,9 @@ import requests
 from handlers.cache import PREFIX, generation_keys, key_prefix
 from scripts.errors import UserError
 from scripts.server.management import local_session
-from scripts.server.redis_server import connect, shown
+from scripts.server.redis_server import chunks, connect, shown
 from scripts.server.versions import Stack
 
-SCAN_KEYS = 1000
 METRICS_TIMEOUT_S = 10.0
 FIGURE = re.compile(
     r'^handler_cache_(?P<name>\w+?)(_total)?\{ModelVersion="(?P<version>[^"]*)",ModelName="(?P<model>[^"]*)"[^}]*\} '
@@ -52,17 +50,6 @@ def purge(client: redis.Redis, model: str, version: str | None) -> int:
     client.set(of_model if version is None else of_version, secrets.token_bytes(16))
     prefix = f"{PREFIX}:{model}:".encode() if version is None else key_prefix(model, version)
     return sum(client.unlink(*keys) for keys in chunks(client, prefix + b"*"))
-
-
-def chunks(client: redis.Redis, pattern: bytes) -> Iterator[list[bytes]]:
-    """Keys, some at a time; Redis serves others in between. Names hold none of the pattern's own characters."""
-    cursor = 0
-    while True:
-        cursor, keys = client.scan(cursor, match=pattern, count=SCAN_KEYS)
-        if keys:
-            yield [key for key in keys if isinstance(key, bytes)]
-        if cursor == 0:
-            return
 
 
 def stats(client: redis.Redis, stack: Stack) -> dict[str, Any]:

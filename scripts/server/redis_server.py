@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -98,11 +98,27 @@ def start(state: State, temp: Path) -> Redis:
 
 
 def forget_answers(url: str) -> None:
-    """Drop the cached answers that an orderly stop saved if a crash came after it: some may have been purged since."""
-    with connect(url) as client:
-        keys = list(client.scan_iter(match=f"{PREFIX}:*", count=SCAN_KEYS))
-        for start_at in range(0, len(keys), SCAN_KEYS):
-            client.unlink(*keys[start_at : start_at + SCAN_KEYS])
+    """Drop the cached answers that an orderly stop saved if a crash came after it: some may have been purged since.
+
+    Raises RedisFailed.
+    """
+    try:
+        with connect(url) as client:
+            for keys in chunks(client, f"{PREFIX}:*".encode()):
+                client.unlink(*keys)
+    except redis.RedisError as err:
+        raise RedisFailed(f"redis-server stopped answering while old answers were removed: {err}") from err
+
+
+def chunks(client: redis.Redis, pattern: bytes) -> Iterator[list[bytes]]:
+    """Keys, some at a time; Redis serves others in between. Names hold none of the pattern's own characters."""
+    cursor = 0
+    while True:
+        cursor, keys = client.scan(cursor, match=pattern, count=SCAN_KEYS)
+        if keys:
+            yield [key for key in keys if isinstance(key, bytes)]
+        if cursor == 0:
+            return
 
 
 def find_program() -> Path:
