@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.redis_servers import TestRedis
 from tests.tiny_models import save_tiny
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where the processor is shared
@@ -22,3 +23,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[kind]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestRedis]:
+    """A Redis of the test file's own, with whatever its earlier tests left there."""
+    started = TestRedis(tmp_path_factory.mktemp("redis"))
+    yield started
+    started.stop()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def model_and_version(command: Function) -> Function:
     return click.argument("model")(click.argument("version")(command))
+
+
+@contextmanager
+def changing(state: Path) -> Iterator[Stack]:
+    """The running stack, for one command alone; raises NoDoor where its door could not follow the change."""
+    from scripts.door import traffic
+    from scripts.server.state import State
+    from scripts.server.versions import Stack
+
+    home = State(state)
+    with home.locked():
+        stack = Stack.open(home)
+        traffic.refuse_dead_door(stack)
+        yield stack
 
 
 @click.command()
@@ -40,21 +55,16 @@ def register(state: Path, archive: Path, workers: int | None, make_default: bool
     from scripts.door import traffic
     from scripts.server import store, versions
     from scripts.server.plan import key
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
 
-    home = State(state)
     given = read_archive(archive)
-    with home.locked():
-        stack = Stack.open(home)
-        traffic.refuse_dead_door(stack)
+    with changing(state) as stack:
         refuse_registered(stack, given)
         with store.put(given, Path(stack.running.store), force=force) as stored:
             served = versions.load(stack, stored, workers, note)
         if make_default:
             stack.management.set_default(stored.name, stored.version)
         traffic.refresh(stack)
-        with home.choosing() as choices:
+        with stack.state.choosing() as choices:
             choices.extra = sorted({*choices.extra, stored.path.name})
             choices.left_out = [name for name in choices.left_out if name != key(stored)]
             if workers is not None:
@@ -88,18 +98,13 @@ def scale(state: Path, model: str, version: str, workers: int) -> None:
     """
     from scripts.door import traffic
     from scripts.server import versions
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
 
-    home = State(state)
-    with home.locked():
-        stack = Stack.open(home)
-        traffic.refuse_dead_door(stack)
+    with changing(state) as stack:
         if workers == 0:
             traffic.refuse_parking(stack, model, version)
         note(f"{model} {version}: scaling to {workers}")
         served = versions.scale(stack, model, version, workers)
-        with home.choosing() as choices:
+        with stack.state.choosing() as choices:
             choices.workers[f"{model}/{version}"] = workers
     tell(stack, served, f"{served} has {served.ready} workers")
 
@@ -115,20 +120,15 @@ def default(state: Path, model: str, version: str) -> None:
     from scripts.archive.reader import read_archive
     from scripts.door import traffic
     from scripts.server import versions
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
 
-    home = State(state)
-    with home.locked():
-        refuse_lane(model)
-        stack = Stack.open(home)
-        traffic.refuse_dead_door(stack)
+    refuse_lane(model)
+    with changing(state) as stack:
         served = stack.management.describe(model, version)
         versions.promote(stack, read_archive(Path(stack.running.store) / served.archive))
         traffic.refresh(stack)
-        if stack.running.door and model in traffic.read_documents(home):
+        if stack.running.door and model in traffic.read_documents(stack.state):
             note(f"{model} has a traffic document, which its requests still follow: marctl route show {model}")
-        with home.choosing() as choices:
+        with stack.state.choosing() as choices:
             choices.defaults[model] = version
     tell(stack, served, f"{served} is the default")
 
@@ -144,21 +144,16 @@ def unregister(state: Path, model: str, version: str, force: bool) -> None:
     """
     from scripts.door import traffic
     from scripts.server import versions
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
 
-    home = State(state)
-    with home.locked():
-        refuse_lane(model)
-        stack = Stack.open(home)
-        traffic.refuse_dead_door(stack)
+    refuse_lane(model)
+    with changing(state) as stack:
         served = stack.management.describe(model, version)
         note(f"{served}: unregistering")
         versions.refuse_default(stack, served)
         traffic.release(stack, model, version, "unregister", force=force)
         versions.unregister(stack, model, version)
         traffic.refresh(stack)
-        with home.choosing() as choices:
+        with stack.state.choosing() as choices:
             choices.extra = [name for name in choices.extra if name != served.archive]
             choices.left_out = sorted({*choices.left_out, f"{model}/{version}"})
             choices.workers.pop(f"{model}/{version}", None)

@@ -32,18 +32,11 @@ OWN_FIELDS = re.compile(rb'("prediction_id":"[^"]*"|"latency_ms":[0-9.]+)')
 """What differs between two answers to one question."""
 
 
-@pytest.fixture(scope="module")
-def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestRedis]:
-    started = TestRedis(tmp_path_factory.mktemp("redis"))
-    yield started
-    started.stop()
-
-
 @pytest.fixture
-def server(module_server: TestRedis) -> TestRedis:
-    module_server.client.flushall()
-    module_server.forget_commands()
-    return module_server
+def server(redis_server: TestRedis) -> TestRedis:
+    redis_server.client.flushall()
+    redis_server.forget_commands()
+    return redis_server
 
 
 @pytest.fixture

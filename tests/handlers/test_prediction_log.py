@@ -25,20 +25,13 @@ ASKED = Question("Why?", ("a knife", "a cloud"))
 PATIENCE_S = 15.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestRedis]:
-    started = TestRedis(tmp_path_factory.mktemp("redis"))
-    yield started
-    started.stop()
-
-
 @pytest.fixture
-def make_log(server: TestRedis) -> Iterator[Callable[..., PredictionLog]]:
+def make_log(redis_server: TestRedis) -> Iterator[Callable[..., PredictionLog]]:
     """Makes logs of a worker each; the streams are empty before."""
-    server.client.flushall()
+    redis_server.client.flushall()
     made: list[PredictionLog] = []
 
-    def make(url: str = server.url, version: str = "1.0", **settings: Any) -> PredictionLog:
+    def make(url: str = redis_server.url, version: str = "1.0", **settings: Any) -> PredictionLog:
         made.append(PredictionLog(Log(**settings), "quiz", version, "d" * 64, RedisLink(url, reply_timeout_s=1.0)))
         return made[-1]
 
@@ -76,11 +69,13 @@ def answered(log: PredictionLog, request_id: str, **headers: str) -> None:
     log.add(request(QUESTION, request_id, **headers), request_id, ASKED, object())
 
 
-def test_record_holds_what_the_client_was_told(task: Any, server: TestRedis, make_log: Callable[..., Any]) -> None:
+def test_record_holds_what_the_client_was_told(
+    task: Any, redis_server: TestRedis, make_log: Callable[..., Any]
+) -> None:
     task.log = make_log(input="whole")
     before = time.time()
     [reply] = task.answer([request(QUESTION, x_user_id="ann", x_fallback_from="2.0")])
-    [record] = records(server, 1)
+    [record] = records(redis_server, 1)
     told = json.loads(reply.body)
     assert before - 1 < record.time_us / 1e6 < time.time() + 1
     found = msgspec.structs.asdict(record)
@@ -92,22 +87,22 @@ def test_record_holds_what_the_client_was_told(task: Any, server: TestRedis, mak
 
 
 def test_an_earlier_answer_of_another_version_is_logged_as_its_own(
-    server: TestRedis, make_log: Callable[..., Any]
+    redis_server: TestRedis, make_log: Callable[..., Any]
 ) -> None:
     """A worker of 1.0 serves what 2.0 once said, because 2.0 has failed."""
     said = Answer("order-7", "quiz", "2.0", 1, "a cloud", 0.75, [0.25, 0.75], False, 1.0)
     make_log().add(request(QUESTION, x_fallback_from="2.0"), "order-7", ASKED, said, "stale")
-    [record] = records(server, 1)
+    [record] = records(redis_server, 1)
     assert (record.version, record.digest, record.fallback_from, record.cache) == ("2.0", "", "2.0", "stale")
 
 
 def test_each_question_of_a_request_is_a_record_and_a_bad_one_is_none(
-    task: Any, server: TestRedis, make_log: Callable[..., Any]
+    task: Any, redis_server: TestRedis, make_log: Callable[..., Any]
 ) -> None:
     task.log = make_log()
     good = some_questions(2, seed=3)
     task.answer([request({"instances": [good[0], {}, good[1]]}, "many"), request({}, "bad"), request(QUESTION, "one")])
-    found = records(server, 3)
+    found = records(redis_server, 3)
     assert {record.prediction_id for record in found} == {"many:0", "many:2", "one"}
     assert sorted(record.sequence for record in found) == [1, 2, 3]
 
@@ -116,13 +111,13 @@ def test_each_question_of_a_request_is_a_record_and_a_bad_one_is_none(
     ("keep", "whole", "hashed"), [("whole", True, True), ("hash", False, True), ("none", False, False)]
 )
 def test_of_an_input_no_more_is_kept_than_the_recipe_says(
-    server: TestRedis, make_log: Callable[..., Any], keep: str, whole: bool, hashed: bool
+    redis_server: TestRedis, make_log: Callable[..., Any], keep: str, whole: bool, hashed: bool
 ) -> None:
     log = make_log(input=keep)
     answered(log, "a")
-    [record] = records(server, 1)
+    [record] = records(redis_server, 1)
     assert (record.input is not None, record.input_hash is not None) == (whole, hashed)
-    [(_, fields)] = server.client.xrange(PREDICTIONS)
+    [(_, fields)] = redis_server.client.xrange(PREDICTIONS)
     assert (b"knife" in fields[FIELD]) == whole
 
 
@@ -131,41 +126,41 @@ def test_whole_inputs_are_not_kept_unless_asked_for() -> None:
 
 
 def test_users_and_inputs_are_hashed_alike_by_all_workers_and_not_guessable_elsewhere(
-    server: TestRedis, make_log: Callable[..., Any]
+    redis_server: TestRedis, make_log: Callable[..., Any]
 ) -> None:
     for version in ("1.0", "2.0"):
         log = make_log(version=version)
         answered(log, "a", x_user_id="ann")
         answered(log, "b", x_user_id="bob")
-    found = records(server, 4)
+    found = records(redis_server, 4)
     hashes = {name: {record.user for record in found if record.prediction_id == name} for name in ("a", "b")}
     assert (len(hashes["a"]), len(hashes["b"]), len(hashes["a"] | hashes["b"])) == (1, 1, 2)
     assert len({record.input_hash for record in found}) == 1
-    server.client.flushall()
+    redis_server.client.flushall()
     answered(make_log(), "a", x_user_id="ann")
-    [elsewhere] = records(server, 1)
+    [elsewhere] = records(redis_server, 1)
     assert elsewhere.user not in hashes["a"]
 
 
 def test_a_sampled_share_takes_a_request_and_its_copy_or_neither(
-    server: TestRedis, make_log: Callable[..., Any]
+    redis_server: TestRedis, make_log: Callable[..., Any]
 ) -> None:
     live, shadow = make_log(version="1.0", share=0.25), make_log(version="2.0", share=0.25)
     for i in range(2000):
         answered(live, f"id-{i}")
         answered(shadow, f"id-{i}", x_shadow_version="2.0")
     until(lambda: live.written == live._sequence and shadow.written == shadow._sequence)
-    found = records(server, live.written + shadow.written)
+    found = records(redis_server, live.written + shadow.written)
     ids = {side: {record.prediction_id for record in found if record.shadow is side} for side in (True, False)}
     assert ids[True] == ids[False]
     assert 400 < len(ids[True]) < 600
 
 
-def test_a_versions_own_samples_are_not_logged(server: TestRedis, make_log: Callable[..., Any]) -> None:
+def test_a_versions_own_samples_are_not_logged(redis_server: TestRedis, make_log: Callable[..., Any]) -> None:
     log = make_log()
     answered(log, "sample", x_sample="1")
     answered(log, "real")
-    assert [record.prediction_id for record in records(server, 1)] == ["real"]
+    assert [record.prediction_id for record in records(redis_server, 1)] == ["real"]
 
 
 def test_without_redis_the_oldest_are_dropped_and_counted(
@@ -210,11 +205,11 @@ def test_what_a_short_outage_left_in_the_queue_is_written_afterwards(tmp_path: P
     server.stop()
 
 
-def test_a_frozen_redis_holds_up_no_answer(server: TestRedis, make_log: Callable[..., Any], task: Any) -> None:
+def test_a_frozen_redis_holds_up_no_answer(redis_server: TestRedis, make_log: Callable[..., Any], task: Any) -> None:
     log = task.log = make_log()
     task.answer([request(QUESTION)])
-    records(server, 1)
-    with server.frozen():
+    records(redis_server, 1)
+    with redis_server.frozen():
         began = time.thread_time()
         assert [task.answer([request(QUESTION, f"id-{i}")])[0].code for i in range(50)] == [200] * 50
         spent_s = time.thread_time() - began
@@ -225,47 +220,47 @@ def test_a_frozen_redis_holds_up_no_answer(server: TestRedis, make_log: Callable
     until(lambda: log.written + log.dropped == 51)
 
 
-def test_what_a_full_redis_refuses_is_counted(server: TestRedis, make_log: Callable[..., Any]) -> None:
+def test_what_a_full_redis_refuses_is_counted(redis_server: TestRedis, make_log: Callable[..., Any]) -> None:
     log = make_log()
     answered(log, "fits")
-    records(server, 1)
-    limits = server.client.config_get("maxmemory*")
-    memory_left(server.client, -100_000)  # what clients hold comes and goes
+    records(redis_server, 1)
+    limits = redis_server.client.config_get("maxmemory*")
+    memory_left(redis_server.client, -100_000)  # what clients hold comes and goes
     try:
         answered(log, "refused")
         until(lambda: log.dropped == 1)
     finally:
         for name in ("maxmemory", "maxmemory-policy"):
-            server.client.config_set(name, limits[name])
+            redis_server.client.config_set(name, limits[name])
     answered(log, "fits again")
-    assert [record.prediction_id for record in records(server, 2)] == ["fits", "fits again"]
+    assert [record.prediction_id for record in records(redis_server, 2)] == ["fits", "fits again"]
 
 
-def test_garbage_in_place_of_the_stream_is_only_counted(server: TestRedis, make_log: Callable[..., Any]) -> None:
-    server.client.set(PREDICTIONS, "garbage")
+def test_garbage_in_place_of_the_stream_is_only_counted(redis_server: TestRedis, make_log: Callable[..., Any]) -> None:
+    redis_server.client.set(PREDICTIONS, "garbage")
     log = make_log()
     answered(log, "a")
     until(lambda: log.dropped == 1)
 
 
 def test_the_streams_length_is_bounded(
-    server: TestRedis, make_log: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    redis_server: TestRedis, make_log: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prediction_log, "STREAM_RECORDS", 200)
     log = make_log()
     for i in range(2000):
         answered(log, f"id-{i}")
     until(lambda: log.written == 2000)
-    assert 200 <= server.client.xlen(PREDICTIONS) < 400
+    assert 200 <= redis_server.client.xlen(PREDICTIONS) < 400
 
 
-def test_closing_writes_what_is_queued(server: TestRedis, make_log: Callable[..., Any]) -> None:
+def test_closing_writes_what_is_queued(redis_server: TestRedis, make_log: Callable[..., Any]) -> None:
     log = make_log()
     assert log._link.wait_closed(PATIENCE_S)
     for i in range(100):
         answered(log, f"id-{i}")
     log.close()
-    assert server.client.xlen(PREDICTIONS) == 100
+    assert redis_server.client.xlen(PREDICTIONS) == 100
 
 
 def label(task: Any, body: bytes | None) -> tuple[int, Any]:
@@ -273,13 +268,13 @@ def label(task: Any, body: bytes | None) -> tuple[int, Any]:
     return reply.code, json.loads(reply.body)
 
 
-def test_a_true_label_goes_to_its_own_stream(server: TestRedis, make_log: Callable[..., Any], task: Any) -> None:
+def test_a_true_label_goes_to_its_own_stream(redis_server: TestRedis, make_log: Callable[..., Any], task: Any) -> None:
     task.log = make_log()
     assert task.log._link.wait_closed(PATIENCE_S)
     code, told = label(task, b'{"prediction_id": "order-7:1", "label": 3, "model": "quiz"}')
     assert (code, told["prediction_id"], told["label"]) == (202, "order-7:1", 3)
-    until(lambda: server.client.xlen(LABELS) == 1)
-    [(_, fields)] = server.client.xrange(LABELS)
+    until(lambda: redis_server.client.xlen(LABELS) == 1)
+    [(_, fields)] = redis_server.client.xrange(LABELS)
     record = msgspec.msgpack.decode(fields[FIELD], type=LabelRecord)
     assert (record.prediction_id, record.label, record.source) == ("order-7:1", 3, "feedback")
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,19 +14,12 @@ NOON_US = 1_763_726_400_000_000
 """2025-11-21 12:00 UTC."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestRedis]:
-    started = TestRedis(tmp_path_factory.mktemp("redis"))
-    yield started
-    started.stop()
-
-
 @pytest.fixture
-def client(server: TestRedis) -> redis.Redis:
+def client(redis_server: TestRedis) -> redis.Redis:
     """Of a Redis with an empty log."""
-    server.client.flushall()
-    server.client.set(SALT, b"salt")
-    return server.client
+    redis_server.client.flushall()
+    redis_server.client.set(SALT, b"salt")
+    return redis_server.client
 
 
 def record(prediction_id: str, **fields: Any) -> PredictionRecord:

@@ -161,14 +161,14 @@ def test_wherever_it_dies_nothing_is_lost_or_doubled(
 
 
 def test_killed_again_and_again_while_records_come_it_loses_and_doubles_none(
-    server: TestRedis, client: redis.Redis, log: Log, tmp_path: Path
+    redis_server: TestRedis, client: redis.Redis, log: Log, tmp_path: Path
 ) -> None:
     """SIGKILL for a real process, at random moments."""
     dice, expected = random.Random(5), []
     script = "import sys; from scripts.cli import main; print('begun', flush=True); main(prog_name='marctl')"
     command = [sys.executable, "-c", script, "log", "drain", "--to", str(tmp_path), "--step", "20"]
     command += ["--follow", "--every", "0.1", "--state", str(tmp_path / "none")]
-    environ = os.environ | {"REDIS_URL": server.url}
+    environ = os.environ | {"REDIS_URL": redis_server.url}
     killed = 0
     for round_ in range(5):
         process = subprocess.Popen(command, cwd=PROJECT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

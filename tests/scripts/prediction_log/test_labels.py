@@ -36,11 +36,13 @@ def test_of_several_labels_the_latest_counts(client: redis.Redis, log: Log, tmp_
     assert read(tmp_path, columns=["label"])["label"].to_pylist() == [2]
 
 
-def test_all_bad_lines_are_told_and_nothing_is_sent(client: redis.Redis, server: TestRedis, tmp_path: Path) -> None:
+def test_all_bad_lines_are_told_and_nothing_is_sent(
+    client: redis.Redis, redis_server: TestRedis, tmp_path: Path
+) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text('{"prediction_id": "a", "label": 1}\n{"label": 1}\n{\n{"prediction_id": "a", "label": "x"}\n')
     done = CliRunner().invoke(
-        main, ["log", "label", str(path), "--state", str(tmp_path / "none")], env={"REDIS_URL": server.url}
+        main, ["log", "label", str(path), "--state", str(tmp_path / "none")], env={"REDIS_URL": redis_server.url}
     )
     assert done.exit_code == 1
     for part in ("3 faults", "line 2: Object missing required field `prediction_id`", "line 3: ", "line 4: "):
@@ -59,9 +61,9 @@ def test_half_a_label_is_misuse(arguments: list[str]) -> None:
     assert CliRunner().invoke(main, ["log", "label", *arguments]).exit_code == 2
 
 
-def test_one_label_from_the_shell(client: redis.Redis, server: TestRedis, log: Log, tmp_path: Path) -> None:
+def test_one_label_from_the_shell(client: redis.Redis, redis_server: TestRedis, log: Log, tmp_path: Path) -> None:
     log(record("a"))
     arguments = ["log", "label", "--id", "a", "--label", "3", "--state", str(tmp_path / "none")]
-    done = CliRunner().invoke(main, arguments, env={"REDIS_URL": server.url})
+    done = CliRunner().invoke(main, arguments, env={"REDIS_URL": redis_server.url})
     assert (done.exit_code, done.output) == (0, "1 label added\n")
     assert read(tmp_path / "log", client=client)["label"].to_pylist() == [3]
