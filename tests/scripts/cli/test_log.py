@@ -12,16 +12,16 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import main
 from tests.redis_servers import TestRedis
-from tests.scripts.prediction_log.conftest import Log, client, log, record, server
+from tests.scripts.prediction_log.conftest import Log, client, log, record
 
-__all__ = ["client", "log", "server"]
+__all__ = ["client", "log"]
 
 
 @pytest.fixture
-def marctl(server: TestRedis, client: redis.Redis, tmp_path: Path) -> object:
+def marctl(redis_server: TestRedis, client: redis.Redis, tmp_path: Path) -> object:
     def run(*arguments: str) -> Result:
         state = ["--state", str(tmp_path / "state")]
-        return CliRunner().invoke(main, [*arguments, *state], env={"REDIS_URL": server.url})
+        return CliRunner().invoke(main, [*arguments, *state], env={"REDIS_URL": redis_server.url})
 
     return run
 
