@@ -144,7 +144,7 @@ def remove(stack: Stack, served: Served) -> None:
 def remove_lane(stack: Stack, lane: Served) -> None:
     """TorchServe lets a default version go only as the last one; which one is the default means nothing here."""
     others = [other.version for other in stack.management.versions(lane.model) if other.version != lane.version]
-    if others and stack.is_default(lane.model, lane.version):
+    if others and stack.management.default_version(lane.model) == lane.version:
         stack.management.set_default(lane.model, others[0])
     stack.management.unregister(lane.model, lane.version)
     shutil.rmtree(stack.unpacked / (lane.archive + EXPLAINS + UNPACKED), ignore_errors=True)

@@ -176,3 +176,22 @@ def test_explaining_workers_can_be_stopped_alone_and_go_with_their_version(quiz:
     quiz.call("unregister", "quiz", "1.0")
     assert set(quiz.versions()) == {"quiz 2.0"}
     assert post(f"{door}/explanations/quiz/2.0", QUICK).status_code == 501
+
+
+def test_any_version_that_explains_can_go_while_another_one_does(
+    make_site: Callable[..., Site], tiny_model: Callable[[str], Path]
+) -> None:
+    """TorchServe keeps the default version of a model that has others, and makes the first registered one that."""
+    site = make_site()
+    for version in ("1.0", "2.0"):
+        adopted = adopt(tiny_model("bert"), "quiz", version, site.folder / "recipes", precision="float32")
+        build(explaining(adopted), site.store)
+    site.up()
+    door = site.call("status")["door"]
+    for leaves, stays in (("1.0", "2.0"), ("2.0", "1.0")):
+        site.call("default", "quiz", stays)
+        site.call("unregister", "quiz", leaves)
+        assert set(site.versions()) == {f"quiz {stays}", f"quiz-explain {stays}"}
+        assert post(f"{door}/explanations/quiz/{stays}", QUICK).status_code == 200
+        site.call("register", str(site.store / f"quiz-{leaves}.mar"))
+    site.call("down")
