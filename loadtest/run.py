@@ -33,6 +33,7 @@ from loadtest.stack import CommandFailed, CpuMeter, Stack, marctl, running_stack
 from scripts.server.state import State
 
 SAMPLE_EVERY_S = 1.0
+FINISH_TIMEOUT_S = 60.0
 WARM_UP_SEED = 999_983
 """Not one that is likely to be asked for: questions of the warm-up must not be those of the run."""
 
@@ -108,6 +109,8 @@ def load_command(asked: argparse.Namespace, url: str, model: str, outcomes: Path
     locust = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--host", url, "--headless"]
     locust += ["--users", str(asked.users), "--run-time", f"{asked.seconds:g}s", "--only-summary"]
     locust += ["--loglevel", "WARNING", "--exit-code-on-error", "0", "--model", model]
+    # What is under way at the end is waited for: cut off, the slowest requests would be missing from the figures.
+    locust += ["--stop-timeout", f"{FINISH_TIMEOUT_S:g}s"]
     return [*locust, "--explain-share", str(asked.explain_share), *common]
 
 
@@ -129,7 +132,7 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
         outcomes, errors = Path(folder) / "outcomes.json", Path(folder) / "errors.log"
         tell(f"loading {url} for {asked.seconds:g} s")
         command = load_command(asked, url, model, outcomes)
-        door_before = settled_door_counts(stack, model)
+        door_before = stages.settled_envoy_counts(stack, model)
         sampler = Sampler(stack, model, pids)
         with errors.open("wb") as log:
             generator = subprocess.Popen(command, cwd=machine.PROJECT, stdout=subprocess.DEVNULL, stderr=log)
@@ -140,7 +143,7 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
             sampler.finish()
         finally:
             stop(generator)
-        door = stages.difference(settled_door_counts(stack, model), door_before)
+        door = stages.difference(stages.settled_envoy_counts(stack, model), door_before)
         if not outcomes.exists():
             words = errors.read_text(errors="replace").strip()[-1000:]
             raise CommandFailed(f"the load generator ended with code {generator.returncode}: {words}")
@@ -154,16 +157,10 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
         "samples": shifted(sampler.rows, sampler.started - found["started"]),
         "explanations": found.get("explanations"),
         "cpu_s_per_1000": per_thousand(sampler.rows[-1]["cpu_s"], found["summary"]),
+        "door_requests": round(door["door_requests"]) if "door_requests" in door else None,
         "mean_batch": round(counts["batched"] / counts["batches"], 2) if counts.get("batches") else None,
         "stages": [asdict(stage) for stage in stages.stages(found["summary"]["mean_ms"], counts)],
     }
-
-
-def settled_door_counts(stack: Stack, model: str) -> stages.Counts:
-    """The door's counts with all that has happened until now in them."""
-    if stack.status.get("door"):
-        time.sleep(stages.ENVOY_MERGES_EVERY_S)
-    return stages.envoy_counts(stack, model)
 
 
 def shifted(rows: list[dict[str, Any]], offset_s: float) -> list[dict[str, Any]]:
