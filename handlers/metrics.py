@@ -35,21 +35,24 @@ class WorkerCounts:
         self._now = now
         self._totals = totals
         self._told: dict[str, int] = {}
-        self._counts = dict.fromkeys(NAMES, 0)
+        self._counts: dict[str, float] = dict.fromkeys(NAMES, 0)
         self._reported = now()
 
     def add(self, replies: Sequence[Reply], seconds: float) -> None:
         """Count one batch."""
         errors = sum(reply.code >= 400 for reply in replies)
-        for name, value in zip(NAMES, (1, len(replies), errors, round(seconds * 1000)), strict=True):
+        for name, value in zip(NAMES, (1, len(replies), errors, seconds * 1000), strict=True):
             self._counts[name] += value
         now = self._now()
         if now - self._reported >= REPORT_EVERY_S:
             totals = dict(self._totals())
             told = {name: value for name, value in self._told.items() if is_count(name)}
-            counts = self._counts | {name: value - told.get(name, 0) for name, value in totals.items()}
+            whole = {name: int(count) for name, count in self._counts.items()}
+            counts = whole | {name: value - told.get(name, 0) for name, value in totals.items()}
             self._report({name: value for name, value in counts.items() if value or not is_count(name)})
-            self._counts, self._told = dict.fromkeys(NAMES, 0), totals
+            # A batch may take less than a millisecond: what is left of one is in the next report.
+            self._counts = {name: count - whole[name] for name, count in self._counts.items()}
+            self._told = totals
             self._reported = now
 
 

@@ -22,6 +22,15 @@ def test_counts_are_reported_once_a_second_and_none_is_lost() -> None:
     }
 
 
+def test_batches_shorter_than_a_millisecond_add_up() -> None:
+    clock, reports = [0.0], []
+    counts = WorkerCounts(reports.append, now=lambda: clock[0])
+    for step in range(2500):
+        clock[0] = step / 1000
+        counts.add([], seconds=0.0004)
+    assert [report["handler_milliseconds_total"] for report in reports] == [400, 400]
+
+
 def test_what_others_count_is_reported_as_it_grows_and_states_as_they_are() -> None:
     clock, reports, totals = [0.0], [], {"hits_total": 0, "asking": 0}
     counts = WorkerCounts(reports.append, now=lambda: clock[0], totals=lambda: totals)
