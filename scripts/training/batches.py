@@ -12,13 +12,16 @@ from torch import Tensor
 
 from handlers.tokenization import PairEncoder, Row
 
+NO_LABEL = -100
+"""What torch.nn.functional.cross_entropy leaves out."""
+
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenized question: a row per choice, and the index of the right one."""
+    """One tokenized question: a row per choice, and the index of the right one, None where only a teacher knows it."""
 
     rows: list[Row]
-    label: int
+    label: int | None
     index: int
     """Position in the training set: where a teacher's logits for it are kept."""
 
@@ -29,7 +32,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. All int64; ids, mask and types: (questions, choices, tokens); labels, index: (questions,)."""
+    """One optimizer step. All int64; ids, mask and types: (questions, choices, tokens); labels, index: (questions,).
+
+    The label of a question without one is NO_LABEL.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -49,7 +55,7 @@ class Step:
                 ids[i, j, :length] = torch.tensor(row.ids)
                 mask[i, j, :length] = 1
                 types[i, j, row.second_at : length] = 1
-        labels = torch.tensor([example.label for example in examples])
+        labels = torch.tensor([NO_LABEL if example.label is None else example.label for example in examples])
         return cls(ids, mask, types, labels, torch.tensor([example.index for example in examples]))
 
     def inputs(self, has_type_ids: bool) -> dict[str, Tensor]:

@@ -56,7 +56,6 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     examples = tokenize(encoder, as_texts(asked))
     teachers = ready_teachers(version, training, {one.dataset for one in asked}, data, work, notify)
     logits: list[Tensor | None] | None = None
-    labelled = len(examples)
     if teachers:
         examples += noisy_copies(examples, training, tokenizer.mask_token_id, set(tokenizer.all_special_ids))
         logits = opinions(teachers, training, asked, examples, tokenizer, work)
@@ -70,7 +69,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
         use_first_token_only(model)
         freeze(model, training.frozen)
         checkpoint = work / f"run-{number}.pt"
-        results.append(train(model, encoder, examples, training, run, checkpoint, logits, labelled))
+        results.append(train(model, encoder, examples, training, run, checkpoint, logits))
     path = version.folder / version.recipe.weights.delta
     write_delta(path, pack_delta(base, average(results)))
     used = [dataset for dataset in datasets if not training.draw or dataset.name in training.draw]

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from handlers.tokenization import PairEncoder, Row
 from scripts.archive.recipe import Training, TrainingRun
 from scripts.progress import track
-from scripts.training.batches import Example, Step, epoch_order
+from scripts.training.batches import NO_LABEL, Example, Step, epoch_order
 from scripts.training.precision import MasterWeights, cheapen_dropout
 
 CHECKPOINT_EVERY_STEPS = 250
@@ -58,12 +58,10 @@ def train(
     plan: TrainingRun,
     checkpoint: Path,
     teacher_logits: Sequence[Tensor | None] | None = None,
-    labelled: int | None = None,
 ) -> dict[str, Tensor]:
     """Train `model` and return the trained parameters, fp32, by name; the model itself is left in bf16.
 
-    teacher_logits: per example, float32, shape (choices,), None where the teacher was not asked; examples from position
-    `labelled` on have no true label.
+    teacher_logits: per example, float32, shape (choices,), None where the teacher was not asked.
     An interrupted run goes on from `checkpoint`, with the same questions in the same order.
     """
     torch.manual_seed(plan.seed)
@@ -84,7 +82,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate * schedule(run.step / len(steps), settings.warmup_share)
             logits = model(**step.inputs(encoder.template.has_type_ids)).logits.float()
-            loss = step_loss(logits, step, settings, teacher_logits, labelled)
+            loss = step_loss(logits, step, settings, teacher_logits)
             loss.backward()
             master.take_gradients()
             nn.utils.clip_grad_norm_(master.weights, 1.0)
@@ -110,7 +108,6 @@ def step_loss(
     step: Step,
     settings: Training,
     teacher_logits: Sequence[Tensor | None] | None,
-    labelled: int | None,
 ) -> Tensor:
     """Cross-entropy, mixed with the teacher's distribution where there is one; logits: (questions, choices)."""
     if teacher_logits is None:
@@ -121,7 +118,7 @@ def step_loss(
     teacher = torch.stack([torch.zeros(logits.shape[1]) if one is None else one for one in opinions])
     soft = kl_div(log_softmax(logits / heat, -1), softmax(teacher / heat, -1), reduction="none").sum(-1) * heat**2
     hard = cross_entropy(logits, step.labels, reduction="none")
-    known = (step.index < (labelled if labelled is not None else len(teacher_logits))).float()
+    known = (step.labels != NO_LABEL).float()
     hard_weight = known * (1 - settings.teacher_weight * taught)
     return ((1 - hard_weight) * soft + hard_weight * hard).mean()
 
@@ -138,7 +135,7 @@ def noisy_copies(examples: Sequence[Example], settings: Training, mask_id: int, 
     for _ in range(settings.noisy_copies):
         for example in examples:
             rows = [masked(row) for row in example.rows]
-            copies.append(Example(rows, 0, len(examples) + len(copies)))
+            copies.append(Example(rows, None, len(examples) + len(copies)))
     return copies
 
 

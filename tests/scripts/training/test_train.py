@@ -144,17 +144,18 @@ def test_a_teacher_of_a_set_that_is_not_drawn_is_refused(tmp_path: Path, base: P
         train_version(student, write_data(tmp_path / "data", 8), tmp_path / "work", lambda _: None)
 
 
-def test_where_no_teacher_was_asked_the_label_alone_counts() -> None:
+def test_without_a_teacher_the_label_alone_counts_and_without_a_label_the_teacher() -> None:
     rows = [Row([1], 1, False)] * 2
-    step = Step.of([Example(rows, 1, 0), Example(rows, 0, 1)], 0)
+    step = Step.of([Example(rows, 1, 0), Example(rows, 0, 1), Example(rows, None, 2)], 0)
     settings = Training([TrainingRun(1, 0.1, 1)], teacher_weight=0.75, temperature=1.0)
-    logits = torch.tensor([[0.5, -1.0], [2.0, 1.0]])
+    logits = torch.tensor([[0.5, -1.0], [2.0, 1.0], [0.5, -1.0]])
     taught = torch.tensor([3.0, -3.0])
-    loss = step_loss(logits, step, settings, [taught, None], 2)
-    labels = -torch.log_softmax(logits, -1)[[0, 1], [1, 0]]
+    loss = step_loss(logits, step, settings, [taught, None, taught])
+    labels = -torch.log_softmax(logits[:2], -1)[[0, 1], [1, 0]]
     share = torch.softmax(taught, -1)
     divergence = (share * (torch.log(share) - torch.log_softmax(logits[0], -1))).sum()
-    assert loss.item() == pytest.approx(((0.75 * divergence + 0.25 * labels[0] + labels[1]) / 2).item(), abs=1e-6)
+    mean = (0.75 * divergence + 0.25 * labels[0] + labels[1] + divergence) / 3
+    assert loss.item() == pytest.approx(mean.item(), abs=1e-6)
 
 
 def test_drawing_repeats_a_set_that_is_too_small_and_takes_part_of_a_large_one(tmp_path: Path) -> None:
