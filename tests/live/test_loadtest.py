@@ -35,9 +35,9 @@ def test_a_run_within_its_thresholds_succeeds_and_says_what_everything_cost(site
     assert all(report["cpu_s_per_1000"][name] > 0 for name in ("envoy", "java", "mcqa 1.10", "load generator"))
     assert sum(stage["ms"] for stage in report["stages"]) == pytest.approx(report["summary"]["mean_ms"], abs=0.1)
     assert report["door_requests"] == served  # an independent count of these requests and no others
-    # Each of the first three waits for the next; Envoy rounds each time down to whole ms, and its histograms to 5 %.
-    client, door, http = (stage["ms"] for stage in report["stages"][:3])
-    assert min(client, door, http) > -(1 + 0.1 * report["summary"]["mean_ms"]), report["stages"]
+    # Envoy rounds down to whole ms, and its histograms to the middle of buckets that are a tenth of their value wide.
+    rounding_ms = 1 + 0.05 * report["summary"]["mean_ms"]
+    assert min(stage["ms"] for stage in report["stages"]) > -rounding_ms, report["stages"]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 4
     assert "src=" not in page  # nothing is fetched
