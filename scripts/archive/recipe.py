@@ -50,11 +50,6 @@ class Weights(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     delta: str | None = None
     """Safetensors file beside the recipe with what training added to those weights."""
 
-    @property
-    def source(self) -> tuple[str | None, ...]:
-        """Equal for versions that were made from the same weights."""
-        return (self.directory, self.hub, self.revision, self.package, self.path)
-
 
 class Batching(Struct, frozen=True, forbid_unknown_fields=True):
     """TorchServe's batching of requests."""
@@ -98,7 +93,7 @@ class Expected(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 class TrainingRun(Struct, frozen=True, forbid_unknown_fields=True):
-    """One pass through training, from the base weights on."""
+    """One pass through training."""
 
     epochs: Positive
     learning_rate: float
@@ -111,12 +106,21 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
 
     runs: Annotated[list[TrainingRun], Meta(min_length=1)]
     """The weights of several runs are averaged (model soup, Wortsman et al. 2022, arXiv:2203.05482)."""
+    start: str | None = None
+    """Folder of the recipe whose trained weights the runs begin with, beside this version's own; trained first if its
+    delta is missing. It has the same base, and of its layers those are taken that this version keeps."""
     warmup_share: float = 0.06
     weight_decay: float = 0.01
     questions_per_step: Positive = 32
     draw: dict[str, Positive] = {}
     """Questions of an epoch by data set, drawn with the first run's seed; beyond what a set has, some come again. A set
     that is not named is left out; with no names, all sets come whole."""
+    contrast: dict[str, str] = {}
+    """By data set another one whose choices are its contexts. The right choice of a question of the first must then fit
+    its own context better than the choices beside that in the second: a reason fits the statement that it is for."""
+    input_mask_share: float = 0.0
+    """Of the tokens of every other question, drawn anew for each step; labels and teachers' answers stay (word dropout,
+    Iyyer et al. 2015, doi:10.3115/v1/P15-1162)."""
     frozen: list[str] = []
     """Parts of parameter names that stay as they are."""
     teacher: str | dict[str, str] | None = None
@@ -183,6 +187,13 @@ class Version:
     @property
     def archive_name(self) -> str:
         return f"{self.model}-{self.version}.mar"
+
+    @property
+    def base(self) -> tuple[str | None, ...]:
+        """Equal for versions that are made from the same weights."""
+        weights = self.recipe.weights
+        directory = str((self.folder / weights.directory).resolve()) if weights.directory else None
+        return (directory, weights.hub, weights.revision, weights.package, weights.path)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:

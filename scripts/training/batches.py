@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,12 @@ class Step:
                 types[i, j, row.second_at : length] = 1
         labels = torch.tensor([NO_LABEL if example.label is None else example.label for example in examples])
         return cls(ids, mask, types, labels, torch.tensor([example.index for example in examples]))
+
+    def masked(self, share: float, mask_id: int, special: Tensor) -> Step:
+        """Half of the questions with `share` of their tokens replaced, but for the special ones."""
+        chosen = torch.rand(len(self.input_ids), 1, 1) < 0.5
+        hit = chosen & (torch.rand(self.input_ids.shape) < share) & ~torch.isin(self.input_ids, special)
+        return replace(self, input_ids=self.input_ids.masked_fill(hit, mask_id))
 
     def inputs(self, has_type_ids: bool) -> dict[str, Tensor]:
         """The model's keyword arguments."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import torch
 import yaml
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from handlers.multiple_choice import Question, first_text
@@ -48,6 +49,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
         raise UserError(f"{version}: the recipe has no `training` section or no `weights.delta`; add both to train it")
     datasets = find_split(data, "train")
     work.mkdir(parents=True, exist_ok=True)
+    start = ready_start(version, training, data, work, notify)
     model, tokenizer, _ = load_base(version)
     base = {name: value.clone() for name, value in model.state_dict().items()}
     encoder = PairEncoder(tokenizer, version.recipe.max_tokens)
@@ -59,13 +61,16 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     if teachers:
         examples += noisy_copies(examples, training, tokenizer.mask_token_id, set(tokenizer.all_special_ids))
         logits = opinions(teachers, training, asked, examples, tokenizer, work)
-    alike = [one for one in teachers.values() if one.recipe.weights.source == version.recipe.weights.source]
+    against = contrasts(datasets, training, asked, encoder, len(examples))
+    examples += against
+    if logits is not None:
+        logits += [None] * len(against)
     results = []
     for number, run in enumerate(training.runs, 1):
         notify(f"{version}: run {number} of {len(training.runs)}, {run.epochs} epochs")
         model, _, _ = load_base(version)
-        if alike and isinstance(training.teacher, str):
-            start_from_teacher(model, version, alike[0])
+        if start is not None:
+            start_from(start, model, version)
         use_first_token_only(model)
         freeze(model, training.frozen)
         checkpoint = work / f"run-{number}.pt"
@@ -73,7 +78,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     path = version.folder / version.recipe.weights.delta
     write_delta(path, pack_delta(base, average(results)))
     used = [dataset for dataset in datasets if not training.draw or dataset.name in training.draw]
-    record_training(version, training, used, teachers)
+    record_training(version, training, used, start, teachers)
     return path
 
 
@@ -107,6 +112,29 @@ def draw(datasets: Sequence[Dataset], training: Training) -> list[Asked]:
     return found
 
 
+def contrasts(
+    datasets: Sequence[Dataset], training: Training, asked: Sequence[Asked], encoder: PairEncoder, first_index: int
+) -> list[Example]:
+    """As `training.contrast` says, for the questions `asked`: one choice, a row per context, the first one its own."""
+    by_name = {dataset.name: dataset.questions for dataset in datasets}
+    if unknown := sorted({*training.contrast, *training.contrast.values()} - set(by_name)):
+        raise UserError(f"training.contrast: no data set {', '.join(unknown)}; there are {', '.join(sorted(by_name))}")
+    found: list[Example] = []
+    for name, other in training.contrast.items():
+        beside = {choice: question.choices for question in by_name[other] for choice in question.choices}
+        known = [one.question for one in asked if one.dataset == name and one.question.context in beside]
+        if not known:
+            raise UserError(f"training.contrast: no question drawn of {name} has a context that is a choice in {other}")
+        for question in known:
+            others = [choice for choice in beside[question.context or ""] if choice != question.context]
+            if not others:
+                continue
+            texts = [first_text_of(replace(question, context=text)) for text in (question.context, *others)]
+            rows = encoder.encode([(text, question.choices[question.label]) for text in texts])
+            found.append(Example(rows, 0, first_index + len(found)))
+    return found
+
+
 def ready_teachers(
     version: Version, training: Training, drawn: set[str], data: Path, work: Path, notify: Callable[[str], None]
 ) -> dict[str, Version]:
@@ -116,14 +144,41 @@ def ready_teachers(
         named = dict.fromkeys(drawn, named)
     if unknown := sorted(set(named) - drawn):
         raise UserError(f"training.teacher: no data set {', '.join(unknown)}; drawn are {', '.join(sorted(drawn))}")
-    found = {}
-    for name in sorted(set(named.values())):
-        teacher = found[name] = read_version(version.folder.parent / name)
-        delta = teacher.recipe.weights.delta
-        if delta is not None and not (teacher.folder / delta).exists():
-            notify(f"{version}: its teacher {name} is not trained yet, and comes first")
-            train_version(teacher, data, work / name.strip("/").replace("/", "-"), notify)
+    found = {name: read_version(version.folder.parent / name) for name in sorted(set(named.values()))}
+    for name, teacher in found.items():
+        ensure_trained(teacher, f"its teacher {name}", version, data, work, notify)
     return {dataset: found[name] for dataset, name in named.items()}
+
+
+def ready_start(
+    version: Version, training: Training, data: Path, work: Path, notify: Callable[[str], None]
+) -> Version | None:
+    """The version that `training.start` names, trained now if it never was.
+
+    Raises UserError, before any training, if its base or its layers are others.
+    """
+    if training.start is None:
+        return None
+    start = read_version(version.folder.parent / training.start)
+    if start.base != version.base:
+        raise UserError(f"training.start: {start} has other base weights than {version}; name a version with the same")
+    if start.recipe.weights.layers not in (None, version.recipe.weights.layers):
+        raise UserError(f"training.start: {start} keeps other layers than {version}; name a version that keeps all")
+    ensure_trained(start, f"its start {training.start}", version, data, work, notify)
+    return start
+
+
+def ensure_trained(
+    needed: Version, role: str, version: Version, data: Path, work: Path, notify: Callable[[str], None]
+) -> None:
+    """Train what `version` needs if its delta is missing; raises UserError if that is itself."""
+    if needed.folder.resolve() == version.folder.resolve():
+        raise UserError(f"{version}: {role} is {version} itself; name another version")
+    delta = needed.recipe.weights.delta
+    if delta is not None and not (needed.folder / delta).exists():
+        notify(f"{version}: {role} is not trained yet, and comes first")
+        folder = os.path.relpath(needed.folder, version.folder.parent)
+        train_version(needed, data, work / folder.strip("./").replace("/", "-"), notify)
 
 
 def opinions(
@@ -163,11 +218,11 @@ def opinions(
     return found
 
 
-def start_from_teacher(model: nn.Module, version: Version, teacher: Version) -> None:
-    """Give the student the teacher's layers that its recipe keeps, and everything outside the layers."""
+def start_from(start: Version, model: nn.Module, version: Version) -> None:
+    """Give the model the layers of `start` that its recipe keeps, and everything outside the layers."""
     kept = version.recipe.weights.layers
-    source = load_weights(teacher)[0].state_dict()
-    if kept is not None:
+    source = load_weights(start)[0].state_dict()
+    if kept is not None and start.recipe.weights.layers is None:
         names = {f".encoder.layer.{old}.": f".encoder.layer.{new}." for new, old in enumerate(kept)}
         source = {
             name.replace(old, new): value for name, value in source.items() for old, new in names.items() if old in name
@@ -176,18 +231,20 @@ def start_from_teacher(model: nn.Module, version: Version, teacher: Version) -> 
 
 
 def record_training(
-    version: Version, training: Training, datasets: list[Dataset], teachers: Mapping[str, Version]
+    version: Version,
+    training: Training,
+    datasets: list[Dataset],
+    start: Version | None,
+    teachers: Mapping[str, Version],
 ) -> None:
-    """Note when, on what, with which library and after which teachers the delta was made."""
+    """Note when, on what, with which library, from which start and after which teachers the delta was made."""
     made_with = {"torch": importlib.metadata.version("torch"), "runs": msgspec.to_builtins(training.runs)}
-    taught: dict[Path, list[str]] = {}
+    if start is not None:
+        made_with |= {"start": delta_of(start, version)}
     for dataset, teacher in sorted(teachers.items()):
-        taught.setdefault(teacher.folder / (teacher.recipe.weights.delta or ""), []).append(dataset)
-    for delta, names in taught.items():
-        if delta.is_file():
-            folder = os.path.relpath(delta.parent, version.folder.parent)
-            digest = hashlib.sha256(delta.read_bytes()).hexdigest()
-            made_with.setdefault("teachers", {})[folder] = {"delta_sha256": digest, "taught": names}
+        for folder, known in delta_of(teacher, version).items():
+            noted = made_with.setdefault("teachers", {}).setdefault(folder, known | {"taught": []})
+            noted["taught"].append(dataset)
     write_metadata(
         version,
         {
@@ -198,6 +255,15 @@ def record_training(
             },
         },
     )
+
+
+def delta_of(other: Version, version: Version) -> dict[str, dict[str, Any]]:
+    """By the folder of `other`, as seen from beside `version`, the hash of its delta; empty if it has none."""
+    delta = other.folder / (other.recipe.weights.delta or "")
+    if not delta.is_file():
+        return {}
+    folder = os.path.relpath(other.folder, version.folder.parent)
+    return {folder: {"delta_sha256": hashlib.sha256(delta.read_bytes()).hexdigest()}}
 
 
 def write_metadata(version: Version, changes: dict[str, Any]) -> None:

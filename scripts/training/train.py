@@ -74,11 +74,14 @@ def train(
     orders = [epoch_order(examples, settings.questions_per_step, plan.seed, e) for e in range(plan.epochs)]
     steps = [positions for order in orders for positions in order]
     losses: list[float] = []
+    special = torch.tensor(encoder.tokenizer.all_special_ids)
     model.train()
     # The fused CPU kernel is faster forwards and six times slower backwards at these lengths.
     with sdpa_kernel(SDPBackend.MATH), track("training", total=len(steps), done=run.step) as progress:
         for positions in steps[run.step :]:
             step = Step.of([examples[p] for p in positions], encoder.pad_id)
+            if settings.input_mask_share:
+                step = step.masked(settings.input_mask_share, encoder.tokenizer.mask_token_id, special)
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate * schedule(run.step / len(steps), settings.warmup_share)
             logits = model(**step.inputs(encoder.template.has_type_ids)).logits.float()

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 import torch
 import yaml
+from msgspec.structs import replace
+from transformers import AutoTokenizer
 
-from handlers.tokenization import Row
+from handlers.tokenization import PairEncoder, Row
 from scripts.archive.adopt import adopt
 from scripts.archive.recipe import Training, TrainingRun, Version, read_version
 from scripts.archive.reference import plain_probabilities
@@ -20,8 +22,8 @@ from scripts.archive.weights import load_weights
 from scripts.errors import UserError
 from scripts.training import train as train_module
 from scripts.training.batches import Example, Step
-from scripts.training.job import draw, train_version
-from scripts.training.questions import find_split
+from scripts.training.job import contrasts, draw, train_version
+from scripts.training.questions import Dataset, LabelledQuestion, find_split
 from scripts.training.train import step_loss
 from tests.tiny_models import CORPUS, save_tiny
 
@@ -82,11 +84,49 @@ def test_training_learns_and_a_student_learns_from_its_teacher(tmp_path: Path, b
     assert accuracy(teacher, data) > 0.9
     assert teacher.metadata["training_files"]["knives"]["questions"] == 160
     assert "fine-tuned, 3 epochs" in (teacher.folder / "MODEL_CARD.md").read_text()
-    student = recipe(tmp_path, base, "1.0", layers=[0], teacher="2.0", noisy_copies=1)
+    student = recipe(tmp_path, base, "1.0", layers=[0], start="2.0", teacher="2.0", noisy_copies=1)
     train_version(student, data, tmp_path / "work-1.0", lambda _: None)
     student = read_version(student.folder)
     assert load_weights(student)[0].config.num_hidden_layers == 1
     assert accuracy(student, data) > 0.9
+
+
+def test_a_version_starts_from_another_that_is_trained_first(tmp_path: Path, base: Path) -> None:
+    data = write_data(tmp_path / "data")
+    start = recipe(tmp_path, base, "start")
+    standing = {"runs": [{"epochs": 1, "learning_rate": 0.0, "seed": 1}]}
+    version = recipe(tmp_path, base, start="start", **standing)
+    train_version(version, data, tmp_path / "work", lambda _: None)
+    assert accuracy(read_version(start.folder), data) > 0.9
+    version = read_version(version.folder)
+    begun, found = (load_weights(read_version(folder))[0].state_dict() for folder in (start.folder, version.folder))
+    for name, weight in begun.items():
+        assert torch.allclose(weight, found[name], atol=2e-3), name
+    delta = hashlib.sha256((start.folder / "delta.safetensors").read_bytes()).hexdigest()
+    assert version.metadata["trained_with"]["start"] == {"start": {"delta_sha256": delta}}
+    assert "fine-tuned, from start on, 1 epochs" in (version.folder / "MODEL_CARD.md").read_text()
+    shallow = recipe(tmp_path, base, "shallow", layers=[1], start="start", **standing)
+    train_version(shallow, data, tmp_path / "work-shallow", lambda _: None)
+    [last] = [weight for name, weight in begun.items() if name.endswith("layer.1.output.dense.weight")]
+    kept = load_weights(read_version(shallow.folder))[0].state_dict()
+    [found_last] = [weight for name, weight in kept.items() if name.endswith("layer.0.output.dense.weight")]
+    assert torch.allclose(last, found_last, atol=2e-3)
+
+
+def test_a_start_with_other_weights_or_layers_is_refused_before_it_is_trained(tmp_path: Path, base: Path) -> None:
+    data = write_data(tmp_path / "data", 8)
+    version = recipe(tmp_path, base, start="start")
+    start = recipe(tmp_path, save_tiny("bert", tmp_path / "other"), "start")
+    with pytest.raises(UserError, match=r"training\.start: quiz start has other base weights than quiz 2\.0"):
+        train_version(version, data, tmp_path / "work", lambda _: None)
+    assert not (start.folder / "delta.safetensors").exists()
+    version = recipe(tmp_path / "again", base, start="start")
+    recipe(tmp_path / "again", base, "start", layers=[0])
+    with pytest.raises(UserError, match=r"training\.start: quiz start keeps other layers than quiz 2\.0"):
+        train_version(version, data, tmp_path / "again" / "work", lambda _: None)
+    version = recipe(tmp_path / "itself", base, teacher="2.0")
+    with pytest.raises(UserError, match=r"quiz 2\.0: its teacher 2\.0 is quiz 2\.0 itself; name another version"):
+        train_version(version, data, tmp_path / "itself" / "work", lambda _: None)
 
 
 def test_a_teacher_of_another_family_is_trained_first_and_asked_where_the_recipe_says(
@@ -156,6 +196,53 @@ def test_without_a_teacher_the_label_alone_counts_and_without_a_label_the_teache
     divergence = (share * (torch.log(share) - torch.log_softmax(logits[0], -1))).sum()
     mean = (0.75 * divergence + 0.25 * labels[0] + labels[1] + divergence) / 3
     assert loss.item() == pytest.approx(mean.item(), abs=1e-6)
+
+
+def test_a_right_choice_is_held_against_the_contexts_beside_its_own(base: Path) -> None:
+    def dataset(name: str, *questions: LabelledQuestion) -> Dataset:
+        return Dataset(name, Path(), "", list(questions))
+
+    statements = dataset("statements", LabelledQuestion("which", ("a knife", "a pillow"), 0))
+    known = LabelledQuestion("why", ("knife", "cut the bread"), 1, context="a knife")
+    alone = LabelledQuestion("which", ("a fork",), 0)
+    statements.questions.append(alone)
+    reasons = dataset("reasons", known, replace(known, context="told nowhere"), replace(known, context="a fork"))
+    training = Training([TrainingRun(1, 0.1, 1)], contrast={"reasons": "statements"})
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoder = PairEncoder(tokenizer, 64)
+    asked = draw([reasons, statements], training)
+    [found] = contrasts([reasons, statements], training, asked, encoder, 7)
+    assert (found.label, found.index) == (0, 7)
+    texts = [tokenizer.decode(row.ids, skip_special_tokens=True) for row in found.rows]
+    assert texts == ["a knife why cut the bread", "a pillow why cut the bread"]
+    with pytest.raises(UserError, match=r"training\.contrast: no data set forks; there are reasons, statements"):
+        contrasts([reasons, statements], replace(training, contrast={"reasons": "forks"}), asked, encoder, 0)
+    with pytest.raises(UserError, match="no question drawn of statements has a context that is a choice in reasons"):
+        contrasts([reasons, statements], replace(training, contrast={"statements": "reasons"}), asked, encoder, 0)
+
+
+def test_masks_fall_on_half_of_the_questions_and_on_no_special_token() -> None:
+    ids = [1, *range(10, 60), 2]
+    step = Step.of([Example([Row(ids, 20, False)] * 2, 0, i) for i in range(200)], 0)
+    torch.manual_seed(0)
+    hit = step.masked(0.2, 3, torch.tensor([0, 1, 2])).input_ids == 3
+    assert not hit[..., [0, -1]].any()
+    chosen = hit.any(-1).any(-1)
+    assert chosen.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert hit[chosen][..., 1:-1].float().mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_training_learns_beside_masks_and_contrasts(tmp_path: Path, base: Path) -> None:
+    data = write_data(tmp_path / "data")
+    questions = [msgspec.json.decode(line) for line in (data / "knives" / "train.jsonl").read_text().splitlines()]
+    (data / "reasons").mkdir()
+    reasons = [
+        one | {"context": one["choices"][one["label"]], "choices": ["knife", "bread", "water"]} for one in questions
+    ]
+    (data / "reasons" / "train.jsonl").write_bytes(b"\n".join(msgspec.json.encode(one) for one in reasons))
+    version = recipe(tmp_path, base, contrast={"reasons": "knives"}, input_mask_share=0.1)
+    train_version(version, data, tmp_path / "work", lambda _: None)
+    assert accuracy(read_version(version.folder), data) > 0.9
 
 
 def test_drawing_repeats_a_set_that_is_too_small_and_takes_part_of_a_large_one(tmp_path: Path) -> None:
