@@ -3,6 +3,7 @@
     python -m loadtest.door cost       what Envoy adds to TorchServe alone: latency and processor time
     python -m loadtest.door shadows    whether a hung or a dead shadow is felt by those who are answered
     python -m loadtest.door failures   requests lost to killed workers and to versions that change under load
+    python -m loadtest.door hostile    what a thousand hostile requests do to those of others
 
 All rounds of one command share one stack and take turns, so that what the machine does meanwhile touches all alike.
 """
@@ -26,12 +27,14 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.door.hostile import attacked
 from loadtest.stack import PROJECT, CpuMeter, Stack, running_stack
 
 Figures = dict[str, Any]
 VERSION, COPY = "mcqa/1.0", {"mcqa/1.1": "mcqa/1.0"}
 SETTLE_S = 1.0
 KILLS = 3
+HOSTILE = 1_000
 seeds = count(1)
 TABLE_WIDTH = 120
 
@@ -140,7 +143,26 @@ def swap_versions(stack: Stack, times: int) -> None:
         stack.marctl("route", "split", "mcqa", "--default")
 
 
-COMMANDS = {"cost": (cost, 15.0, 5), "shadows": (shadows, 30.0, 3), "failures": (failures, 420.0, 20)}
+def hostile(stack: Stack, seconds: float, rounds: int) -> Iterator[Figures]:
+    """Good requests alone, and among hostile ones that go to the door and past it, to TorchServe."""
+    ways_in = (f"{stack.door}/predict", f"{stack.torchserve}/predictions/mcqa")
+    for _ in range(rounds):
+        yield {"load": "100 a second", "way": "alone", **figures(generator(ways_in[0], seconds, rate=100))}
+        workers = stack.pids()
+        with attacked(ways_in, HOSTILE, seconds) as answered:
+            found = figures(generator(ways_in[0], seconds, rate=100))
+        kept = "the same" if stack.pids() == workers else "others"
+        told = ", ".join(f"{count} {answer}" for answer, count in sorted(answered.items()))
+        print(f"the hostile ones: {told}; processes afterwards: {kept}", file=sys.stderr)
+        yield {"load": "100 a second", "way": f"among {HOSTILE:,} hostile ones", **found}
+
+
+COMMANDS = {
+    "cost": (cost, 15.0, 5),
+    "shadows": (shadows, 30.0, 3),
+    "failures": (failures, 420.0, 20),
+    "hostile": (hostile, 30.0, 3),
+}
 """Name to what it does, the seconds of one load and its rounds."""
 COLUMNS = ("requests", "errors", "rps", "p50_ms", "p99_ms", "max_ms")
 
@@ -177,7 +199,7 @@ def main() -> int:
     asked = parser.parse_args()
     measure, seconds, rounds = COMMANDS[asked.command]
     rows = []
-    with running_stack([VERSION], copies=None if measure is cost else COPY) as stack:
+    with running_stack([VERSION], copies=COPY if measure in (shadows, failures) else None) as stack:
         for row in measure(stack, asked.seconds or seconds, asked.rounds or rounds):
             rows.append(row)
             print(f"{row['way']}, {row['load']}: {row['rps']:,.0f} answers a second", file=sys.stderr)

@@ -42,8 +42,8 @@ def model_card(version: Version) -> str:
     if training is not None and "trained" in known:
         how = learned_from(version.model, training.teacher)
         if training.start:
-            how += f", from {training.start} on"
-        runs = "; ".join(f"{run.epochs} epochs, seed {run.seed}" for run in training.runs)
+            how += f", starting from {training.start}"
+        runs = "; ".join(f"{run.epochs} epoch{'s' * (run.epochs > 1)}, seed {run.seed}" for run in training.runs)
         mean = f"the mean of {len(training.runs)} runs: " if len(training.runs) > 1 else ""
         lines.append(f"- Trained: {known['trained']}, {how}, {mean}{runs}")
     if recipe.data:

@@ -104,7 +104,7 @@ def test_a_version_starts_from_another_that_is_trained_first(tmp_path: Path, bas
         assert torch.allclose(weight, found[name], atol=2e-3), name
     delta = hashlib.sha256((start.folder / "delta.safetensors").read_bytes()).hexdigest()
     assert version.metadata["trained_with"]["start"] == {"start": {"delta_sha256": delta}}
-    assert "fine-tuned, from start on, 1 epochs" in (version.folder / "MODEL_CARD.md").read_text()
+    assert "fine-tuned, starting from start, 1 epoch," in (version.folder / "MODEL_CARD.md").read_text()
     shallow = recipe(tmp_path, base, "shallow", layers=[1], start="start", **standing)
     train_version(shallow, data, tmp_path / "work-shallow", lambda _: None)
     [last] = [weight for name, weight in begun.items() if name.endswith("layer.1.output.dense.weight")]
