@@ -118,9 +118,9 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     contrast: dict[str, str] = {}
     """By data set another one whose choices are its contexts. The right choice of a question of the first must then fit
     its own context better than the choices beside that in the second: a reason fits the statement that it is for."""
-    input_mask_share: float = 0.0
-    """Of the tokens of every other question, drawn anew for each step; labels and teachers' answers stay (word dropout,
-    Iyyer et al. 2015, doi:10.3115/v1/P15-1162)."""
+    input_mask_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Of the tokens in half of the questions, drawn anew for each step; labels and teachers' answers stay (word
+    dropout, Iyyer et al. 2015, doi:10.3115/v1/P15-1162)."""
     frozen: list[str] = []
     """Parts of parameter names that stay as they are."""
     teacher: str | dict[str, str] | None = None

@@ -52,6 +52,10 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     start = ready_start(version, training, data, work, notify)
     model, tokenizer, _ = load_base(version)
     base = {name: value.clone() for name, value in model.state_dict().items()}
+    if tokenizer.mask_token_id is None and (training.input_mask_share or training.noisy_copies):
+        raise UserError(
+            f"{version}: its tokenizer has no mask token; take input_mask_share and noisy_copies out of `training`"
+        )
     encoder = PairEncoder(tokenizer, version.recipe.max_tokens)
     asked = draw(datasets, training)
     notify(f"{version}: tokenizing {len(asked):,} questions")

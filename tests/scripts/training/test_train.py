@@ -232,6 +232,16 @@ def test_masks_fall_on_half_of_the_questions_and_on_no_special_token() -> None:
     assert hit[chosen][..., 1:-1].float().mean().item() == pytest.approx(0.2, abs=0.01)
 
 
+def test_masks_for_a_tokenizer_without_a_mask_token_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny("bert", tmp_path / "maskless")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(folder)
+    version = recipe(tmp_path, folder, input_mask_share=0.1)
+    with pytest.raises(UserError, match="its tokenizer has no mask token; take input_mask_share"):
+        train_version(version, write_data(tmp_path / "data", 8), tmp_path / "work", lambda _: None)
+
+
 def test_training_learns_beside_masks_and_contrasts(tmp_path: Path, base: Path) -> None:
     data = write_data(tmp_path / "data")
     questions = [msgspec.json.decode(line) for line in (data / "knives" / "train.jsonl").read_text().splitlines()]
