@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from scripts.training.batches import Example, tokenize
 from scripts.training.model_card import write_model_card
 from scripts.training.questions import Dataset, LabelledQuestion, find_split
 from scripts.training.train import freeze, noisy_copies, teacher_logits, train
+
+CLAIM_FILE = "made_from.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     notify(f"{version}: tokenizing {len(asked):,} questions")
     examples = tokenize(encoder, as_texts(asked))
     teachers = ready_teachers(version, training, {one.dataset for one in asked}, data, work, notify)
+    claim(work, version, datasets, [*([start] if start else []), *teachers.values()])
     logits: list[Tensor | None] | None = None
     if teachers:
         examples += noisy_copies(examples, training, tokenizer.mask_token_id, set(tokenizer.all_special_ids))
@@ -84,6 +88,34 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     used = [dataset for dataset in datasets if not training.draw or dataset.name in training.draw]
     record_training(version, training, used, start, teachers)
     return path
+
+
+def claim(work: Path, version: Version, datasets: Sequence[Dataset], learned_from: Sequence[Version]) -> None:
+    """Note in `work` what its checkpoints come from; raises UserError if it holds those of anything else."""
+    recipe, path = version.recipe, work / CLAIM_FILE
+    deltas: dict[str, Any] = {}
+    for other in learned_from:
+        deltas |= delta_of(other, version)
+    now = msgspec.to_builtins(
+        {
+            "training": recipe.training,
+            "weights": recipe.weights,
+            "max_tokens": recipe.max_tokens,
+            "data": {dataset.name: dataset.sha256 for dataset in datasets},
+            "teachers or start": deltas,
+        }
+    )
+    if any(work.glob("*.pt")):
+        try:
+            before = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            before = {}
+        if changed := [name for name in now if before.get(name) != now[name]]:
+            raise UserError(
+                f"{work}: its checkpoint was made with other {', '.join(changed)}; forget it (--restart), or leave it "
+                "there and train in another folder (--work)"
+            )
+    path.write_text(json.dumps(now))
 
 
 def average(results: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

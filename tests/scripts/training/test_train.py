@@ -277,7 +277,7 @@ def test_interrupted_training_ends_with_the_same_weights(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_data(tmp_path / "data", 64)
-    version = recipe(tmp_path, base)
+    version = recipe(tmp_path, base, input_mask_share=0.2)
     whole = train_version(version, data, tmp_path / "whole", lambda _: None).read_bytes()
     monkeypatch.setattr(train_module, "CHECKPOINT_EVERY_STEPS", 4)
     real, calls = train_module.step_loss, 0
@@ -295,6 +295,25 @@ def test_interrupted_training_ends_with_the_same_weights(
     monkeypatch.setattr(train_module, "step_loss", real)
     resumed = train_version(version, data, tmp_path / "broken", lambda _: None).read_bytes()
     assert resumed == whole
+
+
+def test_a_checkpoint_of_another_recipe_or_other_data_is_not_gone_on_with(tmp_path: Path, base: Path) -> None:
+    data, work = write_data(tmp_path / "data", 16), tmp_path / "work"
+    version = recipe(tmp_path, base)
+    first = train_version(version, data, work, lambda _: None).read_bytes()
+    assert train_version(version, data, work, lambda _: None).read_bytes() == first
+    path = version.folder / "model.yaml"
+    path.write_text(path.read_text().replace("learning_rate: 0.003", "learning_rate: 0.002"))
+    version = read_version(version.folder)
+    with pytest.raises(UserError, match=r"work: its checkpoint was made with other training; forget it \(--restart\)"):
+        train_version(version, data, work, lambda _: None)
+    assert (version.folder / "delta.safetensors").read_bytes() == first
+    (work / "run-1.pt").unlink()
+    assert train_version(version, data, work, lambda _: None).read_bytes() != first
+    questions = data / "knives" / "train.jsonl"
+    questions.write_text("".join(questions.read_text().splitlines(keepends=True)[:8]))
+    with pytest.raises(UserError, match="its checkpoint was made with other data;"):
+        train_version(version, data, work, lambda _: None)
 
 
 def test_several_runs_are_averaged(tmp_path: Path, base: Path) -> None:
