@@ -17,6 +17,8 @@ import psutil
 import pytest
 import requests
 
+from scripts.archive.adopt import adopt
+from scripts.archive.build import build
 from scripts.server.process import is_alive
 from tests.live.conftest import Site, is_server
 from tests.tiny_archives import ANSWER, BUSY, CONSTANT, FAILS_TO_LOAD, LACKS_A_LIBRARY, REQUEST, tiny_archive
@@ -251,6 +253,23 @@ def test_redis_that_dies_is_started_again_where_the_workers_find_it(make_site: M
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     site.assert_nothing_left(before)
+
+
+def test_without_redis_it_serves_and_keeps_nothing(make_site: MakeSite, tiny_model: Callable[[str], Path]) -> None:
+    site = make_site()
+    build(adopt(tiny_model("bert"), "quiz", "1.0", site.folder / "recipes", precision="float32"), site.store)
+    served = site.call(*site.up_arguments, "--no-redis", "--detach")
+    question = {"question": "What cuts bread?", "choices": ["a knife", "a cloud"]}
+    answers = [requests.post(f"{served['door']}/predictions/quiz", json=question, timeout=30) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json()["probabilities"] == answers[1].json()["probabilities"]
+    assert "no Redis: answers are neither cached nor logged" in site.run("status").stdout
+    assert not [process for process in site.processes() if "redis-server" in process.name()]
+    for command in (("cache", "purge", "quiz"), ("log", "drain", "--to", str(site.folder / "log"))):
+        refused = site.run(*command)
+        assert (refused.returncode, "Redis" in refused.stderr) == (1, True)
+    site.call("down")
+    site.assert_nothing_left(served)
 
 
 def test_down_ends_a_foreground_stack_without_an_error(make_site: MakeSite) -> None:
