@@ -70,10 +70,17 @@ class Step:
         return inputs | {"token_type_ids": self.token_type_ids} if has_type_ids else inputs
 
 
-def tokenize(encoder: PairEncoder, questions: Sequence[tuple[str, Sequence[str], int]]) -> list[Example]:
-    """questions: (first text, choices, label)."""
-    rows = iter(encoder.encode([(first, choice) for first, choices, _ in questions for choice in choices]))
-    return [Example([next(rows) for _ in choices], label, index) for index, (_, choices, label) in enumerate(questions)]
+Pairs = Sequence[tuple[str, str]]
+"""The first and second text of each row."""
+
+
+def tokenize(encoder: PairEncoder, questions: Sequence[tuple[Pairs, int]], first_index: int = 0) -> list[Example]:
+    """questions: a question's pairs, and which of them is right."""
+    rows = iter(encoder.encode([pair for pairs, _ in questions for pair in pairs]))
+    return [
+        Example([next(rows) for _ in pairs], label, index)
+        for index, (pairs, label) in enumerate(questions, first_index)
+    ]
 
 
 def epoch_order(examples: Sequence[Example], questions_per_step: int, seed: int, epoch: int) -> list[list[int]]:

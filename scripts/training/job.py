@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,16 +16,17 @@ import msgspec
 import torch
 import yaml
 from msgspec.structs import replace
-from torch import Tensor, nn
+from torch import Tensor
 
 from handlers.multiple_choice import Question, first_text
 from handlers.runtimes.first_token import use_first_token_only
 from handlers.tokenization import PairEncoder
+from scripts.archive.build import digest
 from scripts.archive.delta import pack_delta, write_delta
 from scripts.archive.recipe import METADATA_FILE, Training, Version, read_version
 from scripts.archive.weights import load_base, load_weights
 from scripts.errors import UserError
-from scripts.training.batches import Example, tokenize
+from scripts.training.batches import Example, Pairs, tokenize
 from scripts.training.model_card import write_model_card
 from scripts.training.questions import Dataset, LabelledQuestion, find_split
 from scripts.training.train import freeze, noisy_copies, teacher_logits, train
@@ -52,33 +52,32 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
         raise UserError(f"{version}: the recipe has no `training` section or no `weights.delta`; add both to train it")
     datasets = find_split(data, "train")
     work.mkdir(parents=True, exist_ok=True)
-    start = ready_start(version, training, data, work, notify)
     model, tokenizer, _ = load_base(version)
     base = {name: value.clone() for name, value in model.state_dict().items()}
     if tokenizer.mask_token_id is None and (training.input_mask_share or training.noisy_copies):
         raise UserError(
             f"{version}: its tokenizer has no mask token; take input_mask_share and noisy_copies out of `training`"
         )
-    encoder = PairEncoder(tokenizer, version.recipe.max_tokens)
     asked = draw(datasets, training)
-    notify(f"{version}: tokenizing {len(asked):,} questions")
-    examples = tokenize(encoder, as_texts(asked))
+    against = contrasts(datasets, training, asked)
+    start = ready_start(version, training, data, work, notify)
     teachers = ready_teachers(version, training, {one.dataset for one in asked}, data, work, notify)
-    claim(work, version, datasets, [*([start] if start else []), *teachers.values()])
+    deltas = delta_digests([*([start] if start else []), *teachers.values()])
+    claim(work, version, datasets, deltas)
+    notify(f"{version}: tokenizing {len(asked) + len(against):,} questions")
+    encoder = PairEncoder(tokenizer, version.recipe.max_tokens)
+    examples = tokenize(encoder, as_pairs(asked))
     logits: list[Tensor | None] | None = None
     if teachers:
         examples += noisy_copies(examples, training, tokenizer.mask_token_id, set(tokenizer.all_special_ids))
-        logits = opinions(teachers, training, asked, examples, tokenizer, work)
-    against = contrasts(datasets, training, asked, encoder, len(examples))
-    examples += against
-    if logits is not None:
-        logits += [None] * len(against)
+        logits = opinions(teachers, training, asked, examples, tokenizer, work) + [None] * len(against)
+    examples += tokenize(encoder, against, len(examples))
+    begun = starting_weights(start, version) if start else base
     results = []
     for number, run in enumerate(training.runs, 1):
         notify(f"{version}: run {number} of {len(training.runs)}, {run.epochs} epochs")
         model, _, _ = load_base(version)
-        if start is not None:
-            start_from(start, model, version)
+        model.load_state_dict(begun)
         use_first_token_only(model)
         freeze(model, training.frozen)
         checkpoint = work / f"run-{number}.pt"
@@ -86,23 +85,20 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     path = version.folder / version.recipe.weights.delta
     write_delta(path, pack_delta(base, average(results)))
     used = [dataset for dataset in datasets if not training.draw or dataset.name in training.draw]
-    record_training(version, training, used, start, teachers)
+    record_training(version, training, used, start, teachers, deltas)
     return path
 
 
-def claim(work: Path, version: Version, datasets: Sequence[Dataset], learned_from: Sequence[Version]) -> None:
+def claim(work: Path, version: Version, datasets: Sequence[Dataset], deltas: Mapping[Path, str]) -> None:
     """Note in `work` what its checkpoints come from; raises UserError if it holds those of anything else."""
     recipe, path = version.recipe, work / CLAIM_FILE
-    deltas: dict[str, Any] = {}
-    for other in learned_from:
-        deltas |= delta_of(other, version)
     now = msgspec.to_builtins(
         {
             "training": recipe.training,
             "weights": recipe.weights,
             "max_tokens": recipe.max_tokens,
             "data": {dataset.name: dataset.sha256 for dataset in datasets},
-            "teachers or start": deltas,
+            "teachers or start": {as_named(folder, version): digested for folder, digested in deltas.items()},
         }
     )
     if any(work.glob("*.pt")):
@@ -128,9 +124,12 @@ def first_text_of(question: LabelledQuestion) -> str:
     return first_text(Question(question.question, question.choices, question.context))
 
 
-def as_texts(asked: Sequence[Asked]) -> list[tuple[str, Sequence[str], int]]:
+def as_pairs(asked: Sequence[Asked]) -> list[tuple[Pairs, int]]:
     """What `tokenize` takes."""
-    return [(first_text_of(one.question), one.question.choices, one.question.label) for one in asked]
+    return [
+        ([(first_text_of(one.question), choice) for choice in one.question.choices], one.question.label)
+        for one in asked
+    ]
 
 
 def draw(datasets: Sequence[Dataset], training: Training) -> list[Asked]:
@@ -148,14 +147,12 @@ def draw(datasets: Sequence[Dataset], training: Training) -> list[Asked]:
     return found
 
 
-def contrasts(
-    datasets: Sequence[Dataset], training: Training, asked: Sequence[Asked], encoder: PairEncoder, first_index: int
-) -> list[Example]:
-    """As `training.contrast` says, for the questions `asked`: one choice, a row per context, the first one its own."""
+def contrasts(datasets: Sequence[Dataset], training: Training, asked: Sequence[Asked]) -> list[tuple[Pairs, int]]:
+    """As `training.contrast` says, for the questions `asked`: one choice, a pair per context, the first one its own."""
     by_name = {dataset.name: dataset.questions for dataset in datasets}
     if unknown := sorted({*training.contrast, *training.contrast.values()} - set(by_name)):
         raise UserError(f"training.contrast: no data set {', '.join(unknown)}; there are {', '.join(sorted(by_name))}")
-    found: list[Example] = []
+    found: list[tuple[Pairs, int]] = []
     for name, other in training.contrast.items():
         beside = {choice: question.choices for question in by_name[other] for choice in question.choices}
         known = [one.question for one in asked if one.dataset == name and one.question.context in beside]
@@ -165,9 +162,9 @@ def contrasts(
             others = [choice for choice in beside[question.context or ""] if choice != question.context]
             if not others:
                 continue
+            right = question.choices[question.label]
             texts = [first_text_of(replace(question, context=text)) for text in (question.context, *others)]
-            rows = encoder.encode([(text, question.choices[question.label]) for text in texts])
-            found.append(Example(rows, 0, first_index + len(found)))
+            found.append(([(text, right) for text in texts], 0))
     return found
 
 
@@ -213,8 +210,19 @@ def ensure_trained(
     delta = needed.recipe.weights.delta
     if delta is not None and not (needed.folder / delta).exists():
         notify(f"{version}: {role} is not trained yet, and comes first")
-        folder = os.path.relpath(needed.folder, version.folder.parent)
-        train_version(needed, data, work / folder.strip("./").replace("/", "-"), notify)
+        folder = as_named(needed.folder, version).strip("./").replace("/", "-")
+        train_version(needed, data, work / folder, notify)
+
+
+def as_named(folder: Path, version: Version) -> str:
+    """Another version's folder as `version`'s recipe names it: as seen from beside its own."""
+    return os.path.relpath(folder, version.folder.parent)
+
+
+def delta_digests(others: Sequence[Version]) -> dict[Path, str]:
+    """By folder the SHA-256 of a version's delta; none for one that has no delta."""
+    deltas = {other.folder: other.folder / other.recipe.weights.delta for other in others if other.recipe.weights.delta}
+    return {folder: digest(delta) for folder, delta in deltas.items()}
 
 
 def opinions(
@@ -231,9 +239,8 @@ def opinions(
     """
     kept = work / "teacher.pt"
     if kept.exists():
-        found: list[Tensor | None] = torch.load(kept, weights_only=True)
-        if len(found) == len(examples):
-            return found
+        kept_logits: list[Tensor | None] = torch.load(kept, weights_only=True)
+        return kept_logits
     said: dict[int, Tensor] = {}
     for teacher in {one.folder: one for one in teachers.values()}.values():
         model, its_tokenizer = load_weights(teacher)
@@ -244,7 +251,7 @@ def opinions(
                 raise UserError(
                     f"training.noisy_copies: {teacher} has another tokenizer and cannot read them; set it to 0"
                 )
-            readable = tokenize(encoder, as_texts(asked))
+            readable = tokenize(encoder, as_pairs(asked))
         heard = [one for one in readable if teachers.get(asked[one.index % len(asked)].dataset) is teacher]
         use_first_token_only(model)
         answers = teacher_logits(model.bfloat16(), encoder, heard)
@@ -254,16 +261,16 @@ def opinions(
     return found
 
 
-def start_from(start: Version, model: nn.Module, version: Version) -> None:
-    """Give the model the layers of `start` that its recipe keeps, and everything outside the layers."""
+def starting_weights(start: Version, version: Version) -> dict[str, Tensor]:
+    """The layers of `start` that the version's recipe keeps, and everything outside the layers."""
     kept = version.recipe.weights.layers
-    source = load_weights(start)[0].state_dict()
-    if kept is not None and start.recipe.weights.layers is None:
-        names = {f".encoder.layer.{old}.": f".encoder.layer.{new}." for new, old in enumerate(kept)}
-        source = {
-            name.replace(old, new): value for name, value in source.items() for old, new in names.items() if old in name
-        } | {name: value for name, value in source.items() if ".encoder.layer." not in name}
-    model.load_state_dict(source)
+    source: dict[str, Tensor] = load_weights(start)[0].state_dict()
+    if kept is None or start.recipe.weights.layers is not None:
+        return source
+    names = {f".encoder.layer.{old}.": f".encoder.layer.{new}." for new, old in enumerate(kept)}
+    return {
+        name.replace(old, new): value for name, value in source.items() for old, new in names.items() if old in name
+    } | {name: value for name, value in source.items() if ".encoder.layer." not in name}
 
 
 def record_training(
@@ -272,14 +279,16 @@ def record_training(
     datasets: list[Dataset],
     start: Version | None,
     teachers: Mapping[str, Version],
+    deltas: Mapping[Path, str],
 ) -> None:
     """Note when, on what, with which library, from which start and after which teachers the delta was made."""
     made_with = {"torch": importlib.metadata.version("torch"), "runs": msgspec.to_builtins(training.runs)}
-    if start is not None:
-        made_with |= {"start": delta_of(start, version)}
+    if start is not None and start.folder in deltas:
+        made_with["start"] = {as_named(start.folder, version): {"delta_sha256": deltas[start.folder]}}
     for dataset, teacher in sorted(teachers.items()):
-        for folder, known in delta_of(teacher, version).items():
-            noted = made_with.setdefault("teachers", {}).setdefault(folder, known | {"taught": []})
+        if teacher.folder in deltas:
+            known = {"delta_sha256": deltas[teacher.folder], "taught": []}
+            noted = made_with.setdefault("teachers", {}).setdefault(as_named(teacher.folder, version), known)
             noted["taught"].append(dataset)
     write_metadata(
         version,
@@ -291,15 +300,6 @@ def record_training(
             },
         },
     )
-
-
-def delta_of(other: Version, version: Version) -> dict[str, dict[str, Any]]:
-    """By the folder of `other`, as seen from beside `version`, the hash of its delta; empty if it has none."""
-    delta = other.folder / (other.recipe.weights.delta or "")
-    if not delta.is_file():
-        return {}
-    folder = os.path.relpath(other.folder, version.folder.parent)
-    return {folder: {"delta_sha256": hashlib.sha256(delta.read_bytes()).hexdigest()}}
 
 
 def write_metadata(version: Version, changes: dict[str, Any]) -> None:

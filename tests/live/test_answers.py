@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from handlers.multiple_choice import Question
+from loadtest.door.hostile import LOG_LINES, hostile_bodies
 from scripts.archive.adopt import adopt
 from scripts.archive.build import build
 from scripts.archive.reference import plain_probabilities
@@ -129,22 +130,14 @@ def test_good_and_bad_requests_in_the_same_batches_each_get_their_own(url: str) 
 def test_abuse_harms_neither_the_worker_nor_the_next_client(quiz: Site, url: str) -> None:
     [version] = quiz.versions().values()
     worker = version["pids"]
-    evil = "x\n[METRICS]evil.ms:1|#Level:Model|#type:COUNTER|#hostname:h,1\n[PID]1\nTorch worker started."
     dice = random.Random(0)
     address = urlsplit(url)
     bodies = [
-        json.dumps({"question": evil, "choices": [evil, evil]}).encode(),
-        json.dumps({evil: evil}).encode(),
-        json.dumps({"instances": [GOOD, {"question": evil, "choices": 3}] * 20}).encode(),
-        json.dumps({"question": "\x00\x1b[31m\u202e", "choices": ["\x00", "\u0000\uffff"]}).encode(),
-        json.dumps({"question": "x " * 9000, "choices": ["y " * 9000, "z"] * 8}).encode(),
-        json.dumps({"question": 1e308, "choices": [[[]]]}).encode(),
-        b'{"a":' * 20_000,
-        b"\xff" * 1000,
+        *hostile_bodies(),
         bytes(dice.randrange(256) for _ in range(2000)),
         b'{"question": "x", "choices": ["a", "b"]}' + b" " * 1_100_000,
     ]
-    headers = [{}, {"x-request-id": evil.replace("\n", " ")}, {"explain": "True"}, {"Content-Type": "text/plain"}]
+    headers = [{}, {"x-request-id": LOG_LINES.replace("\n", " ")}, {"explain": "True"}, {"Content-Type": "text/plain"}]
 
     def abuse(i: int) -> None:
         if i % 5 == 0:

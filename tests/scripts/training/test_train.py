@@ -21,7 +21,7 @@ from scripts.archive.reference import plain_probabilities
 from scripts.archive.weights import load_weights
 from scripts.errors import UserError
 from scripts.training import train as train_module
-from scripts.training.batches import Example, Step
+from scripts.training.batches import Example, Step, tokenize
 from scripts.training.job import contrasts, draw, train_version
 from scripts.training.questions import Dataset, LabelledQuestion, find_split
 from scripts.training.train import step_loss
@@ -113,12 +113,17 @@ def test_a_version_starts_from_another_that_is_trained_first(tmp_path: Path, bas
     assert torch.allclose(last, found_last, atol=2e-3)
 
 
-def test_a_start_with_other_weights_or_layers_is_refused_before_it_is_trained(tmp_path: Path, base: Path) -> None:
+def test_what_cannot_go_on_from_a_start_is_refused_before_that_is_trained(tmp_path: Path, base: Path) -> None:
     data = write_data(tmp_path / "data", 8)
     version = recipe(tmp_path, base, start="start")
     start = recipe(tmp_path, save_tiny("bert", tmp_path / "other"), "start")
     with pytest.raises(UserError, match=r"training\.start: quiz start has other base weights than quiz 2\.0"):
         train_version(version, data, tmp_path / "work", lambda _: None)
+    assert not (start.folder / "delta.safetensors").exists()
+    version = recipe(tmp_path / "unknown", base, start="start", contrast={"knives": "forks"})
+    start = recipe(tmp_path / "unknown", base, "start")
+    with pytest.raises(UserError, match=r"training\.contrast: no data set forks"):
+        train_version(version, data, tmp_path / "unknown" / "work", lambda _: None)
     assert not (start.folder / "delta.safetensors").exists()
     version = recipe(tmp_path / "again", base, start="start")
     recipe(tmp_path / "again", base, "start", layers=[0])
@@ -211,14 +216,14 @@ def test_a_right_choice_is_held_against_the_contexts_beside_its_own(base: Path) 
     tokenizer = AutoTokenizer.from_pretrained(base)
     encoder = PairEncoder(tokenizer, 64)
     asked = draw([reasons, statements], training)
-    [found] = contrasts([reasons, statements], training, asked, encoder, 7)
+    [found] = tokenize(encoder, contrasts([reasons, statements], training, asked), 7)
     assert (found.label, found.index) == (0, 7)
     texts = [tokenizer.decode(row.ids, skip_special_tokens=True) for row in found.rows]
     assert texts == ["a knife why cut the bread", "a pillow why cut the bread"]
     with pytest.raises(UserError, match=r"training\.contrast: no data set forks; there are reasons, statements"):
-        contrasts([reasons, statements], replace(training, contrast={"reasons": "forks"}), asked, encoder, 0)
+        contrasts([reasons, statements], replace(training, contrast={"reasons": "forks"}), asked)
     with pytest.raises(UserError, match="no question drawn of statements has a context that is a choice in reasons"):
-        contrasts([reasons, statements], replace(training, contrast={"statements": "reasons"}), asked, encoder, 0)
+        contrasts([reasons, statements], replace(training, contrast={"statements": "reasons"}), asked)
 
 
 def test_masks_fall_on_half_of_the_questions_and_on_no_special_token() -> None:
