@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from handlers.errors import LoadError
-from handlers.settings import Settings
-from handlers.task import Task
+from handlers.core.errors import LoadError
+from handlers.core.settings import Settings
+from handlers.core.task import Task
 
 if TYPE_CHECKING:
-    from handlers.tokenization import PairEncoder
+    from handlers.text.tokenization import PairEncoder
 
 MODEL_FOLDER = "model"
 METADATA_FILE = "metadata.json"
@@ -48,10 +48,10 @@ def load_multiple_choice(folder: Path, name: str, version: str, settings: Settin
     from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    from handlers.multiple_choice import MultipleChoice, Question, pairs
-    from handlers.runtimes.choose import load_scorer
     from handlers.samples import read_samples
-    from handlers.tokenization import PairEncoder, Row
+    from handlers.tasks.multiple_choice.task import MultipleChoice, Question, pairs
+    from handlers.text.choose import load_scorer
+    from handlers.text.tokenization import PairEncoder, Row
 
     transformers_logging.disable_progress_bar()
     if not (folder / "config.json").is_file():
@@ -77,12 +77,12 @@ def load_explaining(
     """The same task, which also explains: in float32 and by the model's own code, which has gradients."""
     import torch
 
-    from handlers.multiple_choice import MultipleChoice
-    from handlers.runtimes.choose import load_model
-    from handlers.runtimes.torch_runtime import TorchScorer
+    from handlers.tasks.multiple_choice.task import MultipleChoice
+    from handlers.text.choose import load_model
+    from handlers.text.torch_runtime import TorchScorer
 
     try:
-        from handlers.explanations.explainer import Explainer
+        from handlers.tasks.multiple_choice.explain.explainer import Explainer
     except ImportError as err:
         raise LoadError(f"explanations need Captum ({err}); pip install captum") from err
     torch.set_num_threads(settings.threads)

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from handlers.errors import LoadError
+from handlers.core.errors import LoadError
+from handlers.core.task import Request, Task
 from handlers.loading import METADATA_FILE
-from handlers.task import Request, Task
 
 SAMPLES_FILE = "samples.json"
 DEFAULT_TOLERANCE = 0.05

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.errors import LoadError
+from handlers.core.errors import LoadError
 from handlers.loading import load_task
 from handlers.samples import answers, read_samples
 

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from handlers.runtimes.memory import keep_memory
+from handlers.torchserve.memory import keep_memory
 from loadtest.questions import bodies
 from loadtest.speed import cut, load, seconds
 

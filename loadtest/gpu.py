@@ -26,10 +26,10 @@ from typing import Any
 import torch
 import yaml
 
+from handlers.core.settings import Settings
+from handlers.core.task import Request
 from handlers.loading import load_multiple_choice
-from handlers.runtimes.torch_runtime import TorchScorer
-from handlers.settings import Settings
-from handlers.task import Request
+from handlers.text.torch_runtime import TorchScorer
 from loadtest.questions import bodies
 
 DISTINCT = 64

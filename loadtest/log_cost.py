@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from handlers.multiple_choice import Answer, Question
-from handlers.prediction_log import PREDICTIONS, PredictionLog
-from handlers.redis_link import RedisLink
-from handlers.settings import Log
-from handlers.task import Request
-from scripts.server import redis_server
-from scripts.server.state import State
+from handlers.core.settings import Log
+from handlers.core.task import Request
+from handlers.redis.link import RedisLink
+from handlers.redis.log import PREDICTIONS, PredictionLog
+from handlers.tasks.multiple_choice.task import Answer, Question
+from scripts.stack import redis_server
+from scripts.stack.state import State
 
 BATCH, PAUSE_S = 32, 0.01
 ASKED = Question("What do people use to cut bread?", ("a pillow", "a knife", "a cloud"))

@@ -39,7 +39,9 @@ def page(content: dict[str, Any]) -> str:
     loop = f"open loop, {content['options']['rate']}/s" if "rate" in content["options"] else "closed loop"
     figures = [(name, value) for name, value in summary.items() if name != "codes"]
     figures += [(f"answers {code}", times) for code, times in summary["codes"].items()]
-    figures += [("requests by the door's own count", content["door_requests"])] if content["door_requests"] else []
+    figures += (
+        [("requests by the gateway's own count", content["gateway_requests"])] if content["gateway_requests"] else []
+    )
     parts = [
         f"<h1>{summary['rps']:g} answers a second, p99 {summary['p99_ms']:g} ms ({html.escape(loop)})</h1>",
         checks_table(content["checks"]),

@@ -30,7 +30,7 @@ from loadtest.questions import bodies
 from loadtest.report import write_report
 from loadtest.shapes import SHAPES
 from loadtest.stack import CommandFailed, CpuMeter, Stack, marctl, running_stack
-from scripts.server.state import State
+from scripts.stack.state import State
 
 SAMPLE_EVERY_S = 1.0
 FINISH_TIMEOUT_S = 60.0
@@ -43,7 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is loaded")
     what.add_argument("--versions", nargs="+", default=["mcqa/1.0"], help="versions that are served; the first's model")
     what.add_argument("--state", type=Path, help="a stack that runs already (marctl up --state), in place of a new one")
-    what.add_argument("--no-door", action="store_true", help="straight to TorchServe")
+    what.add_argument("--no-gateway", action="store_true", help="straight to TorchServe")
     what.add_argument("--up", default="", metavar="OPTIONS", help="more options of marctl up, as one word")
     load = parser.add_argument_group("load")
     load.add_argument("--users", type=int, default=64, help="closed loop, by Locust")
@@ -118,7 +118,7 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
     """Warm up, load, and gather all figures."""
     model = asked.versions[0].split("/")[0]
     stack = Stack(stack.state, stack.marctl("status"))
-    url = stack.torchserve if asked.no_door or not stack.status.get("door") else stack.door
+    url = stack.torchserve if asked.no_gateway or not stack.status.get("gateway") else stack.gateway
     if asked.warm_up:
         tell(f"warming up for {asked.warm_up:g} s")
         target = Target.of(f"{url}/predictions/{model}")
@@ -132,7 +132,7 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
         outcomes, errors = Path(folder) / "outcomes.json", Path(folder) / "errors.log"
         tell(f"loading {url} for {asked.seconds:g} s")
         command = load_command(asked, url, model, outcomes)
-        door_before = stages.settled_envoy_counts(stack, model)
+        gateway_before = stages.settled_envoy_counts(stack, model)
         sampler = Sampler(stack, model, pids)
         with errors.open("wb") as log:
             generator = subprocess.Popen(command, cwd=machine.PROJECT, stdout=subprocess.DEVNULL, stderr=log)
@@ -143,21 +143,21 @@ def measure(asked: argparse.Namespace, stack: Stack) -> dict[str, Any]:
             sampler.finish()
         finally:
             stop(generator)
-        door = stages.difference(stages.settled_envoy_counts(stack, model), door_before)
+        gateway = stages.difference(stages.settled_envoy_counts(stack, model), gateway_before)
         if not outcomes.exists():
             words = errors.read_text(errors="replace").strip()[-1000:]
             raise CommandFailed(f"the load generator ended with code {generator.returncode}: {words}")
         found = json.loads(outcomes.read_text())
-    if "explanations" in found:  # of them and predictions the door's listener has one count
-        door = {name: value for name, value in door.items() if not name.startswith("door_")}
-    counts = stages.difference(sampler.last, sampler.first) | door
+    if "explanations" in found:  # of them and predictions the gateway's listener has one count
+        gateway = {name: value for name, value in gateway.items() if not name.startswith("gateway_")}
+    counts = stages.difference(sampler.last, sampler.first) | gateway
     return {
         "summary": found["summary"],
         "seconds": found["seconds"],
         "samples": shifted(sampler.rows, sampler.started - found["started"]),
         "explanations": found.get("explanations"),
         "cpu_s_per_1000": per_thousand(sampler.rows[-1]["cpu_s"], found["summary"]),
-        "door_requests": round(door["door_requests"]) if "door_requests" in door else None,
+        "gateway_requests": round(gateway["gateway_requests"]) if "gateway_requests" in gateway else None,
         "mean_batch": round(counts["batched"] / counts["batches"], 2) if counts.get("batches") else None,
         "stages": [asdict(stage) for stage in stages.stages(found["summary"]["mean_ms"], counts)],
     }
@@ -234,7 +234,9 @@ def main() -> int:
                 running: Any = nullcontext(Stack(asked.state, marctl(asked.state, "status")))
             else:
                 tell(f"starting a stack with {', '.join(asked.versions)}")
-                running = running_stack(asked.versions, *(["--no-door"] if asked.no_door else []), *asked.up.split())
+                running = running_stack(
+                    asked.versions, *(["--no-gateway"] if asked.no_gateway else []), *asked.up.split()
+                )
             with running as stack:
                 found = measure(asked, stack)
         except KeyboardInterrupt:

@@ -34,10 +34,10 @@ READY = 20_000
 
 @dataclass(frozen=True)
 class Variant:
-    """`recipe` is merged into the version's, `door` is the content of `--door-config`."""
+    """`recipe` is merged into the version's, `gateway` is the content of `--gateway-config`."""
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    door: Mapping[str, Any] = field(default_factory=dict)
+    gateway: Mapping[str, Any] = field(default_factory=dict)
 
 
 def batches_of(size: int) -> Variant:
@@ -57,7 +57,7 @@ VARIANTS = {
     "batch-64": batches_of(64),
     "2-workers": Variant({"workers": 2}),
     "2-threads": Variant({"threads": 2}),
-    "envoy-2-threads": Variant(door={"threads": 2}),
+    "envoy-2-threads": Variant(gateway={"threads": 2}),
 }
 
 
@@ -65,7 +65,7 @@ def one_round(stack: Stack, model: str, seconds: float, seeds: count[int]) -> Fi
     """Every load once; no question comes twice."""
 
     def generator() -> Generator:
-        return Generator(Target.of(f"{stack.door}/predictions/{model}"), bodies(next(seeds), ready=READY))
+        return Generator(Target.of(f"{stack.gateway}/predictions/{model}"), bodies(next(seeds), ready=READY))
 
     many_asked = generator()
     meter = CpuMeter(stack.pids())
@@ -101,13 +101,13 @@ def main() -> int:
         stacks = {}
         for name in asked.only:
             variant = VARIANTS[name]
-            door = folder / f"{name}.yaml"
-            door.write_text(json.dumps(dict(variant.door)))  # JSON is YAML, too
-            options = ("--no-redis", "--door-config", str(door))
+            gateway = folder / f"{name}.yaml"
+            gateway.write_text(json.dumps(dict(variant.gateway)))  # JSON is YAML, too
+            options = ("--no-redis", "--gateway-config", str(gateway))
             stacks[name] = opened.enter_context(running_stack([asked.version], *options, recipe=variant.recipe))
             print(f"{name} is up", file=sys.stderr)
         for stack in stacks.values():  # Java compiles
-            Generator(Target.of(f"{stack.door}/predictions/{model}"), bodies(next(seeds))).closed(CONNECTIONS, 5.0)
+            Generator(Target.of(f"{stack.gateway}/predictions/{model}"), bodies(next(seeds))).closed(CONNECTIONS, 5.0)
         for number in range(asked.rounds):
             for name, stack in stacks.items():
                 found[name].append(one_round(stack, model, asked.seconds, seeds))

@@ -29,13 +29,13 @@ import msgspec
 import torch
 import yaml
 
+from handlers.core.settings import Settings
+from handlers.core.task import Request
 from handlers.loading import load_multiple_choice
-from handlers.multiple_choice import MultipleChoice
-from handlers.runtimes.choose import dtype_of, load_model
-from handlers.runtimes.memory import keep_memory
-from handlers.runtimes.torch_runtime import TorchScorer
-from handlers.settings import Settings
-from handlers.task import Request
+from handlers.tasks.multiple_choice.task import MultipleChoice
+from handlers.text.choose import dtype_of, load_model
+from handlers.text.torch_runtime import TorchScorer
+from handlers.torchserve.memory import keep_memory
 from loadtest.exported import MissingPackage, replace_model
 from loadtest.questions import bodies
 
@@ -134,8 +134,8 @@ def compare(found: list[list[float]], expected: list[list[float]]) -> dict[str, 
 
 def accuracy(task: MultipleChoice, folder: Path) -> dict[str, float]:
     """In %, by data set of the dev split in `folder`, and their mean, through the code of `marctl eval`."""
-    from scripts.training.evaluate import evaluate, mean_accuracy
-    from scripts.training.questions import find_split
+    from scripts.train.evaluate import evaluate, mean_accuracy
+    from scripts.train.questions import find_split
 
     scores = [evaluate(task, dataset) for dataset in find_split(folder, "dev")]
     found = {score.dataset: score.accuracy for score in scores} | {"mean": mean_accuracy(scores)}

@@ -22,7 +22,7 @@ import yaml
 PROJECT = Path(__file__).parents[1]
 RECIPES = PROJECT / "model_store"
 ARCHIVES = RECIPES / "archives"
-FREE_PORTS = [f"--{name}" for name in ("door-port=0", "port=0", "management-port=0", "metrics-port=0")]
+FREE_PORTS = [f"--{name}" for name in ("gateway-port=0", "port=0", "management-port=0", "metrics-port=0")]
 MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
 READY_TIMEOUT_S = 120.0
 
@@ -39,8 +39,8 @@ class Stack:
     status: dict[str, Any]
 
     @property
-    def door(self) -> str:
-        return str(self.status["door"])
+    def gateway(self) -> str:
+        return str(self.status["gateway"])
 
     @property
     def torchserve(self) -> str:
@@ -55,7 +55,7 @@ class Stack:
         status = self.marctl("status")
         workers = {f"{row['model']} {row['version']}": row["pids"] for row in status["versions"]}
         redis = {"redis": [status["redis_pid"]]} if status["redis_pid"] else {}
-        return {"envoy": [status["door_pid"]], "java": [status["pid"]], **redis, **workers}
+        return {"envoy": [status["gateway_pid"]], "java": [status["pid"]], **redis, **workers}
 
     def kill_worker(self, name: str) -> None:
         """SIGKILL the worker of a version, such as `mcqa 1.0`, and wait until another has taken its place."""

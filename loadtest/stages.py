@@ -26,9 +26,9 @@ TORCHSERVE = {
     "handler_milliseconds_total": "handler_ms",
 }
 ENVOY = {
-    "envoy_http_downstream_rq_time_sum": "door_ms",
-    "envoy_http_downstream_rq_time_count": "door_requests",
-    "envoy_http_downstream_rq_total": "door_received",
+    "envoy_http_downstream_rq_time_sum": "gateway_ms",
+    "envoy_http_downstream_rq_time_count": "gateway_requests",
+    "envoy_http_downstream_rq_total": "gateway_received",
     "envoy_cluster_upstream_rq_time_sum": "upstream_ms",
     "envoy_cluster_upstream_rq_time_count": "upstream_requests",
 }
@@ -42,25 +42,25 @@ def torchserve_counts(stack: Stack, model: str) -> Counts:
 
 
 def envoy_counts(stack: Stack, model: str) -> Counts:
-    """Running totals of the door's listener for clients and of a model's clusters."""
-    if not stack.status.get("door"):
+    """Running totals of the gateway's listener for clients and of a model's clusters."""
+    if not stack.status.get("gateway"):
         return {}
     page = get(f"{stack.status['admin']}/stats/prometheus?usedonly")
-    door = {name: key for name, key in ENVOY.items() if "downstream" in name}
+    gateway = {name: key for name, key in ENVOY.items() if "downstream" in name}
     upstream = {name: key for name, key in ENVOY.items() if "upstream_rq" in name}
-    return totals(page, door, '"door"') | totals(page, upstream, f'"{model}|')
+    return totals(page, gateway, '"gateway"') | totals(page, upstream, f'"{model}|')
 
 
 def settled_envoy_counts(stack: Stack, model: str) -> Counts:
-    """As envoy_counts, with every request in them that the door has received; to be asked when none is under way.
+    """Like envoy_counts, but complete: every request that the gateway has received is in them. Call it when it is idle.
 
-    A counter is exact at once, so the histograms are whole when they hold as many requests. Where others use the door,
-    the wait ends after LONGEST_MERGE_S.
+    A counter is exact at once, so the histograms are whole when they hold as many requests. Where others use the
+    gateway, the wait ends after LONGEST_MERGE_S.
     """
     deadline = time.monotonic() + LONGEST_MERGE_S
     while True:
         counts = envoy_counts(stack, model)
-        if counts.get("door_requests") == counts.get("door_received") or time.monotonic() > deadline:
+        if counts.get("gateway_requests") == counts.get("gateway_received") or time.monotonic() > deadline:
             return counts
         time.sleep(LOOK_EVERY_S)
 
@@ -97,22 +97,22 @@ def stages(client_ms: float, counts: Counts) -> list[Stage]:
 
     Each part is the difference between what two neighbours on the way measure, so it includes the way between them and
     the wait for a processor. Envoy rounds down to whole ms and to the middle of histogram buckets a tenth of their
-    value wide, so that a small part can come out below zero. Without the door's own counts its part is the client's.
+    value wide, so that a small part can come out below zero. Without the gateway's own counts its part is the client's.
     """
 
     def mean(total: str, number: str, unit: float = 1.0) -> float:
         return counts.get(total, 0.0) / counts[number] * unit if counts.get(number) else 0.0
 
-    door = mean("door_ms", "door_requests")
+    gateway = mean("gateway_ms", "gateway_requests")
     upstream = mean("upstream_ms", "upstream_requests")
     torchserve = mean("torchserve_us", "requests", MICROSECONDS)
     queue = mean("queue_us", "requests", MICROSECONDS)
     handler = mean("handler_ms", "batches")
-    outermost = door or upstream or torchserve
-    outside = "client and its sockets" if door or not upstream else "client, its sockets and the door"
+    outermost = gateway or upstream or torchserve
+    outside = "client and its sockets" if gateway or not upstream else "client, its sockets and the gateway"
     found = [Stage(outside, client_ms - outermost)]
-    if door:
-        found.append(Stage("door (Envoy)", door - upstream))
+    if gateway:
+        found.append(Stage("gateway (Envoy)", gateway - upstream))
     if upstream:
         found.append(Stage("TorchServe's HTTP", upstream - torchserve))
     found += [

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import redis
 
-from scripts.server import redis_server
-from scripts.server.state import State
+from scripts.stack import redis_server
+from scripts.stack.state import State
 
 
 class TestRedis:

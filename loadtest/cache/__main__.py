@@ -26,20 +26,20 @@ import psutil
 import torch
 from transformers import AutoTokenizer
 
-from handlers.cache import Cache
-from handlers.multiple_choice import MultipleChoice
-from handlers.redis_link import RedisLink
-from handlers.settings import CacheSettings, Settings
-from handlers.task import Request
-from handlers.tokenization import PairEncoder, Row
+from handlers.core.settings import CacheSettings, Settings
+from handlers.core.task import Request
+from handlers.redis.cache import Cache
+from handlers.redis.link import RedisLink
+from handlers.tasks.multiple_choice.task import MultipleChoice
+from handlers.text.tokenization import PairEncoder, Row
 from loadtest.generator import Generator, Target
 from loadtest.outcomes import value_at
 from loadtest.questions import bodies
 from loadtest.shapes import poisson_times
 from loadtest.stack import ARCHIVES, CpuMeter, Stack, cpu_seconds, running_stack
-from scripts.prediction_cache import purge
-from scripts.server import redis_server
-from scripts.server.state import State
+from scripts.records.prediction_cache import purge
+from scripts.stack import redis_server
+from scripts.stack.state import State
 
 Figures = dict[str, Any]
 VERSION, NAME = "mcqa/1.0", "mcqa 1.0"
@@ -132,7 +132,9 @@ def streams(seconds: float, rounds: int) -> Iterator[Figures]:
                     if way == "cache":
                         empty(stack)
                     before = counts(stack) if way == "cache" else {}
-                    generator = Generator(Target.of(f"{stack.door}/predict"), bodies(seed, repeats=share, ready=20_000))
+                    generator = Generator(
+                        Target.of(f"{stack.gateway}/predict"), bodies(seed, repeats=share, ready=20_000)
+                    )
                     meter = CpuMeter(stack.pids())
                     found = generator.closed(CONNECTIONS, seconds).summary()
                     used = {name: round(s / found["requests"] * 1000, 4) for name, s in meter.used().items()}
@@ -146,7 +148,7 @@ def equal(seconds: float, rounds: int) -> Iterator[Figures]:
         for _ in range(rounds):
             before = reported(stack)
             stream = repeat(next(bodies(next(seeds))))
-            generator = Generator(Target.of(f"{stack.door}/predict"), stream)
+            generator = Generator(Target.of(f"{stack.gateway}/predict"), stream)
             found = generator.open(iter([0.0] * EQUAL), most_connections=EQUAL).summary()
             yield {"way": f"{EQUAL} equal requests at once", **found, **since(before, reported(stack))}
 
@@ -172,7 +174,7 @@ def broken(seconds: float, rounds: int) -> Iterator[Figures]:
 
 def loaded(stack: Stack, seconds: float, middle: Callable[[], None] | None) -> Figures:
     """A third of the requests repeats one; `middle` is called halfway."""
-    generator = Generator(Target.of(f"{stack.door}/predict"), bodies(next(seeds), repeats=0.3, ready=10_000))
+    generator = Generator(Target.of(f"{stack.gateway}/predict"), bodies(next(seeds), repeats=0.3, ready=10_000))
     times = poisson_times(RATE, seconds)
     return generator.open(times if middle is None else calling(times, seconds / 2, middle)).summary()
 
@@ -188,7 +190,7 @@ def calling(times: Iterator[float], at: float, action: Callable[[], None]) -> It
 
 
 def ask(stack: Stack, n: int) -> None:
-    Generator(Target.of(f"{stack.door}/predict"), bodies(next(seeds))).open(iter([0.0] * n))
+    Generator(Target.of(f"{stack.gateway}/predict"), bodies(next(seeds))).open(iter([0.0] * n))
 
 
 def empty(stack: Stack) -> None:

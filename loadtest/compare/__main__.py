@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from handlers.multiple_choice import Question
+from handlers.tasks.multiple_choice.task import Question
 from loadtest import machine
 from loadtest.compare.contenders import CONTENDERS, MODEL, PROJECT
 from loadtest.compare.environments import InstallFailed
@@ -52,8 +52,8 @@ def arguments() -> argparse.ArgumentParser:
 @contextmanager
 def unpacked(version: str) -> Iterator[Model]:
     """The version's archive, built if need be, and its files."""
-    from scripts.archive.build import build
-    from scripts.archive.recipe import find_versions
+    from scripts.build.build import build
+    from scripts.build.recipe import find_versions
 
     recipe = next((v for v in find_versions(PROJECT / "model_store") if (v.model, v.version) == (MODEL, version)), None)
     if recipe is None:
@@ -69,8 +69,8 @@ def reference(model: Model) -> Reference:
     import torch
     from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-    from scripts.archive.reference import plain_probabilities
-    from scripts.archive.weights import quiet_transformers
+    from scripts.build.reference import plain_probabilities
+    from scripts.build.weights import quiet_transformers
 
     torch.set_num_threads(1)
     with quiet_transformers():

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from handlers.core.task import Request, Task
 from handlers.loading import load_task
-from handlers.task import Request, Task
 from loadtest.questions import bodies
 
 BATCH_SIZE = 32

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.server.java import find_java
-from scripts.server.ports import free_port
-from scripts.server.torchserve import server_home
+from scripts.stack.java import find_java
+from scripts.stack.ports import free_port
+from scripts.stack.torchserve import server_home
 
 SERVERS = Path(__file__).with_name("servers")
 PROJECT = Path(__file__).parents[2]
@@ -82,7 +82,9 @@ def marctl_up(*options: str) -> Command:
         up += ["--state", str(site.folder / "state"), "--recipes", str(recipes.parent)]
         up += ["--store", str(site.archive.parent), "--management-port", "0", "--metrics-port", "0"]
         return up + (
-            ["--port", str(site.port)] if "--no-door" in options else ["--port", "0", "--door-port", str(site.port)]
+            ["--port", str(site.port)]
+            if "--no-gateway" in options
+            else ["--port", "0", "--gateway-port", str(site.port)]
         )
 
     return command
@@ -167,13 +169,13 @@ def first_tensor(body: bytes) -> dict[str, Any]:
 
 OURS = f"/predictions/{MODEL}"
 CONTENDERS = (
-    Contender("ours", "this project, through the door", marctl_up(), OURS),
-    Contender("ours-no-door", "this project, TorchServe alone", marctl_up("--no-door"), OURS),
-    Contender("ours-no-redis", "this project, through the door, cache and log off", marctl_up("--no-redis"), OURS),
+    Contender("ours", "this project, through the gateway", marctl_up(), OURS),
+    Contender("ours-no-gateway", "this project, TorchServe alone", marctl_up("--no-gateway"), OURS),
+    Contender("ours-no-redis", "this project, through the gateway, cache and log off", marctl_up("--no-redis"), OURS),
     Contender(
-        "ours-no-redis-no-door",
+        "ours-no-redis-no-gateway",
         "this project, TorchServe alone, cache and log off",
-        marctl_up("--no-redis", "--no-door"),
+        marctl_up("--no-redis", "--no-gateway"),
         OURS,
     ),
     Contender("torchserve", "TorchServe, its own example's way, as shipped", stock_torchserve(""), OURS),

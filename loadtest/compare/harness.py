@@ -21,7 +21,7 @@ from loadtest.compare.environments import environment_python
 from loadtest.generator import Generator, Target
 from loadtest.processes import Usage, stop_tree
 from loadtest.questions import Stream
-from scripts.server.ports import free_port
+from scripts.stack.ports import free_port
 
 START_TIMEOUT_S = 180.0
 ASK_TIMEOUT_S = 30.0

@@ -26,18 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from handlers.explanations.cases import Case, cases_of
-from handlers.explanations.removal import Game
-from handlers.explanations.request import ExplainQuestion, Method, Options
+from handlers.core.settings import ExplanationSettings, Settings
+from handlers.core.task import Request
 from handlers.loading import load_multiple_choice
-from handlers.multiple_choice import first_text
-from handlers.settings import ExplanationSettings, Settings
-from handlers.task import Request
+from handlers.tasks.multiple_choice.explain.cases import Case, cases_of
+from handlers.tasks.multiple_choice.explain.removal import Game
+from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, Options
+from handlers.tasks.multiple_choice.task import first_text
 from loadtest.machine import describe
 from loadtest.questions import made
 from loadtest.stack import running_stack
-from scripts.archive.recipe import read_version
-from scripts.archive.weights import load_weights
+from scripts.build.recipe import read_version
+from scripts.build.weights import load_weights
 
 METHODS: tuple[Method, ...] = ("integrated_gradients", "gradient_x_input", "shapley", "occlusion")
 SHARES = [i / 10 for i in range(8)]
@@ -224,10 +224,10 @@ def latency(version: str, seconds: float, rate: float, explain_rate: float) -> I
     model, _, number = version.partition("/")
     with running_stack([version], "--no-redis") as stack:
         load = [sys.executable, "-m", "loadtest.generator", "--seconds", str(seconds), "--ready", "5000"]
-        predictions = [*load, f"{stack.door}/predictions/{model}/{number}", "--rate", str(rate)]
+        predictions = [*load, f"{stack.gateway}/predictions/{model}/{number}", "--rate", str(rate)]
         explanations = [
             *load,
-            f"{stack.door}/explanations/{model}/{number}",
+            f"{stack.gateway}/explanations/{model}/{number}",
             "--rate",
             str(explain_rate),
             "--seed",

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from scripts.cli.output import WANTS_JSON, emit_json
-from scripts.errors import UserError
+from scripts.core.errors import UserError
 
 COMMANDS = {
     "build": "scripts.cli.archive:build",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
-from scripts.errors import UserError
+from scripts.core.errors import UserError
 
 
 @click.command()
@@ -57,9 +57,9 @@ def build(
              marctl build mcqa 2.0
              marctl build --from ./my_model --name my-qa --version 1.0
     """
-    from scripts.archive.adopt import adopt, read_samples
-    from scripts.archive.build import build as build_version
-    from scripts.archive.reader import read_archive
+    from scripts.build.adopt import adopt, read_samples
+    from scripts.build.build import build as build_version
+    from scripts.build.reader import read_archive
 
     if source is not None:
         if not name or not new_version or model:
@@ -90,7 +90,7 @@ def build(
 
 def choose(recipes: Path, model: str | None, version: str | None) -> list[Any]:
     """The recipes meant by the arguments; raises UserError telling which there are."""
-    from scripts.archive.recipe import find_versions, read_version
+    from scripts.build.recipe import find_versions, read_version
 
     if model and version and (recipes / model / version).is_dir():
         return [read_version(recipes / model / version)]
@@ -112,8 +112,8 @@ def inspect(file: Path, check: bool) -> None:
 
     Example: marctl inspect model_store/archives/mcqa-2.0.mar
     """
-    from scripts.archive.reader import read_archive
-    from scripts.archive.verify import verify
+    from scripts.build.reader import read_archive
+    from scripts.build.verify import verify
 
     archive = read_archive(file)
     if check and archive.samples:

@@ -9,7 +9,7 @@ import click
 
 from scripts.cli.explained import explained
 from scripts.cli.output import common, result
-from scripts.errors import UserError
+from scripts.core.errors import UserError
 
 BAR = 24
 DEFAULT_MODEL = "mcqa"
@@ -46,10 +46,10 @@ def ask(
     """
     import requests
 
-    from scripts.server.client import client_session
-    from scripts.server.lanes import models_in
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
+    from scripts.core.explainers import models_in
+    from scripts.stack.client import client_session
+    from scripts.stack.state import State
+    from scripts.stack.versions import Stack
 
     if len(choices) < 2:
         raise click.UsageError("expected at least two CHOICES")

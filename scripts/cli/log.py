@@ -11,8 +11,8 @@ import click
 from scripts.cli.output import FOLDER, WANTS_JSON, common, emit_json, note, result
 
 if TYPE_CHECKING:
-    from handlers.prediction_log import PredictionRecord
-    from scripts.prediction_log.kinds import Entry
+    from handlers.redis.log import PredictionRecord
+    from scripts.records.kinds import Entry
 
 WAIT_MS = 1000
 
@@ -44,9 +44,9 @@ def drain(state: Path, to: Path | None, follow: bool, every: float, step: int) -
 
     Example: marctl log drain --to /data/log --follow
     """
-    from scripts.prediction_log import drain as draining
-    from scripts.prediction_log.streams import answering, connect
-    from scripts.server.state import State
+    from scripts.records import drain as draining
+    from scripts.records.streams import answering, connect
+    from scripts.stack.state import State
 
     home = State(state)
     folder = to or home.prediction_log
@@ -74,9 +74,9 @@ def tail(state: Path, count: int, follow: bool, model: str | None, version: str 
 
     Example: marctl log tail --follow
     """
-    from scripts.prediction_log.kinds import PREDICTION_KIND, id_pair
-    from scripts.prediction_log.streams import after, answering, connect, newest, newest_records
-    from scripts.server.state import State
+    from scripts.records.kinds import PREDICTION_KIND, id_pair
+    from scripts.records.streams import after, answering, connect, newest, newest_records
+    from scripts.stack.state import State
 
     client, stream = connect(State(state)), PREDICTION_KIND.stream
     with answering():
@@ -106,11 +106,11 @@ def label(state: Path, file: Path | None, prediction_id: str | None, label: int 
     """
     import msgspec
 
-    from handlers.prediction_log import Feedback
-    from scripts.errors import UserError
-    from scripts.prediction_log.labels import read_labels, send_labels
-    from scripts.prediction_log.streams import answering, connect
-    from scripts.server.state import State
+    from handlers.redis.log import Feedback
+    from scripts.core.errors import UserError
+    from scripts.records.labels import read_labels, send_labels
+    from scripts.records.streams import answering, connect
+    from scripts.stack.state import State
 
     one = prediction_id is not None and label is not None
     if one == (file is not None) or (not one and (prediction_id, label) != (None, None)):

@@ -12,9 +12,9 @@ import click
 from scripts.cli.output import common, note, result
 
 if TYPE_CHECKING:
-    from scripts.archive.reader import Archive
-    from scripts.server.management import Served
-    from scripts.server.versions import Stack
+    from scripts.build.reader import Archive
+    from scripts.stack.management import Served
+    from scripts.stack.versions import Stack
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,15 +25,15 @@ def model_and_version(command: Function) -> Function:
 
 @contextmanager
 def changing(state: Path) -> Iterator[Stack]:
-    """The running stack, for one command alone; raises NoDoor where its door could not follow the change."""
-    from scripts.door import traffic
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
+    """The running stack, for one command alone; raises NoGateway where its gateway could not follow the change."""
+    from scripts.gateway import traffic
+    from scripts.stack.state import State
+    from scripts.stack.versions import Stack
 
     home = State(state)
     with home.locked():
         stack = Stack.open(home)
-        traffic.refuse_dead_door(stack)
+        traffic.refuse_dead_gateway(stack)
         yield stack
 
 
@@ -51,10 +51,10 @@ def register(state: Path, archive: Path, workers: int | None, make_default: bool
 
     Example: marctl register mcqa-2.1.mar --default
     """
-    from scripts.archive.reader import read_archive
-    from scripts.door import traffic
-    from scripts.server import store, versions
-    from scripts.server.plan import key
+    from scripts.build.reader import read_archive
+    from scripts.gateway import traffic
+    from scripts.stack import store, versions
+    from scripts.stack.plan import key
 
     given = read_archive(archive)
     with changing(state) as stack:
@@ -75,7 +75,7 @@ def register(state: Path, archive: Path, workers: int | None, make_default: bool
 
 
 def refuse_registered(stack: Stack, archive: Archive) -> None:
-    from scripts.errors import UserError
+    from scripts.core.errors import UserError
 
     served = stack.served(archive.name, archive.version)
     if served:
@@ -96,8 +96,8 @@ def scale(state: Path, model: str, version: str, workers: int) -> None:
 
     Example: marctl scale mcqa 2.0 2
     """
-    from scripts.door import traffic
-    from scripts.server import versions
+    from scripts.gateway import traffic
+    from scripts.stack import versions
 
     with changing(state) as stack:
         if workers == 0:
@@ -117,17 +117,17 @@ def default(state: Path, model: str, version: str) -> None:
 
     Example: marctl default mcqa 2.0
     """
-    from scripts.archive.reader import read_archive
-    from scripts.door import traffic
-    from scripts.server import versions
+    from scripts.build.reader import read_archive
+    from scripts.gateway import traffic
+    from scripts.stack import versions
 
-    refuse_lane(model)
+    refuse_explainer(model)
     with changing(state) as stack:
         served = stack.management.describe(model, version)
         versions.promote(stack, read_archive(Path(stack.running.store) / served.archive))
         traffic.refresh(stack)
-        if stack.running.door and model in traffic.read_documents(stack.state):
-            note(f"{model} has a traffic document, which its requests still follow: marctl route show {model}")
+        if stack.running.gateway and model in traffic.read_policies(stack.state):
+            note(f"{model} has a traffic policy, which its requests still follow: marctl route show {model}")
         with stack.state.choosing() as choices:
             choices.defaults[model] = version
     tell(stack, served, f"{served} is the default")
@@ -142,10 +142,10 @@ def unregister(state: Path, model: str, version: str, force: bool) -> None:
 
     Example: marctl unregister mcqa 1.0
     """
-    from scripts.door import traffic
-    from scripts.server import versions
+    from scripts.gateway import traffic
+    from scripts.stack import versions
 
-    refuse_lane(model)
+    refuse_explainer(model)
     with changing(state) as stack:
         served = stack.management.describe(model, version)
         note(f"{served}: unregistering")
@@ -162,12 +162,12 @@ def unregister(state: Path, model: str, version: str, force: bool) -> None:
     result({"model": model, "version": version, "unregistered": True}, f"{served} is no longer served")
 
 
-def refuse_lane(model: str) -> None:
+def refuse_explainer(model: str) -> None:
     """Workers that explain follow their model; only their number is the operator's."""
-    from scripts.errors import UserError
-    from scripts.server.lanes import SUFFIX, is_lane
+    from scripts.core.errors import UserError
+    from scripts.core.explainers import SUFFIX, is_explainer
 
-    if is_lane(model):
+    if is_explainer(model):
         raise UserError(
             f"{model} is what explains {model.removesuffix(SUFFIX)}, and goes with its versions; "
             f"to stop it alone: marctl scale {model} VERSION 0"

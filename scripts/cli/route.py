@@ -10,7 +10,7 @@ import click
 from scripts.cli.output import common, note, result, table
 
 if TYPE_CHECKING:
-    from scripts.door.documents import Traffic
+    from scripts.gateway.policies import Traffic
 
 
 @click.group()
@@ -27,24 +27,24 @@ def route() -> None:
 @common
 @click.argument("model", required=False)
 def show(state: Path, model: str | None) -> None:
-    """The traffic documents in force, in the form that `route set` reads.
+    """The traffic policies in force, in the form that `route set` reads.
 
     Example: marctl route show mcqa > traffic.yaml
     """
     import msgspec
 
-    from scripts.door.documents import dump
-    from scripts.door.traffic import in_force, require_door, served_versions
-    from scripts.errors import UserError
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
+    from scripts.core.errors import UserError
+    from scripts.gateway.policies import dump
+    from scripts.gateway.traffic import in_force, require_gateway, served_versions
+    from scripts.stack.state import State
+    from scripts.stack.versions import Stack
 
     stack = Stack.open(State(state))
-    require_door(stack)
-    documents = in_force(stack, served_versions(stack))
-    if model is not None and model not in documents:
-        raise UserError(f"no model {model} is served; there are: {', '.join(sorted(documents)) or 'none'}")
-    shown = {name: documents[name] for name in sorted(documents) if model in (None, name)}
+    require_gateway(stack)
+    policies = in_force(stack, served_versions(stack))
+    if model is not None and model not in policies:
+        raise UserError(f"no model {model} is served; there are: {', '.join(sorted(policies)) or 'none'}")
+    shown = {name: policies[name] for name in sorted(policies) if model in (None, name)}
     result(msgspec.to_builtins(shown), dump(shown).rstrip())
 
 
@@ -52,22 +52,22 @@ def show(state: Path, model: str | None) -> None:
 @common
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def set_(state: Path, file: Path) -> None:
-    """Take traffic documents from a YAML FILE; models that it does not name keep theirs.
+    """Take traffic policies from a YAML FILE; models that it does not name keep theirs.
 
     Example: marctl route set traffic.yaml
     """
-    from scripts.door.documents import parse, read
-    from scripts.door.traffic import require_door, served_versions, set_documents
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
+    from scripts.gateway.policies import parse, read
+    from scripts.gateway.traffic import require_gateway, served_versions, set_policies
+    from scripts.stack.state import State
+    from scripts.stack.versions import Stack
 
     home = State(state)
     with home.locked():
         stack = Stack.open(home)
-        require_door(stack)
-        documents = parse(read(file), str(file), served_versions(stack))
-        set_documents(stack, documents, "route set")
-    tell(documents)
+        require_gateway(stack)
+        policies = parse(read(file), str(file), served_versions(stack))
+        set_policies(stack, policies, "route set")
+    tell(policies)
 
 
 @route.command()
@@ -76,7 +76,7 @@ def set_(state: Path, file: Path) -> None:
 @click.argument("weights", nargs=-1)
 @click.option("--experiment", help="Salt of the draw; a new one deals all users anew.")
 @click.option("--sticky", metavar="HEADER", help="Requests with the same value of this header get the same version.")
-@click.option("--default", "to_default", is_flag=True, help="Forget the model's document: all to its default version.")
+@click.option("--default", "to_default", is_flag=True, help="Forget the model's policy: all to its default version.")
 def split(
     state: Path, model: str, weights: tuple[str, ...], experiment: str | None, sticky: str | None, to_default: bool
 ) -> None:
@@ -122,7 +122,7 @@ def shadow(state: Path, model: str, percentages: tuple[str, ...], off: bool) -> 
 def fallback(state: Path, model: str, versions: tuple[str, ...], off: bool) -> None:
     """Let VERSIONS stand in, in this order, when the routed version of MODEL fails or takes too long.
 
-    The last rung may be `stale`: the answer that the routed version gave to the same request before, if the cache has
+    The last one may be `stale`: the answer that the routed version gave to the same request before, if the cache holds
     one.
 
     Example: marctl route fallback mcqa 1.0 stale
@@ -140,8 +140,8 @@ def history_(state: Path, model: str | None) -> None:
 
     Example: marctl route history mcqa
     """
-    from scripts.door.traffic import history
-    from scripts.server.state import State
+    from scripts.gateway.traffic import history
+    from scripts.stack.state import State
 
     steps = history(State(state), model)
     rows = [["at (UTC)", "model", "command", "before", "after"]]
@@ -166,46 +166,46 @@ def shares(words: tuple[str, ...]) -> dict[str, float]:
 
 
 def change(state: Path, model: str, changes: dict[str, Any] | None, command: str) -> None:
-    """Replace fields of a model's document; None forgets the document."""
+    """Replace fields of a model's policy; None forgets the policy."""
     import msgspec
 
-    from scripts.door.traffic import forget_document, in_force, require_door, served_versions, set_documents
-    from scripts.errors import UserError
-    from scripts.server.state import State
-    from scripts.server.versions import Stack
+    from scripts.core.errors import UserError
+    from scripts.gateway.traffic import forget_policy, in_force, require_gateway, served_versions, set_policies
+    from scripts.stack.state import State
+    from scripts.stack.versions import Stack
 
     home = State(state)
     with home.locked():
         stack = Stack.open(home)
-        require_door(stack)
+        require_gateway(stack)
         served = served_versions(stack)
         if model not in served:
             raise UserError(f"no model {model} is served; there are: {', '.join(sorted(served)) or 'none'}")
         now = in_force(stack, served)[model]
         if changes is None:
-            forget_document(stack, model, command)
+            forget_policy(stack, model, command)
         else:
-            set_documents(stack, {model: msgspec.structs.replace(now, **changes)}, command)
-        document = in_force(stack, served)[model]
-    tell({model: document})
+            set_policies(stack, {model: msgspec.structs.replace(now, **changes)}, command)
+        policy = in_force(stack, served)[model]
+    tell({model: policy})
 
 
-def tell(documents: dict[str, Traffic]) -> None:
+def tell(policies: dict[str, Traffic]) -> None:
     """What is in force now."""
     import msgspec
 
-    from scripts.door.documents import dump
+    from scripts.gateway.policies import dump
 
     note("in force:")
-    result(msgspec.to_builtins(documents), dump(documents).rstrip())
+    result(msgspec.to_builtins(policies), dump(policies).rstrip())
 
 
-def brief(document: dict[str, Any] | None) -> str:
-    """A document in a few words."""
-    if document is None:
+def brief(policy: dict[str, Any] | None) -> str:
+    """A policy in a few words."""
+    if policy is None:
         return "default"
-    parts = [" ".join(f"{version}={weight:g}" for version, weight in document["split"].items())]
-    parts += [f"shadow {' '.join(f'{v}={p:g}' for v, p in document['shadow'].items())}"] if "shadow" in document else []
-    parts += [f"fallback {' '.join(document['fallback'])}"] if "fallback" in document else []
-    parts += [f"experiment {document['experiment']}"] if "experiment" in document else []
+    parts = [" ".join(f"{version}={weight:g}" for version, weight in policy["split"].items())]
+    parts += [f"shadow {' '.join(f'{v}={p:g}' for v, p in policy['shadow'].items())}"] if "shadow" in policy else []
+    parts += [f"fallback {' '.join(policy['fallback'])}"] if "fallback" in policy else []
+    parts += [f"experiment {policy['experiment']}"] if "experiment" in policy else []
     return ", ".join(parts)

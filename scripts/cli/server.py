@@ -14,8 +14,8 @@ import click
 from scripts.cli.output import common, note, recipes_option, result, store_option, table
 
 if TYPE_CHECKING:
-    from scripts.server.plan import Plan
-    from scripts.server.versions import Stack
+    from scripts.stack.plan import Plan
+    from scripts.stack.versions import Stack
 
 TITLES = ["model", "version", "default", "workers", "pids", "MiB", "queue", "batch", "archive", "since (UTC)"]
 PORT = click.IntRange(0, 65535)
@@ -27,14 +27,18 @@ class Terminated(KeyboardInterrupt):
 
 @click.command()
 @common
-@click.option("--door-port", type=PORT, default=8000, show_default=True, help="Where clients ask; 0 for any free port.")
 @click.option(
-    "--door-config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file of the door's address, limits, API keys and certificate.",
+    "--gateway-port", type=PORT, default=8000, show_default=True, help="Where clients ask; 0 for any free port."
 )
-@click.option("--upstream", "upstreams", multiple=True, metavar="IP:PORT", help="One more TorchServe behind the door.")
-@click.option("--no-door", is_flag=True, help="TorchServe alone, without Envoy before it.")
+@click.option(
+    "--gateway-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of the gateway's address, limits, API keys and certificate.",
+)
+@click.option(
+    "--upstream", "upstreams", multiple=True, metavar="IP:PORT", help="One more TorchServe behind the gateway."
+)
+@click.option("--no-gateway", is_flag=True, help="TorchServe alone, without Envoy before it.")
 @click.option("--no-redis", is_flag=True, help="No cache, no log; else the Redis of REDIS_URL, or one of its own.")
 @click.option("--port", type=PORT, default=8080, show_default=True, help="TorchServe's predictions.")
 @click.option("--management-port", type=PORT, default=8081, show_default=True, help="TorchServe's management API.")
@@ -45,10 +49,10 @@ class Terminated(KeyboardInterrupt):
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(
     state: Path,
-    door_port: int,
-    door_config: Path | None,
+    gateway_port: int,
+    gateway_config: Path | None,
     upstreams: tuple[str, ...],
-    no_door: bool,
+    no_gateway: bool,
     no_redis: bool,
     port: int,
     management_port: int,
@@ -65,14 +69,14 @@ def up(
 
     Example: marctl up --port 9080 --detach
     """
-    from scripts.server.state import State
-    from scripts.server.torchserve import stop
-    from scripts.server.up import Request, bring_up, watch
+    from scripts.stack.state import State
+    from scripts.stack.torchserve import stop
+    from scripts.stack.up import Request, bring_up, watch
 
     home = State(state)
-    opened = None if no_door else door_port
+    opened = None if no_gateway else gateway_port
     request = Request(
-        recipes, store, port, management_port, metrics_port, workers, opened, door_config, upstreams, not no_redis
+        recipes, store, port, management_port, metrics_port, workers, opened, gateway_config, upstreams, not no_redis
     )
     with terminable():
         with home.locked():
@@ -109,20 +113,20 @@ def terminable() -> Iterator[None]:
 
 def announce(stack: Stack, plan: Plan, ending: str) -> None:
     """Where it listens, what it serves, and a question to copy."""
-    from scripts.server.samples import curl
+    from scripts.stack.samples import curl
 
     running = stack.running
     model, version = next(iter(plan.defaults.items()))
     archive = next(a for a in plan.archives if (a.name, a.version) == (model, version))
     command = curl(running.predictions, model, archive.samples[0] if archive.samples else None)
-    if running.door and running.door.settings.api_keys:
+    if running.gateway and running.gateway.settings.api_keys:
         command += " -H 'x-api-key: YOUR-KEY'"
     versions = [
         {"model": a.name, "version": a.version, "default": plan.defaults[a.name] == a.version} for a in plan.archives
     ]
     served = ", ".join(f"{v['model']} {v['version']}{' (default)' if v['default'] else ''}" for v in versions)
     content = {
-        "door": running.door.address if running.door else None,
+        "gateway": running.gateway.address if running.gateway else None,
         "inference": running.inference,
         "management": running.management,
         "metrics": running.metrics,
@@ -131,7 +135,7 @@ def announce(stack: Stack, plan: Plan, ending: str) -> None:
         "versions": versions,
         "curl": command,
     }
-    figures = running.predictions if running.door else running.metrics
+    figures = running.predictions if running.gateway else running.metrics
     text = f"serving {served}\n  predictions  {running.predictions}\n  management   {running.management}\n"
     text += f"  metrics      {figures}/metrics\n  logs         {stack.state.logs}\ntry:\n  {command}\n{ending}"
     result(content, text)
@@ -144,8 +148,8 @@ def down(state: Path) -> None:
 
     Example: marctl down
     """
-    from scripts.server.state import State
-    from scripts.server.torchserve import find, stop
+    from scripts.stack.state import State
+    from scripts.stack.torchserve import find, stop
 
     home = State(state)
     with home.locked():
@@ -155,8 +159,8 @@ def down(state: Path) -> None:
             return
         alive = find(home, running) is not None
         if alive:
-            door = f"Envoy (pid {running.door.pid}) and " if running.door else ""
-            note(f"stopping {door}TorchServe (pid {running.pid})")
+            gateway = f"Envoy (pid {running.gateway.pid}) and " if running.gateway else ""
+            note(f"stopping {gateway}TorchServe (pid {running.pid})")
         stop(home, running)
     text = f"stopped, {running.predictions} is free" if alive else "it had died already; what it left is removed"
     result({"stopped": alive, "pid": running.pid}, text)
@@ -169,9 +173,9 @@ def status(state: Path) -> None:
 
     Example: marctl status --json
     """
-    from scripts.server.state import State
-    from scripts.server.up import status
-    from scripts.server.versions import Stack
+    from scripts.stack.state import State
+    from scripts.stack.up import status
+    from scripts.stack.versions import Stack
 
     content = status(Stack.open(State(state)))
     result(content, describe(content))
@@ -180,8 +184,8 @@ def status(state: Path) -> None:
 def describe(content: dict[str, Any]) -> str:
     """The status as a table for people."""
     head = f"TorchServe pid {content['pid']}, {content['server_memory_mb']} MiB, since {content['started_at']}\n"
-    if content["door"]:
-        head += f"Envoy pid {content['door_pid']}, open at {content['door']}, admin {content['admin']}\n"
+    if content["gateway"]:
+        head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}\n"
     head += f"{describe_redis(content)}\n"
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     return head + table([TITLES, *(cells(row) for row in content["versions"])])

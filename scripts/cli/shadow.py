@@ -10,7 +10,7 @@ import click
 from scripts.cli.output import FOLDER, common, note, result, table
 
 if TYPE_CHECKING:
-    from scripts.prediction_log.shadow import Joined
+    from scripts.records.shadow import Joined
 
 
 @click.group()
@@ -46,11 +46,11 @@ def report(
 
     Example: marctl shadow report --undrained --html shadow.html
     """
-    from scripts.prediction_log import shadow as comparing
-    from scripts.prediction_log.page import page
-    from scripts.prediction_log.reader import read
-    from scripts.prediction_log.streams import answering, connect
-    from scripts.server.state import State
+    from scripts.records import shadow as comparing
+    from scripts.records.page import page
+    from scripts.records.reader import read
+    from scripts.records.streams import answering, connect
+    from scripts.stack.state import State
 
     home = State(state)
     folder = source or home.prediction_log
@@ -75,7 +75,7 @@ def report(
 
 
 def moment(option: str, text: str | None) -> Any:
-    from scripts.prediction_log.reader import moment
+    from scripts.records.reader import moment
 
     try:
         return None if text is None else moment(text)
@@ -84,7 +84,7 @@ def moment(option: str, text: str | None) -> Any:
 
 
 def require_pairs(joined: Joined, folder: Path, undrained: bool) -> None:
-    from scripts.errors import UserError
+    from scripts.core.errors import UserError
 
     if joined.comparisons:
         return
@@ -105,7 +105,7 @@ def remarks(joined: Joined) -> str:
 
 def describe(found: dict[str, Any]) -> str:
     """One comparison, for people."""
-    from scripts.prediction_log.page import clock
+    from scripts.records.page import clock
 
     low, high = found["agreement_interval"]
     latency, shift = found["latency_ms"], found["score_shift"]
@@ -126,7 +126,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def strongest_of(disagreements: list[dict[str, Any]]) -> str:
-    from scripts.prediction_log.page import question
+    from scripts.records.page import question
 
     if not disagreements:
         return "  no question was answered differently"
@@ -139,6 +139,6 @@ def strongest_of(disagreements: list[dict[str, Any]]) -> str:
 
 
 def with_interval(found: dict[str, Any], form: str) -> str:
-    from scripts.prediction_log.page import with_interval
+    from scripts.records.page import with_interval
 
     return with_interval(found, form)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
-from scripts.errors import UserError
+from scripts.core.errors import UserError
 
 if TYPE_CHECKING:
-    from scripts.training.evaluate import Score
+    from scripts.train.evaluate import Score
 
 
 @click.command()
@@ -30,8 +30,8 @@ def train(model: str, version: str, data: Path, recipes: Path, work: Path | None
 
     Example: marctl train mcqa 2.0 --data ./data
     """
-    from scripts.archive.recipe import read_version
-    from scripts.training.job import train_version
+    from scripts.build.recipe import read_version
+    from scripts.train.job import train_version
 
     work = work or Path(".marctl") / "train" / f"{model}-{version}"
     if restart:
@@ -76,11 +76,11 @@ def evaluate(
 
     Example: marctl eval mcqa 1.0 2.0 --data ./data
     """
-    from scripts.archive.recipe import read_version
-    from scripts.training.evaluate import evaluate as score
-    from scripts.training.evaluate import open_archive
-    from scripts.training.job import write_metadata
-    from scripts.training.questions import find_split, read_questions
+    from scripts.build.recipe import read_version
+    from scripts.train.evaluate import evaluate as score
+    from scripts.train.evaluate import open_archive
+    from scripts.train.job import write_metadata
+    from scripts.train.questions import find_split, read_questions
 
     if bool(data) == bool(files):
         raise click.UsageError("give either --data or --file")
@@ -116,7 +116,7 @@ def figures(score: Score) -> dict[str, Any]:
 
 def report(model: str, table: dict[str, list[Score]]) -> str:
     """A row per data set, a column per version: accuracy in % and half its 95 % interval."""
-    from scripts.training.evaluate import mean_accuracy
+    from scripts.train.evaluate import mean_accuracy
 
     rows = [["data set", "questions", "chance", *(f"{model} {version}" for version in table)]]
     for scores in zip(*table.values(), strict=True):

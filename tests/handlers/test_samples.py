@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from handlers.errors import LoadError
+from handlers.core.errors import LoadError
+from handlers.core.settings import Settings
 from handlers.loading import load_multiple_choice
 from handlers.samples import check_samples
-from handlers.settings import Settings
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
+from scripts.build.adopt import adopt
+from scripts.build.build import build
 
 SETTINGS = Settings(task="multiple_choice", precision="float32")
 

@@ -17,13 +17,13 @@ import psutil
 import pytest
 import requests
 
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
+from scripts.build.adopt import adopt
+from scripts.build.build import build
 from tests.tiny_archives import REQUEST, tiny_archive
 
 PROJECT = Path(__file__).parents[2]
 MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
-FREE_PORTS = ["--door-port", "0", "--port", "0", "--management-port", "0", "--metrics-port", "0"]
+FREE_PORTS = ["--gateway-port", "0", "--port", "0", "--management-port", "0", "--metrics-port", "0"]
 COMMAND_TIMEOUT_S = 120
 
 
@@ -76,7 +76,7 @@ class Site:
         return requests.post(f"{self.call('status')['inference']}/predictions/{path}", json=REQUEST, timeout=30)
 
     def assert_nothing_left(self, listened: dict[str, Any]) -> None:
-        for name in ("door", "inference", "management", "metrics"):
+        for name in ("gateway", "inference", "management", "metrics"):
             assert not listening(listened[name])
         assert not self.processes()
         assert not (self.state / "tmp").exists()
@@ -133,8 +133,8 @@ def site(make_site: Callable[..., Site]) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def quiz_door(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Site:
-    """quiz 1.0 and 2.0, two tiny models in float32, are served behind a door."""
+def quiz_gateway(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Site:
+    """quiz 1.0 and 2.0, two tiny models in float32, are served behind a gateway."""
     site = make_site()
     for version, kind in (("1.0", "bert"), ("2.0", "distilbert")):
         build(adopt(tiny_model(kind), "quiz", version, site.folder / "recipes", precision="float32"), site.store)

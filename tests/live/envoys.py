@@ -1,4 +1,4 @@
-"""A door before stand-ins for TorchServe, for tests of what Envoy does with answers, failures and silence."""
+"""A gateway before stand-ins for TorchServe, for tests of what Envoy does with answers, failures and silence."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 
 import requests
 
-from scripts.door import envoy
-from scripts.door.documents import Traffic
-from scripts.door.names import extension, socket_address
-from scripts.door.settings import DoorSettings
-from scripts.server.ports import HOST, free_port
-from scripts.server.state import Running, State
+from scripts.gateway import envoy
+from scripts.gateway.names import extension, socket_address
+from scripts.gateway.policies import Traffic
+from scripts.gateway.settings import GatewaySettings
+from scripts.stack.ports import HOST, free_port
+from scripts.stack.state import Running, State
 
 Reply = tuple[int, dict[str, str], bytes]
 SERVED = {"mcqa": ["1.0", "2.0", "3.0"], "embed": ["1.0"]}
@@ -108,48 +108,48 @@ def waits(server: Standin) -> Reply:
 
 
 @dataclass
-class TestDoor:
-    """A running door; its documents may be changed."""
+class TestGateway:
+    """A running gateway; its policies may be changed."""
 
     __test__ = False
     state: State
     running: Running
     served: Mapping[str, list[str]]
-    documents: dict[str, Traffic] = field(default_factory=dict)
+    policies: dict[str, Traffic] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
-        assert self.running.door is not None
-        return self.running.door.address
+        assert self.running.gateway is not None
+        return self.running.gateway.address
 
     def set(self, **fields: Any) -> None:
-        """A new document for mcqa."""
-        self.documents = all_documents(self.served, Traffic(**fields))
-        envoy.apply(self.state, self.running, self.served, self.documents)
+        """A new policy for mcqa."""
+        self.policies = all_documents(self.served, Traffic(**fields))
+        envoy.apply(self.state, self.running, self.served, self.policies)
 
     def ask(self, path: str = "/predict", body: Any = None, **headers: str) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(self.url + path, json=body or {"question": "?"}, headers=named, timeout=20)
 
     def stop(self) -> None:
-        assert self.running.door is not None
-        envoy.stop(self.state, self.running.door)
+        assert self.running.gateway is not None
+        envoy.stop(self.state, self.running.gateway)
 
 
 def all_documents(served: Mapping[str, list[str]], mcqa: Traffic) -> dict[str, Traffic]:
     return {model: Traffic(split={versions[0]: 1}) for model, versions in served.items()} | {"mcqa": mcqa}
 
 
-def open_door(folder: Path, torchserve: str, settings: DoorSettings | None = None, **fields: Any) -> TestDoor:
-    """A started door with a document for mcqa."""
+def open_gateway(folder: Path, torchserve: str, settings: GatewaySettings | None = None, **fields: Any) -> TestGateway:
+    """A started gateway with a policy for mcqa."""
     state = State(folder)
     state.create()
     running = Running(0, 0.0, torchserve, torchserve, torchserve, "", "", "")
-    documents = all_documents(SERVED, Traffic(**(fields or {"split": {"1.0": 80, "2.0": 20}})))
+    policies = all_documents(SERVED, Traffic(**(fields or {"split": {"1.0": 80, "2.0": 20}})))
     ports = free_port(), free_port()
-    door = envoy.start(state, running, ports, settings or DoorSettings(), SERVED, documents)
-    return TestDoor(
-        state, Running(0, 0.0, torchserve, torchserve, torchserve, "", "", "", door=door), SERVED, documents
+    gateway = envoy.start(state, running, ports, settings or GatewaySettings(), SERVED, policies)
+    return TestGateway(
+        state, Running(0, 0.0, torchserve, torchserve, torchserve, "", "", "", gateway=gateway), SERVED, policies
     )
 
 

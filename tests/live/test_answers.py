@@ -24,12 +24,12 @@ import requests
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-from handlers.multiple_choice import Question
-from loadtest.door.hostile import LOG_LINES, hostile_bodies
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
-from scripts.archive.reference import plain_probabilities
-from tests.handlers.test_multiple_choice import FLOAT32_BOUND, some_questions
+from handlers.tasks.multiple_choice.task import Question
+from loadtest.gateway.hostile import LOG_LINES, hostile_bodies
+from scripts.build.adopt import adopt
+from scripts.build.build import build
+from scripts.build.reference import plain_probabilities
+from tests.handlers.tasks.multiple_choice.test_task import FLOAT32_BOUND, some_questions
 from tests.live.conftest import PROJECT, Site
 from tests.live.envoys import until
 
@@ -167,7 +167,7 @@ def test_abuse_harms_neither_the_worker_nor_the_next_client(quiz: Site, url: str
 
 
 def test_a_restarted_worker_that_answers_otherwise_takes_no_request(quiz: Site, url: str) -> None:
-    """Its weights change on disk while it runs; the door says when it is ready again."""
+    """Its weights change on disk while it runs; the gateway says when it is ready again."""
     status = quiz.call("status")
     [path] = quiz.state.glob("tmp/**/model/model.safetensors")
     whole = path.with_suffix(".whole")
@@ -178,9 +178,9 @@ def test_a_restarted_worker_that_answers_otherwise_takes_no_request(quiz: Site, 
     os.replace(path.with_suffix(".damaged"), path)
     psutil.Process(quiz.versions()["quiz 1.0"]["pids"][0]).kill()
     until(lambda: "answers its sample 0 wrongly" in (quiz.state / "logs" / "workers.log").read_text(), 60)
-    assert requests.get(f"{status['door']}/ready", timeout=30).status_code == 503
+    assert requests.get(f"{status['gateway']}/ready", timeout=30).status_code == 503
     os.replace(whole, path)
-    until(lambda: requests.get(f"{status['door']}/ready", timeout=30).status_code == 200, 60)
+    until(lambda: requests.get(f"{status['gateway']}/ready", timeout=30).status_code == 200, 60)
     assert post(url, GOOD).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""The cache of a whole stack: asked at the door, kept in a real Redis, which is then broken in every way."""
+"""The cache of a whole stack: asked at the gateway, kept in a real Redis, which is then broken in every way."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 import redis
 import requests
 
-from handlers.cache import PREFIX
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
-from tests.handlers.test_cache import OWN_FIELDS
-from tests.handlers.test_multiple_choice import some_questions
+from handlers.redis.cache import PREFIX
+from scripts.build.adopt import adopt
+from scripts.build.build import build
+from tests.handlers.redis.test_cache import OWN_FIELDS
+from tests.handlers.tasks.multiple_choice.test_task import some_questions
 from tests.live.conftest import Site
 from tests.live.envoys import until
 
@@ -30,7 +30,7 @@ KINDS = {"1.0": "bert", "2.0": "roberta"}
 
 @pytest.fixture(scope="module")
 def site(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Iterator[Site]:
-    """Two versions of quiz; the door sends all to 2.0."""
+    """Two versions of quiz; the gateway sends all to 2.0."""
     made = make_site()
     for version, kind in KINDS.items():
         build(adopt(tiny_model(kind), "quiz", version, made.folder / "recipes", precision="float32"), made.store)
@@ -56,7 +56,7 @@ def ask(status: dict[str, Any]) -> Callable[..., requests.Response]:
     def ask(question: Any, version: str = "", **headers: str) -> requests.Response:
         path = f"/predictions/quiz/{version}".rstrip("/")
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return requests.post(status["door"] + path, json=question, headers=named, timeout=30)
+        return requests.post(status["gateway"] + path, json=question, headers=named, timeout=30)
 
     return ask
 
@@ -156,8 +156,8 @@ def stopped(pids: list[int]) -> Iterator[None]:
 def test_when_a_version_is_silent_its_last_answer_comes_from_another_versions_worker(
     site: Site, ask: Callable[..., requests.Response], tmp_path: Path
 ) -> None:
-    document = {"quiz": {"split": {"2.0": 100}, "fallback": ["stale"], "timeout_s": 4}}
-    (tmp_path / "traffic.yaml").write_text(json.dumps(document))
+    policy = {"quiz": {"split": {"2.0": 100}, "fallback": ["stale"], "timeout_s": 4}}
+    (tmp_path / "traffic.yaml").write_text(json.dumps(policy))
     site.call("route", "set", str(tmp_path / "traffic.yaml"))
     known_question, new_question = next(questions), next(questions)
     known = ask(known_question)

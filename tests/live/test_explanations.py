@@ -1,4 +1,4 @@
-"""Explanations through the door, by workers of their own."""
+"""Explanations through the gateway, by workers of their own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
-from scripts.archive.recipe import RECIPE_FILE, Version, read_version
-from scripts.door.openapi import document
-from tests.handlers.explanations.asking import scores
+from scripts.build.adopt import adopt
+from scripts.build.build import build
+from scripts.build.recipe import RECIPE_FILE, Version, read_version
+from scripts.gateway.openapi import document
+from tests.handlers.tasks.multiple_choice.explain.asking import scores
 from tests.live.conftest import Site
 from tests.live.test_openapi import CONFORMS
 
@@ -53,8 +53,8 @@ def quiz(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> I
 
 
 @pytest.fixture(scope="module")
-def door(quiz: Site) -> str:
-    return str(quiz.call("status")["door"])
+def gateway(quiz: Site) -> str:
+    return str(quiz.call("status")["gateway"])
 
 
 def post(url: str, body: Any, **headers: str) -> requests.Response:
@@ -62,33 +62,33 @@ def post(url: str, body: Any, **headers: str) -> requests.Response:
     return requests.post(url, json=body, headers=named, timeout=90)
 
 
-def test_each_request_of_a_burst_gets_its_own_explanation_or_error(door: str) -> None:
+def test_each_request_of_a_burst_gets_its_own_explanation_or_error(gateway: str) -> None:
     bodies = [QUICK, GOOD | {"explain": {"method": "magic"}}, GOOD | {"choices": ["one"]}]
-    got = [post(f"{door}/explanations/quiz/1.0", body) for body in bodies]
+    got = [post(f"{gateway}/explanations/quiz/1.0", body) for body in bodies]
     assert [reply.status_code for reply in got] == [200, 422, 422]
     assert {reply.headers["x-model-version"] for reply in got} == {"1.0"}
     body = {"instances": [QUICK, *bodies, QUICK]}
-    several = post(f"{door}/v1/models/quiz:explain", body, x_model_version="1.0").json()["predictions"]
+    several = post(f"{gateway}/v1/models/quiz:explain", body, x_model_version="1.0").json()["predictions"]
     alone = scores(got[0].json()["explanations"][0])
     for place in (0, 1, 4):
         assert scores(several[place]["explanations"][0]) == pytest.approx(alone, abs=1e-3)
     assert [several[place]["error"] for place in (2, 3)] == ["invalid_request"] * 2
 
 
-def test_explanation_is_of_the_prediction_and_model_that_was_asked(door: str) -> None:
-    predicted = post(f"{door}/predictions/quiz/1.0", GOOD).json()
-    explained = post(f"{door}/explanations/quiz/1.0", QUICK).json()
+def test_explanation_is_of_the_prediction_and_model_that_was_asked(gateway: str) -> None:
+    predicted = post(f"{gateway}/predictions/quiz/1.0", GOOD).json()
+    explained = post(f"{gateway}/explanations/quiz/1.0", QUICK).json()
     for name in ("model", "model_version", "prediction", "label"):
         assert explained[name] == predicted[name]
     assert explained["probabilities"] == pytest.approx(predicted["probabilities"], abs=1e-5)
 
 
-def test_explanations_follow_the_split_and_a_version_without_them_says_so(quiz: Site, door: str) -> None:
+def test_explanations_follow_the_split_and_a_version_without_them_says_so(quiz: Site, gateway: str) -> None:
     quiz.call("route", "split", "quiz", "1.0=50", "2.0=50")
     try:
         users = [f"user-{i}" for i in range(40)]
-        predicted = [post(f"{door}/predictions/quiz", GOOD, x_user_id=u).headers["x-model-version"] for u in users]
-        explained = [post(f"{door}/explain", {"model": "quiz", "features": QUICK}, x_user_id=u) for u in users]
+        predicted = [post(f"{gateway}/predictions/quiz", GOOD, x_user_id=u).headers["x-model-version"] for u in users]
+        explained = [post(f"{gateway}/explain", {"model": "quiz", "features": QUICK}, x_user_id=u) for u in users]
     finally:
         quiz.call("route", "split", "quiz", "--default")
     assert [reply.headers["x-model-version"] for reply in explained] == predicted
@@ -97,13 +97,13 @@ def test_explanations_follow_the_split_and_a_version_without_them_says_so(quiz: 
     assert codes == {("1.0", 200), ("2.0", 501)}
 
 
-def test_a_full_queue_refuses_at_once_and_predictions_go_on(quiz: Site, door: str) -> None:
-    url = f"{door}/explanations/quiz/1.0"
+def test_a_full_queue_refuses_at_once_and_predictions_go_on(quiz: Site, gateway: str) -> None:
+    url = f"{gateway}/explanations/quiz/1.0"
     with ThreadPoolExecutor(12) as pool:
         busy = [pool.submit(post, url, SLOW) for _ in range(12)]
         replies: list[requests.Response] = []
         started = time.monotonic()
-        predicted = post(f"{door}/predictions/quiz/1.0", GOOD)
+        predicted = post(f"{gateway}/predictions/quiz/1.0", GOOD)
         waited_s = time.monotonic() - started
         replies = [future.result() for future in busy]
     codes = [reply.status_code for reply in replies]
@@ -127,7 +127,7 @@ def test_explaining_workers_stand_back_at_the_processor(quiz: Site) -> None:
     assert set(nice) == {"quiz 1.0", "quiz 2.0", "quiz-explain 1.0"}
 
 
-def test_every_explanation_is_one_that_the_schema_knows(door: str) -> None:
+def test_every_explanation_is_one_that_the_schema_knows(gateway: str) -> None:
     """Questions and options as a fuzzer makes them, always for the version that explains."""
     operation = schemathesis.openapi.from_dict(document({"quiz": ["1.0"]}))["/explanations/{model}/{version}"]["POST"]
     seen = []
@@ -136,7 +136,7 @@ def test_every_explanation_is_one_that_the_schema_knows(door: str) -> None:
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     def ask(case: Any) -> None:
         case.path_parameters = {"model": "quiz", "version": "1.0"}
-        answer = case.call(base_url=door, timeout=90)
+        answer = case.call(base_url=gateway, timeout=90)
         case.validate_response(answer, checks=CONFORMS)
         seen.append(answer.status_code)
 
@@ -145,8 +145,8 @@ def test_every_explanation_is_one_that_the_schema_knows(door: str) -> None:
     assert set(seen) <= {200, 413, 422}  # a valid request may ask for more work than the version takes
 
 
-def test_pages_come_where_they_are_asked_for(door: str) -> None:
-    url = f"{door}/explanations/quiz/1.0"
+def test_pages_come_where_they_are_asked_for(gateway: str) -> None:
+    url = f"{gateway}/explanations/quiz/1.0"
     by_header = post(url, QUICK, accept="text/html,application/xhtml+xml;q=0.9")
     by_option = post(
         url, GOOD | {"explain": {"method": "gradient_x_input", "format": "html"}}, accept="application/json"
@@ -158,24 +158,24 @@ def test_pages_come_where_they_are_asked_for(door: str) -> None:
     assert post(url, QUICK, accept="*/*").json()["explanations"]
 
 
-def test_figures_tell_how_many_explanations_there_were(quiz: Site, door: str) -> None:
+def test_figures_tell_how_many_explanations_there_were(quiz: Site, gateway: str) -> None:
     time.sleep(1.1)
-    post(f"{door}/explanations/quiz/1.0", QUICK)
-    page = requests.get(f"{door}/metrics", timeout=10).text
+    post(f"{gateway}/explanations/quiz/1.0", QUICK)
+    page = requests.get(f"{gateway}/metrics", timeout=10).text
     line = next(line for line in page.splitlines() if line.startswith("handler_explanations_total{"))
     assert 'ModelName="quiz-explain"' in line
     assert float(line.rpartition(" ")[2]) >= 10
 
 
-def test_explaining_workers_can_be_stopped_alone_and_go_with_their_version(quiz: Site, door: str) -> None:
+def test_explaining_workers_can_be_stopped_alone_and_go_with_their_version(quiz: Site, gateway: str) -> None:
     assert quiz.run("unregister", "quiz-explain", "1.0").returncode == 1
     assert quiz.default() == ["quiz 2.0"]
     assert not quiz.call("scale", "quiz-explain", "1.0", "0")["default"]
-    assert post(f"{door}/explanations/quiz/1.0", QUICK).status_code == 503
-    assert post(f"{door}/predictions/quiz/1.0", GOOD).status_code == 200
+    assert post(f"{gateway}/explanations/quiz/1.0", QUICK).status_code == 503
+    assert post(f"{gateway}/predictions/quiz/1.0", GOOD).status_code == 200
     quiz.call("unregister", "quiz", "1.0")
     assert set(quiz.versions()) == {"quiz 2.0"}
-    assert post(f"{door}/explanations/quiz/2.0", QUICK).status_code == 501
+    assert post(f"{gateway}/explanations/quiz/2.0", QUICK).status_code == 501
 
 
 def test_any_version_that_explains_can_go_while_another_one_does(
@@ -187,11 +187,11 @@ def test_any_version_that_explains_can_go_while_another_one_does(
         adopted = adopt(tiny_model("bert"), "quiz", version, site.folder / "recipes", precision="float32")
         build(explaining(adopted), site.store)
     site.up()
-    door = site.call("status")["door"]
+    gateway = site.call("status")["gateway"]
     for leaves, stays in (("1.0", "2.0"), ("2.0", "1.0")):
         site.call("default", "quiz", stays)
         site.call("unregister", "quiz", leaves)
         assert set(site.versions()) == {f"quiz {stays}", f"quiz-explain {stays}"}
-        assert post(f"{door}/explanations/quiz/{stays}", QUICK).status_code == 200
+        assert post(f"{gateway}/explanations/quiz/{stays}", QUICK).status_code == 200
         site.call("register", str(site.store / f"quiz-{leaves}.mar"))
     site.call("down")

@@ -34,7 +34,7 @@ def test_a_run_within_its_thresholds_succeeds_and_says_what_everything_cost(site
     assert {"envoy", "java", "mcqa 1.10", "load generator"} <= set(report["cpu_s_per_1000"])
     assert all(report["cpu_s_per_1000"][name] > 0 for name in ("envoy", "java", "mcqa 1.10", "load generator"))
     assert sum(stage["ms"] for stage in report["stages"]) == pytest.approx(report["summary"]["mean_ms"], abs=0.1)
-    assert report["door_requests"] == served  # an independent count of these requests and no others
+    assert report["gateway_requests"] == served  # an independent count of these requests and no others
     # Envoy rounds down to whole ms, and its histograms to the middle of buckets that are a tenth of their value wide.
     rounding_ms = 1 + 0.05 * report["summary"]["mean_ms"]
     assert min(stage["ms"] for stage in report["stages"]) > -rounding_ms, report["stages"]
@@ -45,7 +45,7 @@ def test_a_run_within_its_thresholds_succeeds_and_says_what_everything_cost(site
 
 
 def test_a_missed_threshold_is_an_exit_code(site: Site, tmp_path: Path) -> None:
-    code, report = load(site, tmp_path, "--no-door", "--rate", "50", "--shape", "spike", "--min-rps", "1000000")
+    code, report = load(site, tmp_path, "--no-gateway", "--rate", "50", "--shape", "spike", "--min-rps", "1000000")
     assert code == 1
     assert report["checks"][0]["holds"] is False
     # Four fifths of the time at a fifth of the rate.

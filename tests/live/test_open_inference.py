@@ -1,4 +1,4 @@
-"""The Open Inference Protocol and TorchServe's gRPC service, asked by their own clients through the door."""
+"""The Open Inference Protocol and TorchServe's gRPC service, asked by their own clients through the gateway."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import tritonclient.http
 from grpc_tools import protoc
 from tritonclient.utils import InferenceServerException
 
-from scripts.server.torchserve import server_home
+from scripts.stack.torchserve import server_home
 from tests.live.conftest import Site
 
 pytestmark = pytest.mark.live
@@ -36,8 +36,8 @@ PROTOCOLS = pytest.mark.parametrize("protocol", [tritonclient.http, tritonclient
 
 
 @pytest.fixture(scope="module")
-def url(quiz_door: Site) -> str:
-    return str(quiz_door.call("status")["door"])
+def url(quiz_gateway: Site) -> str:
+    return str(quiz_gateway.call("status")["gateway"])
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def test_a_pinned_version_answers_as_it_does_elsewhere(client: Any, protocol: Pr
     assert found == (version, "order-7")
 
 
-def test_torchserves_own_grpc_ports_are_open_to_nobody_else(quiz_door: Site) -> None:
-    connections = psutil.Process(quiz_door.call("status")["pid"]).net_connections("inet")
+def test_torchserves_own_grpc_ports_are_open_to_nobody_else(quiz_gateway: Site) -> None:
+    connections = psutil.Process(quiz_gateway.call("status")["pid"]).net_connections("inet")
     listeners = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
     assert listeners <= {"127.0.0.1", "::ffff:127.0.0.1"}
 
@@ -164,9 +164,9 @@ def test_json_and_raw_tensors_say_the_same(
 
 @PROTOCOLS
 def test_the_split_is_followed_and_users_stay_on_their_side(
-    quiz_door: Site, client: Any, protocol: Protocol, url: str
+    quiz_gateway: Site, client: Any, protocol: Protocol, url: str
 ) -> None:
-    quiz_door.call("route", "split", "quiz", "1.0=50", "2.0=50")
+    quiz_gateway.call("route", "split", "quiz", "1.0=50", "2.0=50")
     try:
         inputs = inputs_of(protocol, QUESTIONS[:1])
 
@@ -188,7 +188,7 @@ def test_the_split_is_followed_and_users_stay_on_their_side(
         pinned = client.infer("quiz", inputs, headers={"x-model-version": "1.0"}).get_response()
         assert (pinned["model_version"] if isinstance(pinned, dict) else pinned.model_version) == "1.0"
     finally:
-        quiz_door.call("route", "split", "quiz", "--default")
+        quiz_gateway.call("route", "split", "quiz", "--default")
 
 
 def bad_inputs(protocol: Protocol) -> dict[str, list[Any]]:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from scripts.door.openapi import document
+from scripts.gateway.openapi import document
 from tests.live.conftest import Site
 
 pytestmark = pytest.mark.live
@@ -40,8 +40,8 @@ OPERATIONS = operations()
 
 
 @pytest.fixture(scope="module")
-def url(quiz_door: Site) -> str:
-    return str(quiz_door.call("status")["door"])
+def url(quiz_gateway: Site) -> str:
+    return str(quiz_gateway.call("status")["gateway"])
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,6 @@ def test_every_answer_is_one_that_the_schema_knows(
     ask()
 
 
-def test_a_path_that_the_door_itself_refuses_is_told_in_the_protocols_form(url: str) -> None:
+def test_a_path_that_the_gateway_itself_refuses_is_told_in_the_protocols_form(url: str) -> None:
     got = requests.get(f"{url}/v2/models/%5C/ready", timeout=30)
     assert (got.status_code, got.json()) == (400, {"error": "bad_request: the request breaks HTTP's rules"})

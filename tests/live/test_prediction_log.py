@@ -1,4 +1,4 @@
-"""The log of a whole stack: asked at the door, written by workers, drained, compared, labelled."""
+"""The log of a whole stack: asked at the gateway, written by workers, drained, compared, labelled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 import requests
 import yaml
 
+from handlers.core.settings import Settings
+from handlers.core.task import Request
 from handlers.loading import load_multiple_choice
-from handlers.settings import Settings
-from handlers.task import Request
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
-from scripts.archive.recipe import read_version
-from scripts.prediction_log.reader import read
-from tests.handlers.test_multiple_choice import FLOAT32_BOUND, some_questions
+from scripts.build.adopt import adopt
+from scripts.build.build import build
+from scripts.build.recipe import read_version
+from scripts.records.reader import read
+from tests.handlers.tasks.multiple_choice.test_task import FLOAT32_BOUND, some_questions
 from tests.live.conftest import Site
 from tests.live.envoys import until
 
@@ -49,7 +49,7 @@ def site(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> I
 
 @pytest.fixture(scope="module")
 def url(site: Site) -> str:
-    return str(site.call("status")["door"])
+    return str(site.call("status")["gateway"])
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_the_report_says_what_both_versions_say_in_process(
     assert not re.findall(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', ""))
 
 
-def test_labels_from_the_door_and_the_shell_are_joined(site: Site, url: str, log: list[dict[str, Any]]) -> None:
+def test_labels_from_the_gateway_and_the_shell_are_joined(site: Site, url: str, log: list[dict[str, Any]]) -> None:
     body = {"prediction_id": "order-3", "label": 0, "model": "quiz"}
     got = requests.post(f"{url}/feedback", json=body, timeout=30)
     assert (got.status_code, got.json()) == (202, body)

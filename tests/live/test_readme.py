@@ -16,7 +16,7 @@ import psutil
 import pytest
 import requests
 
-from scripts.server.ports import choose_ports
+from scripts.stack.ports import choose_ports
 from tests.live.conftest import PROJECT
 
 pytestmark = pytest.mark.live
@@ -57,12 +57,12 @@ def environ(checkout: Path) -> dict[str, str]:
 def run(checkout: Path, environ: dict[str, str]) -> Iterator[Callable[[str], str]]:
     """Runs one README command on ports of its own; serve.sh's own part, the installation, is left out."""
     ports = choose_ports(0, 0, 0)
-    up = f"marctl up --door-port {ports.door} --port {ports.inference}"
+    up = f"marctl up --gateway-port {ports.gateway} --port {ports.inference}"
     up += f" --management-port {ports.management} --metrics-port {ports.metrics}"
 
     def translate(text: str) -> str:
         text = text.replace("scripts/serve.sh", up).replace("127.0.0.1:8080", f"127.0.0.1:{ports.inference}")
-        text = text.replace("127.0.0.1:8000", f"127.0.0.1:{ports.door}")
+        text = text.replace("127.0.0.1:8000", f"127.0.0.1:{ports.gateway}")
         text = text.replace("127.0.0.1:8081", f"127.0.0.1:{ports.management}")
         return text.replace("127.0.0.1:8082", f"127.0.0.1:{ports.metrics}")
 

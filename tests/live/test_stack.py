@@ -17,9 +17,9 @@ import psutil
 import pytest
 import requests
 
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
-from scripts.server.process import is_alive
+from scripts.build.adopt import adopt
+from scripts.build.build import build
+from scripts.stack.process import is_alive
 from tests.live.conftest import Site, is_server
 from tests.tiny_archives import ANSWER, BUSY, CONSTANT, FAILS_TO_LOAD, LACKS_A_LIBRARY, REQUEST, tiny_archive
 
@@ -260,7 +260,7 @@ def test_without_redis_it_serves_and_keeps_nothing(make_site: MakeSite, tiny_mod
     build(adopt(tiny_model("bert"), "quiz", "1.0", site.folder / "recipes", precision="float32"), site.store)
     served = site.call(*site.up_arguments, "--no-redis", "--detach")
     question = {"question": "What cuts bread?", "choices": ["a knife", "a cloud"]}
-    answers = [requests.post(f"{served['door']}/predictions/quiz", json=question, timeout=30) for _ in range(2)]
+    answers = [requests.post(f"{served['gateway']}/predictions/quiz", json=question, timeout=30) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert answers[0].json()["probabilities"] == answers[1].json()["probabilities"]
     assert "no Redis: answers are neither cached nor logged" in site.run("status").stdout

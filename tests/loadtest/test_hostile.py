@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from loadtest.door.hostile import attacked, hostile_bodies
+from loadtest.gateway.hostile import attacked, hostile_bodies
 
 
 class Refusing(BaseHTTPRequestHandler):

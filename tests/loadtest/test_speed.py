@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from handlers.runtimes.choose import load_model
-from handlers.runtimes.torch_runtime import TorchScorer
-from handlers.settings import Settings
-from handlers.tokenization import PairEncoder, Row
+from handlers.core.settings import Settings
+from handlers.text.choose import load_model
+from handlers.text.tokenization import PairEncoder, Row
+from handlers.text.torch_runtime import TorchScorer
 from loadtest import exported
 from loadtest.environments import Environment, environments, one_round, start
 from loadtest.speed import answer, changes_of, compare, cut, load, main

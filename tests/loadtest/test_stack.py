@@ -8,8 +8,8 @@ import yaml
 
 from loadtest.serving import VARIANTS
 from loadtest.stack import CommandFailed, change_recipe, running_stack
-from scripts.archive.recipe import Recipe
-from scripts.door.settings import DoorSettings
+from scripts.build.recipe import Recipe
+from scripts.gateway.settings import GatewaySettings
 
 MODEL = Path(__file__).parents[2] / "model_store" / "mcqa" / "1.0" / "model.yaml"
 
@@ -22,13 +22,13 @@ def test_a_section_of_a_recipe_keeps_what_is_not_changed(tmp_path: Path) -> None
     assert yaml.safe_load(path.read_text()) == expected
 
 
-def test_every_variant_of_serving_is_a_valid_recipe_and_a_valid_door(tmp_path: Path) -> None:
+def test_every_variant_of_serving_is_a_valid_recipe_and_a_valid_gateway(tmp_path: Path) -> None:
     for variant in VARIANTS.values():
         path = tmp_path / "model.yaml"
         path.write_bytes(MODEL.read_bytes())
         change_recipe(path, variant.recipe)
         msgspec.yaml.decode(path.read_bytes(), type=Recipe)
-        msgspec.convert(variant.door, DoorSettings)
+        msgspec.convert(variant.gateway, GatewaySettings)
 
 
 def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:

@@ -23,21 +23,21 @@ def test_counts_are_summed_over_a_models_versions_only() -> None:
 def test_parts_add_up_to_what_the_client_saw() -> None:
     counts = dict.fromkeys([*TORCHSERVE.values(), *ENVOY.values()], 0.0)
     counts |= {"requests": 100, "torchserve_us": 100 * 8000, "queue_us": 100 * 3000, "batches": 10, "handler_ms": 40}
-    counts |= {"door_requests": 100, "door_ms": 1000, "upstream_requests": 100, "upstream_ms": 900}
+    counts |= {"gateway_requests": 100, "gateway_ms": 1000, "upstream_requests": 100, "upstream_ms": 900}
     found = {stage.name: stage.ms for stage in stages(12.5, counts)}
     assert sum(found.values()) == pytest.approx(12.5)
     assert found["client and its sockets"] == 2.5
-    assert (found["door (Envoy)"], found["TorchServe's HTTP"], found["TorchServe's queue"]) == (1, 1, 3)
+    assert (found["gateway (Envoy)"], found["TorchServe's HTTP"], found["TorchServe's queue"]) == (1, 1, 3)
     assert (found["between TorchServe and its worker"], found["worker: the batch's handler"]) == (1, 4)
 
 
-def test_without_a_door_its_parts_are_left_out() -> None:
+def test_without_a_gateway_its_parts_are_left_out() -> None:
     found = stages(5.0, {"requests": 10, "torchserve_us": 40_000, "queue_us": 10_000, "batches": 0, "handler_ms": 0})
-    assert not any("door" in stage.name for stage in found)
+    assert not any("gateway" in stage.name for stage in found)
     assert sum(stage.ms for stage in found) == pytest.approx(5.0)
 
 
-def test_without_the_doors_own_counts_its_part_is_the_clients() -> None:
+def test_without_the_gateways_own_counts_its_part_is_the_clients() -> None:
     counts = {"requests": 10, "torchserve_us": 40_000, "upstream_requests": 10, "upstream_ms": 50}
     found = {stage.name: stage.ms for stage in stages(9.0, counts)}
-    assert (found["client, its sockets and the door"], found["TorchServe's HTTP"]) == (4, 1)
+    assert (found["client, its sockets and the gateway"], found["TorchServe's HTTP"]) == (4, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts.archive import build as build_module
+from scripts.build import build as build_module
 from scripts.cli import main
 
 

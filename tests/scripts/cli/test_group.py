@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from scripts.cli import COMMANDS, main
-from scripts.server.state import Running, State
+from scripts.stack.state import Running, State
 
 HEAVY = {"torch", "transformers", "requests", "rich.table", "psutil", "msgspec", "yaml"}
 STACK_COMMANDS = ["up", "down", "status", "register", "scale", "default", "unregister", "ask"]

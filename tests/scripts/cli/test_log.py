@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from scripts.cli import main
 from tests.redis_servers import TestRedis
-from tests.scripts.prediction_log.conftest import Log, client, log, record
+from tests.scripts.records.conftest import Log, client, log, record
 
 __all__ = ["client", "log"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts.archive import build as build_module
-from scripts.archive.adopt import adopt
-from scripts.archive.build import build
+from scripts.build import build as build_module
+from scripts.build.adopt import adopt
+from scripts.build.build import build
 from scripts.cli import main
 
 

@@ -1,1 +1,0 @@
-"""Ways to run a model's forward pass."""

@@ -1,0 +1,106 @@
+"""What a client reads of an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from handlers.tasks.multiple_choice.explain.cases import Case
+from handlers.tasks.multiple_choice.explain.outcome import Found
+from handlers.tasks.multiple_choice.explain.request import Baseline, Method, Target
+from handlers.tasks.multiple_choice.task import Answer
+
+DIGITS = 6
+
+
+class WordScore(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A word and what it does for the target, in the target's own unit; below 0 it speaks against it.
+
+    `field[start:end]` of the client's own string, counted in characters (Unicode code points).
+    """
+
+    field: str
+    start: int
+    end: int
+    text: str
+    score: float
+    standard_error: float | None = None
+    unknown: bool = False
+    """The model knows this word, or a part of it, only as unknown."""
+    partly_cut: bool = False
+    """A part of it was beyond the token limit."""
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """A part of a string that the model did not see: cut at the token limit, or of characters it has no token for."""
+
+    field: str
+    start: int
+    end: int
+
+
+class Explanation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Why a choice has the target that it has. Scores sum to `value` - `baseline_value` + `delta`."""
+
+    choice: int
+    label: str
+    method: Method
+    target: Target
+    against: int | None = None
+    baseline: Baseline | str
+    value: float
+    baseline_value: float
+    delta: float
+    delta_bound: float
+    complete: bool
+    """Whether |delta| is within its bound."""
+    steps: int | None = None
+    exact: bool | None = None
+    precision: str = ""
+    compute_ms: float
+    words: list[WordScore]
+    not_seen: list[Stretch] = []
+
+
+class ExplainedAnswer(Answer, frozen=True, kw_only=True):
+    """The answer as for a prediction, computed in float32, and why."""
+
+    explanations: list[Explanation]
+
+
+def explanation_of(case: Case, found: Found, label: str, baseline: str) -> Explanation:
+    """Whole words in the client's terms."""
+    spread: Sequence[float | None] = found.spread or [None] * len(case.words)
+    words = [
+        WordScore(
+            field=word.field,
+            start=word.start,
+            end=word.end,
+            text=word.text,
+            score=round(score, DIGITS),
+            standard_error=None if error is None else round(error, DIGITS),
+            unknown=word.unknown,
+            partly_cut=word.partly_cut,
+        )
+        for word, score, error in zip(case.words, found.scores, spread, strict=True)
+    ]
+    return Explanation(
+        choice=case.choice,
+        label=label,
+        method=case.options.method,
+        target=case.options.target,
+        against=case.against,
+        baseline=baseline,
+        value=round(found.value, DIGITS),
+        baseline_value=round(found.baseline_value, DIGITS),
+        delta=round(found.delta, DIGITS),
+        delta_bound=round(found.bound, DIGITS),
+        complete=found.complete,
+        steps=found.steps,
+        exact=found.exact,
+        precision="float32",
+        compute_ms=round(found.seconds * 1000, 3),
+        words=words,
+        not_seen=[Stretch(*stretch) for stretch in case.not_seen],
+    )

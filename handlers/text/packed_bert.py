@@ -1,0 +1,244 @@
+"""Multiple-choice logits of BERT and RoBERTa models over packed rows, with the work left out that changes nothing.
+
+Three things are exact, up to rounding:
+
+- no padding: rows lie token behind token, and attention runs over blocks of rows of one length;
+- the first layer's queries, keys and values depend on token, position and segment alone, so they are computed once for
+  what the choices of a question share;
+- of the last layer the head reads the first token only. Its scores `q (W_k h)` are computed as `(q W_k) h`, and its
+  context `sum p (W_v h)` as `W_v (sum p h)`, which takes the key and value products from every token to one per row.
+
+Layers are those of transformers/models/bert/modeling_bert.py. Tensors are (tokens, hidden) unless stated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from handlers.text.linear import FloatFeedForward, FloatLinear, Int8FeedForward, Int8Linear, Linear, Watched
+from handlers.text.packing import Block, Packing
+from handlers.text.tokenization import Row
+
+ENCODERS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+"""model_type -> where the encoder is."""
+
+
+def can_pack(config: Any) -> bool:
+    """Whether a model with this configuration is one that PackedBert computes."""
+    return (
+        config.model_type in ENCODERS
+        and config.hidden_act == "gelu"
+        and not getattr(config, "is_decoder", False)
+        and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
+    )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the last dimension."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: Any, dtype: torch.dtype) -> Norm:
+        return cls(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass
+class Layer:
+    """An encoder layer of which every token is needed; `qkv` gives queries (scaled), keys and values side by side."""
+
+    qkv: Linear
+    out: Linear
+    feed_forward: Callable[[Tensor], Tensor]
+    attention_norm: Norm
+    output_norm: Norm
+
+    def finish(self, context: Tensor, h: Tensor) -> Tensor:
+        """From attention's context to the layer's output."""
+        h = self.attention_norm(self.out(context, h))
+        return self.output_norm(self.feed_forward(h))
+
+
+@dataclass
+class LastLayer:
+    """The last layer and the head, for the first token of each row."""
+
+    query: FloatLinear
+    keys: Tensor
+    """(heads, head size, hidden)"""
+    values: Tensor
+    """(heads, hidden, head size)"""
+    values_bias: Tensor
+    out: FloatLinear
+    feed_forward: FloatFeedForward
+    attention_norm: Norm
+    output_norm: Norm
+    pooler: FloatLinear
+    classifier: FloatLinear
+
+    def logits(self, h: Tensor, packing: Packing) -> Tensor:
+        """float32, (rows,)"""
+        heads, size, hidden = self.keys.shape
+        first = h.index_select(0, packing.starts).to(self.keys.dtype)
+        query = self.query(first).view(-1, heads, size).transpose(0, 1)
+        asked = torch.bmm(query, self.keys).transpose(0, 1).float()
+        gathered = torch.zeros_like(asked, memory_format=torch.contiguous_format)
+        row = 0
+        for block in packing.blocks:
+            rows = slice(row, row + block.rows)
+            states = h[block.tokens].view(block.rows, block.length, hidden).float()
+            shares = torch.softmax(torch.bmm(asked[rows], states.transpose(1, 2)), -1)
+            torch.bmm(shares, states, out=gathered[rows])
+            row += block.rows
+        weighted = gathered.to(first.dtype).transpose(0, 1)
+        context = torch.bmm(weighted, self.values).transpose(0, 1).reshape(-1, hidden)
+        x = self.attention_norm(self.out(context + self.values_bias, first))
+        x = self.output_norm(self.feed_forward(x))
+        return self.classifier(torch.tanh(self.pooler(x))).float().view(-1)[:row]
+
+
+class PackedBert:
+    """A multiple-choice model's weights, laid out for packed rows, and the forward pass over them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        has_type_ids: bool,
+        second_type: int,
+        dtype: torch.dtype,
+        last_dtype: torch.dtype | None = None,
+        linear: type[FloatLinear] = FloatLinear,
+    ) -> None:
+        """`dtype` of all layers but the last, which has `last_dtype`; `second_type`: the second text's segment."""
+        config: Any = model.config
+        encoder = getattr(model, ENCODERS[config.model_type])
+        self.dtype = dtype
+        self.last_dtype = last_dtype or dtype
+        self.heads: int = config.num_attention_heads
+        embeddings = encoder.embeddings
+        self._uncounted: int | None = None if config.model_type == "bert" else config.pad_token_id
+        positions = embeddings.position_embeddings.weight[self._uncounted or 0 :]
+        types = embeddings.token_type_embeddings.weight
+        second = second_type if has_type_ids else 0
+        self._positions = len(positions)
+        self._words = embeddings.word_embeddings.weight.to(dtype)
+        self._places = torch.cat([positions + types[0], positions + types[second]]).to(dtype)
+        self._norm = Norm.of(embeddings.LayerNorm, dtype)
+        self.layers = [self._layer(layer, linear) for layer in encoder.encoder.layer[:-1]]
+        self._last = self._last_layer(encoder, model.classifier)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that the position table has room for."""
+        return self._positions if self._uncounted is None else self._positions - 1
+
+    def logits(self, rows: Sequence[Row]) -> Tensor:
+        """float32, (rows,); `rows` sorted by length."""
+        packing = Packing.of(rows, self._positions, self._uncounted)
+        words = self._words.index_select(0, packing.ids)
+        h = self._norm(words.add_(self._places.index_select(0, packing.places)))
+        for number, layer in enumerate(self.layers):
+            qkv = layer.qkv(h)
+            if number == 0:
+                context = self._attend(qkv, packing.blocks, packing.sources)
+                h = h.index_select(0, packing.sources)
+            else:
+                context = self._attend(qkv, packing.blocks)
+            h = layer.finish(context, h)
+        if not self.layers:
+            h = h.index_select(0, packing.sources)
+        return self._last.logits(h, packing)
+
+    def _attend(self, qkv: Tensor, blocks: list[Block], sources: Tensor | None = None) -> Tensor:
+        """Every token's context, (tokens, hidden), from its queries, keys and values, (tokens, 3 * hidden).
+
+        With `sources`, token i's are in row sources[i]. Scores are in float32, whose small products need no kernel per
+        shape.
+        """
+        hidden = qkv.shape[1] // 3
+        size = hidden // self.heads
+        parts = qkv.view(-1, size)
+        offsets = torch.arange(3 * self.heads).view(3, 1, self.heads, 1)
+        context = qkv.new_zeros(len(qkv if sources is None else sources), hidden)
+        for block in blocks:
+            shape = (block.rows, block.length, self.heads, size)
+            if sources is None:
+                split = qkv[block.tokens].view(block.rows, block.length, 3, self.heads, size).permute(2, 0, 3, 1, 4)
+                split = split.reshape(-1, block.length, size)
+            else:
+                rows = sources[block.tokens].view(1, block.rows, 1, block.length)
+                split = parts.index_select(0, (rows * (3 * self.heads) + offsets).view(-1))
+            query, key, value = split.float().view(3, block.rows * self.heads, block.length, size).unbind()
+            mixed = torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), -1), value)
+            heads_first = mixed.view(block.rows, self.heads, block.length, size)
+            context[block.tokens].view(shape).copy_(heads_first.transpose(1, 2))
+        return context
+
+    def _layer(self, layer: Any, linear: type[FloatLinear]) -> Layer:
+        attention, dtype = layer.attention.self, self.dtype
+        scale = 1 / math.sqrt(attention.attention_head_size)
+        parts = (attention.query, attention.key, attention.value)
+        weights = torch.cat([part.weight * (scale if part is attention.query else 1) for part in parts])
+        biases = torch.cat([part.bias * (scale if part is attention.query else 1) for part in parts])
+
+        def take(part: Any) -> FloatLinear:
+            return linear(part.weight.to(dtype), part.bias.to(dtype))
+
+        return Layer(
+            qkv=linear(weights.to(dtype), biases.to(dtype)),
+            out=take(layer.attention.output.dense),
+            feed_forward=FloatFeedForward(take(layer.intermediate.dense), take(layer.output.dense)),
+            attention_norm=Norm.of(layer.attention.output.LayerNorm, dtype),
+            output_norm=Norm.of(layer.output.LayerNorm, dtype),
+        )
+
+    def _last_layer(self, encoder: Any, classifier: Any) -> LastLayer:
+        layer, dtype = encoder.encoder.layer[-1], self.last_dtype
+        attention = layer.attention.self
+        shape = (self.heads, attention.attention_head_size, -1)
+        scale = 1 / math.sqrt(attention.attention_head_size)
+
+        def take(part: Any, scale: float = 1) -> FloatLinear:
+            return FloatLinear((part.weight * scale).to(dtype), (part.bias * scale).to(dtype))
+
+        return LastLayer(
+            query=take(attention.query, scale),
+            # A key's bias adds the same to all scores of a query, which the softmax takes away again.
+            keys=attention.key.weight.view(shape).to(dtype).contiguous(),
+            values=attention.value.weight.view(shape).transpose(1, 2).to(dtype).contiguous(),
+            values_bias=attention.value.bias.to(dtype),
+            out=take(layer.attention.output.dense),
+            feed_forward=FloatFeedForward(take(layer.intermediate.dense), take(layer.output.dense)),
+            attention_norm=Norm.of(layer.attention.output.LayerNorm, dtype),
+            output_norm=Norm.of(layer.output.LayerNorm, dtype),
+            pooler=take(encoder.pooler.dense),
+            classifier=take(classifier),
+        )
+
+    def quantize(self) -> None:
+        """Compute all layers but the last in 8-bit integers; made with `linear=Watched`, after it has seen samples."""
+        for layer in self.layers:
+            feed_forward = layer.feed_forward
+            assert isinstance(feed_forward, FloatFeedForward)
+            layer.qkv = int8(layer.qkv)
+            layer.out = int8(layer.out)
+            layer.feed_forward = Int8FeedForward(int8(feed_forward.up), int8(feed_forward.down, level=False))
+
+
+def int8(watched: Any, *, level: bool = True) -> Int8Linear:
+    """What a Watched linear computed, in 8-bit integers; it may forget its inputs then."""
+    assert isinstance(watched, Watched)
+    return Int8Linear(watched, torch.cat(watched.inputs), level=level)

@@ -1,0 +1,168 @@
+"""From (first, second) texts to token rows, each distinct text tokenized once per batch.
+
+Tokenizers encode the two texts of a pair separately and then join them with fixed special tokens. That join is learned
+from the tokenizer itself at load, so one code path serves BERT, RoBERTa and DeBERTa pairs, with or without
+`token_type_ids`, and fast or slow tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.core.errors import LoadError
+
+PROBE = ("is water wet", "yes")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tokenized pair, ready for the model. `second_at` is where the second text (and its segment) begins."""
+
+    ids: list[int]
+    second_at: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """The special tokens round a pair: prefix + first + middle + second + suffix."""
+
+    prefix: list[int]
+    middle: list[int]
+    suffix: list[int]
+    has_type_ids: bool
+    middle_in_first: int
+    """How many of the middle tokens belong to the first segment; the rest are the second's."""
+    second_type: int
+
+    @property
+    def special_tokens(self) -> int:
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+
+class PairEncoder:
+    """Tokenizes pairs to at most `max_tokens` tokens each; the second text is kept, the first loses its beginning."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self._backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self._raw_tokens = None if self._backend is None else tokens_before_normalizing(self._backend)
+        self.template = self._learn_template()
+        self.room = max_tokens - self.template.special_tokens
+        if self.room < 2:
+            raise LoadError(
+                f"max_tokens is {max_tokens}, but the special tokens alone take {self.template.special_tokens}; "
+                "raise max_tokens in model.yaml"
+            )
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Token ids of each distinct text, without special tokens."""
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return {}
+        if self._backend is not None:
+            encodings = self._backend.encode_batch_fast(distinct, add_special_tokens=False)
+            return {text: encoding.ids for text, encoding in zip(distinct, encodings, strict=True)}
+        ids = self.tokenizer(distinct, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
+        return dict(zip(distinct, ids, strict=True))
+
+    def canonical(self, text: str) -> str:
+        """One form for texts that this tokenizer gives the same tokens whatever their Unicode form; else the text.
+
+        JSON of texts may be given as well: its own characters compose with none.
+        """
+        if self._raw_tokens is None or self._backend is None:
+            return text
+        form = unicodedata.normalize("NFC", text)
+        # Raw tokens are looked for in the text as it came, so another form could gain or lose one. And the tokenizers
+        # library may know an older Unicode than Python does (0x11938 in tokenizers 0.23): it is asked itself.
+        if form == text or any(token in form or token in text for token in self._raw_tokens):
+            return text
+        normalize = self._backend.normalizer.normalize_str
+        return form if normalize(text) == normalize(form) else text
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
+        """One row per pair, in order."""
+        ids = self.tokenize(text for pair in pairs for text in pair)
+        return [self.join(ids[first], ids[second]) for first, second in pairs]
+
+    def join(self, first: list[int], second: list[int]) -> Row:
+        """Cut two tokenized texts to the limit and put the special tokens round them."""
+        excess = len(first) + len(second) - self.room
+        if excess > 0:
+            second = second[: self.room]
+            first = first[max(len(first) - (self.room - len(second)), 0) :]
+        template = self.template
+        head = template.prefix + first
+        row = head + template.middle + second + template.suffix
+        return Row(row, len(head) + template.middle_in_first, excess > 0)
+
+    def _learn_template(self) -> PairTemplate:
+        """Read the join off one encoded probe pair; raises LoadError if it is no concatenation."""
+        first_text, second_text = PROBE
+        plain = self.tokenize(PROBE)
+        first, second = list(plain[first_text]), list(plain[second_text])
+        whole = self.tokenizer(first_text, second_text, truncation=False, padding=False)
+        ids = list(whole["input_ids"])
+        types = whole.get("token_type_ids")
+        first_at = find(ids, first, 0)
+        second_at = find(ids, second, first_at + len(first)) if first_at >= 0 else -1
+        if second_at < 0:
+            raise LoadError(
+                f"{type(self.tokenizer).__name__} does not encode a pair as its two texts joined by special tokens: "
+                f"{first_text!r} + {second_text!r} gave {ids}; this tokenizer is not supported"
+            )
+        first_end, second_end = first_at + len(first), second_at + len(second)
+        middle_types = list(types[first_end:second_at]) if types is not None else []
+        second_type = types[second_at] if types is not None else 0
+        return PairTemplate(
+            prefix=ids[:first_at],
+            middle=ids[first_end:second_at],
+            suffix=ids[second_end:],
+            has_type_ids=types is not None,
+            middle_in_first=sum(1 for kind in middle_types if kind != second_type),
+            second_type=second_type,
+        )
+
+
+def tokens_before_normalizing(backend: Any) -> list[str] | None:
+    """Tokens that a fast tokenizer takes out of a text before it normalizes; None if Unicode's form makes a difference.
+
+    It makes none where the first thing done to the text maps canonically equivalent texts to one.
+    """
+    normalizer = backend.normalizer
+    if normalizer is None or not forgets_form(json.loads(normalizer.__getstate__())):
+        return None
+    tokens = [token.content for token in backend.get_added_tokens_decoder().values()]
+    return tokens if all(json.dumps(token) == f'"{token}"' for token in tokens) else None
+
+
+def forgets_form(normalizer: dict[str, Any]) -> bool:
+    """By its settings as the tokenizers library writes them.
+
+    BERT's decomposes when it strips accents; what it does before that, it does to a character and its decomposition
+    alike.
+    """
+    kind = normalizer["type"]
+    if kind == "Sequence":
+        return bool(normalizer["normalizers"]) and forgets_form(normalizer["normalizers"][0])
+    if kind == "BertNormalizer":
+        strips = normalizer["strip_accents"]
+        return bool(normalizer["lowercase"] if strips is None else strips)
+    return kind in {"NFC", "NFD", "NFKC", "NFKD"}
+
+
+def find(ids: list[int], part: list[int], start: int) -> int:
+    """Index of the first occurrence of `part` in `ids` from `start` on, or -1."""
+    if not part:
+        return -1
+    return next((i for i in range(start, len(ids) - len(part) + 1) if ids[i : i + len(part)] == part), -1)

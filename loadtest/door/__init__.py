@@ -1,1 +1,0 @@
-"""What the front door costs, and what it saves."""

@@ -1,0 +1,1 @@
+"""What the front gateway costs, and what it saves."""

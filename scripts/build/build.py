@@ -1,0 +1,272 @@
+"""Build an archive: lay out, pack, verify, and only then put it into the store.
+
+Same sources and libraries, same bytes: files in order of name, no clock, no compression (whose output differs between
+zlib builds; weights hardly shrink anyway).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from safetensors import SafetensorError
+
+import handlers
+from handlers.tasks.multiple_choice.task import Answer, Question
+from scripts.build.reader import EXPLAIN_CONFIG, MANIFEST, read_archive
+from scripts.build.recipe import Explanations, Recipe, Version, find_versions
+from scripts.build.verify import verify
+from scripts.core.errors import UserError
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time a zip file can hold; archives must not tell when they were built."""
+TEMP = tempfile.gettempdir()
+CREATED_ON = "01/01/1980 00:00:00"
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "msgspec", "numpy", "packaging", "PyYAML")
+"""What the handlers need at run time; Captum, too, where a recipe asks for explanations."""
+HANDLERS = Path(handlers.__file__).parent
+
+Notify = Callable[[str], None]
+
+
+def build(version: Version, store: Path, *, force: bool = False, notify: Notify = lambda _: None) -> tuple[Path, bool]:
+    """Build one version into `store`; returns the archive and whether it had to be built.
+
+    An archive made from the same sources is left as it is. One that fails its verification is never put in the store,
+    and the archive that stood there before, if any, stays.
+    """
+    target = store / version.archive_name
+    sources = source_digest(version)
+    if not force and is_current(target, sources):
+        return target, False
+    partial = store / f".{target.name}.{os.getpid()}.partial"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with work_folder() as work:
+            notify(f"{version}: laying out")
+            reference = lay_out(version, work / "stage", sources)
+            notify(f"{version}: packing")
+            pack(run_archiver(version, work / "stage", work), partial)
+        notify(f"{version}: verifying")
+        verify(partial, reference)
+        os.replace(partial, target)
+    except (OSError, SafetensorError) as err:
+        raise UserError(f"{version}: cannot build {target}: {err}; the temporary files went to {TEMP}") from err
+    finally:
+        partial.unlink(missing_ok=True)
+    return target, True
+
+
+def build_all(recipes: Path, store: Path, on_progress: Notify = lambda _: None) -> list[Path]:
+    """Build every recipe below `recipes` whose archive is missing or out of date; returns all archives."""
+    return [build(version, store, notify=on_progress)[0] for version in find_versions(recipes)]
+
+
+def is_current(target: Path, sources: str) -> bool:
+    """Whether the archive is there, whole, and made from these sources."""
+    try:
+        return target.exists() and read_archive(target).metadata.get("sources") == sources
+    except UserError:
+        return False
+
+
+def source_digest(version: Version) -> str:
+    """SHA-256 over all that an archive is made from: recipe, weights, handlers, library versions; no path, no date."""
+    weights = version.recipe.weights
+    recipe = msgspec.to_builtins(version.recipe)
+    recipe.pop("training")
+    recipe["weights"].pop("directory", None)
+    parts: dict[str, Any] = {
+        "name": str(version),
+        "recipe": recipe,
+        "metadata": version.metadata,
+        "libraries": library_versions(explains=bool(version.recipe.explanations)),
+    }
+    parts |= {f"handlers/{path}": digest(HANDLERS / path) for path in handler_files()}
+    if weights.delta and (version.folder / weights.delta).exists():
+        parts["delta"] = digest(version.folder / weights.delta)
+    if weights.directory:
+        folder = (version.folder / weights.directory).resolve()
+        parts |= {f"weights/{p.relative_to(folder)}": digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def library_versions(*, explains: bool = False) -> dict[str, str]:
+    """Installed versions, without local parts such as torch's `+cpu`: they name a build, not another interface."""
+    names = (*LIBRARIES, "captum") if explains else LIBRARIES
+    return {name: importlib.metadata.version(name).split("+")[0] for name in names}
+
+
+def handler_files() -> list[Path]:
+    """Every source file of the package, relative to it."""
+    return sorted(path.relative_to(HANDLERS) for path in HANDLERS.rglob("*.py"))
+
+
+def lay_out(version: Version, stage: Path, sources: str) -> list[list[float]]:
+    """Write everything that goes into the archive below `stage`; returns plain transformers' answers to the samples."""
+    from scripts.build.reference import plain_probabilities
+    from scripts.build.weights import load_weights, quiet_transformers
+
+    model, tokenizer = load_weights(version)
+    with quiet_transformers():
+        model.save_pretrained(stage / "model")
+        tokenizer.save_pretrained(stage / "model")
+    forget_origin(stage / "model")
+    for path in handler_files():
+        (stage / "handlers" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(HANDLERS / path, stage / "handlers" / path)
+    recipe = version.recipe
+    if recipe.explanations:
+        (stage / EXPLAIN_CONFIG).write_text(yaml.safe_dump(explain_config(recipe, recipe.explanations)))
+    write_json(stage / "samples.json", msgspec.to_builtins(recipe.samples))
+    write_json(stage / "metadata.json", metadata(version, sources, stage))
+    return [plain_probabilities(model, tokenizer, sample.request, recipe.max_tokens) for sample in recipe.samples]
+
+
+def forget_origin(model_folder: Path) -> None:
+    """Drop the path that the files came from: two checkouts must give the same bytes."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = model_folder / name
+        if path.exists():
+            content = json.loads(path.read_text())
+            write_json(
+                path,
+                {k: v for k, v in content.items() if k not in {"_name_or_path", "name_or_path", "local_files_only"}},
+            )
+
+
+def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
+    """What a registry, an operator and the handler's own load need to know of the version."""
+    recipe = version.recipe
+    return {
+        "model": version.model,
+        "version": version.version,
+        "task": recipe.task,
+        "description": recipe.description,
+        "framework": "pytorch",
+        "runtime": recipe.runtime,
+        "precision": recipe.precision,
+        "licence": recipe.licence,
+        "data": msgspec.to_builtins(recipe.data),
+        "libraries": library_versions(explains=bool(recipe.explanations)),
+        "input_schema": msgspec.json.schema(Question),
+        "output_schema": msgspec.json.schema(Answer),
+        "sample_tolerance": recipe.sample_tolerance,
+        "sources": sources,
+        "files": {str(p.relative_to(stage)): digest(p) for p in sorted(stage.rglob("*")) if p.is_file()},
+        **version.metadata,
+    }
+
+
+def server_config(recipe: Recipe) -> dict[str, Any]:
+    """model-config.yaml: TorchServe's own keys (ModelConfig.java, 0.12.0), and the handler's section."""
+    return {
+        "minWorkers": recipe.workers,
+        "maxWorkers": max(recipe.workers, 1),
+        "batchSize": recipe.batching.batch_size,
+        "maxBatchDelay": recipe.batching.max_delay_ms,
+        "jobQueueSize": recipe.batching.queue_size,
+        "responseTimeout": recipe.response_timeout_s,
+        "startupTimeout": recipe.startup_timeout_s,
+        "deviceType": "cpu",
+        "handler": {
+            "task": recipe.task,
+            "precision": recipe.precision,
+            "max_tokens": recipe.max_tokens,
+            "rows_per_pass": recipe.rows_per_pass,
+            "threads": recipe.threads,
+            "batch_seconds": recipe.response_timeout_s / 2,
+            "log": msgspec.to_builtins(recipe.log),
+            "cache": msgspec.to_builtins(recipe.cache),
+        },
+    }
+
+
+def explain_config(recipe: Recipe, explanations: Explanations) -> dict[str, Any]:
+    """The same for the workers that explain."""
+    config = server_config(recipe)
+    limits = ("max_steps", "max_samples", "max_words", "tokens_per_pass")
+    handler = config["handler"] | {
+        "precision": "float32",
+        "cache": False,
+        "log": {"input": "none", "share": 0},
+        "nice": explanations.nice,
+        "batch_seconds": explanations.response_timeout_s / 2,
+        "explanations": {name: getattr(explanations, name) for name in limits},
+    }
+    return config | {
+        "minWorkers": explanations.workers,
+        "maxWorkers": max(explanations.workers, 1),
+        "batchSize": explanations.batch_size,
+        "jobQueueSize": explanations.queue_size,
+        "responseTimeout": explanations.response_timeout_s,
+        "handler": handler,
+    }
+
+
+def run_archiver(version: Version, stage: Path, work: Path) -> Path:
+    """Let torch-model-archiver lay the archive out as a folder; returns that folder.
+
+    It runs as a process of its own, with a temp folder of its own, because it deletes <temp>/<model name> first.
+    """
+    config = work / "model-config.yaml"
+    config.write_text(yaml.safe_dump(server_config(version.recipe), sort_keys=True))
+    temp, out = work / "temp", work / "out"
+    temp.mkdir()
+    out.mkdir()
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", version.model]
+    command += ["--version", version.version, "--handler", str(HANDLERS / "entry.py"), "--extra-files", str(stage)]
+    command += ["--config-file", str(config), "--archive-format", "no-archive", "--export-path", str(out)]
+    done = subprocess.run(command, env={**os.environ, "TMPDIR": str(temp)}, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{version}: torch-model-archiver failed: {last}")
+    return out / version.model
+
+
+def pack(folder: Path, target: Path) -> None:
+    """Zip a laid-out archive reproducibly."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name == MANIFEST:
+                path.write_bytes(json_bytes(json.loads(path.read_text()) | {"createdOn": CREATED_ON}))
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.external_attr = 0o644 << 16
+            # Large files get 64-bit headers by their size: forcing them on all gives other bytes before Python 3.11.4.
+            info.file_size = path.stat().st_size
+            with path.open("rb") as source, archive.open(info, "w") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A private temporary folder, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="marctl-build-") as path:
+        yield Path(path)

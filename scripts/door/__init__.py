@@ -1,1 +1,0 @@
-"""The front door: one Envoy before TorchServe, and the traffic documents that tell it who answers whom."""

@@ -1,0 +1,95 @@
+-- Scripts that Envoy runs; scripts/gateway/listeners.py cuts this file at the lines of dashes.
+
+---- translate: TorchServe's own errors, {"code", "type", "message"}, in the one form of all errors ----
+local NAMES = { ["400"] = "bad_request", ["404"] = "not_found", ["405"] = "not_allowed", ["413"] = "too_large",
+                ["500"] = "model_failed", ["503"] = "unavailable", ["507"] = "out_of_memory" }
+
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get(":status")
+  if tonumber(status) < 400 or headers:get("x-model-version") then return end
+  local body = handle:body(true)
+  local text = body:getBytes(0, body:length())
+  -- The message stays as TorchServe wrote it, escapes included.
+  local message = text:match('"message"%s*:%s*"(.*)"%s*}%s*$')
+  if not message then return end
+  headers = handle:headers()  -- the former object ended when the body was waited for
+  -- A worker that was killed: no matter how, the request was not to blame (WorkerThread.java says 413 after SIGKILL).
+  if message:find("Worker died", 1, true) then
+    status = "503"
+    headers:replace(":status", status)
+  end
+  if message:find("no worker to serve", 1, true) then
+    message = "this version's queue is full, or it has no worker; try again"
+  end
+  if status == "503" then headers:replace("retry-after", "1") end
+  local name = NAMES[status] or "server_error"
+  local length = body:setBytes('{"error":"' .. name .. '","detail":"' .. message .. '"}')
+  headers:replace("content-length", tostring(length))
+  headers:replace("content-type", "application/json")
+end
+
+---- metrics: TorchServe's and the workers' figures and Envoy's own, on one page ----
+function envoy_on_request(handle)
+  local parts = {}
+  for _, source in ipairs({ { "metrics", "/metrics" }, { "admin", "/stats/prometheus?usedonly" } }) do
+    local call = { [":method"] = "GET", [":path"] = source[2], [":authority"] = source[1] }
+    local headers, body = handle:httpCall(source[1], call, nil, 5000)
+    local good = headers[":status"] == "200" and body
+    parts[#parts + 1] = good or ("# no figures from " .. source[1] .. "\n")
+  end
+  handle:respond({ [":status"] = "200", ["content-type"] = "text/plain; version=0.0.4; charset=utf-8" },
+                 table.concat(parts, "\n"))
+end
+
+---- health: what TorchServe says of each version's workers and queue ----
+function envoy_on_request(handle)
+  local context = handle:filterContext()  -- ends with the first call
+  local routed, versions, strict = " " .. context:get("routed") .. " ", context:get("versions"), context:get("strict")
+  local rows, ready = {}, true
+  for name in versions:gmatch("%S+") do
+    local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
+    local headers, body = handle:httpCall("management", call, nil, 5000)
+    local text = headers[":status"] == "200" and body or ""
+    local _, workers = text:gsub('"status"%s*:%s*"READY"', "")
+    local gets_traffic = routed:find(" " .. name .. " ", 1, true) ~= nil
+    if gets_traffic and workers == 0 then ready = false end
+    rows[#rows + 1] = string.format('{"model":"%s","version":"%s","routed":%s,"workers_ready":%d,"queue":%s}',
+      name:match("^[^/]+"), name:match("[^/]+$"), tostring(gets_traffic), workers,
+      text:match('"pendingRequests"%s*:%s*(%d+)') or "null")
+  end
+  local status = (ready or not strict) and "200" or "503"
+  local head = { [":status"] = status, ["content-type"] = "application/json" }
+  if status == "503" then head["retry-after"] = "1" end
+  local error = status == "503" and '"error":"not_ready","detail":"a version with traffic has no worker that is ready",' or ""
+  handle:respond(head, "{" .. error .. '"status":"' .. (ready and "ready" or "not ready") .. '","versions":['
+                 .. table.concat(rows, ",") .. "]}")
+end
+
+---- ready: whether each of some versions has a worker ----
+function envoy_on_request(handle)
+  local context = handle:filterContext()  -- ends with the first call
+  local versions, yes, no, code = context:get("versions"), context:get("yes"), context:get("no"), context:get("code")
+  local ready = true
+  for name in versions:gmatch("%S+") do
+    local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
+    local headers, body = handle:httpCall("management", call, nil, 5000)
+    ready = ready and headers[":status"] == "200" and (body or ""):find('"status"%s*:%s*"READY"') ~= nil
+  end
+  local head = { [":status"] = ready and "200" or code, ["content-type"] = "application/json" }
+  if head[":status"] == "503" then head["retry-after"] = "1" end
+  handle:respond(head, ready and yes or no)
+end
+
+---- grpc: the code of a gRPC answer, finer than what Envoy makes of the HTTP code ----
+local CODES = { ["400"] = "3", ["404"] = "5", ["413"] = "8", ["422"] = "3", ["500"] = "13", ["501"] = "12", ["504"] = "4" }
+
+function envoy_on_response(handle)
+  local status = handle:headers():get("x-http-status")
+  if not status then return end
+  handle:headers():remove("x-http-status")
+  if not CODES[status] then return end
+  for _ in handle:bodyChunks() do end
+  local trailers = handle:trailers()
+  if trailers then trailers:replace("grpc-status", CODES[status]) end
+end

@@ -1,0 +1,299 @@
+"""Envoy's start configuration: the open listener with its guards, the inner one, and the fixed clusters."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from handlers.redis.log import SAMPLE_HEADER
+from scripts.gateway.clusters import fallback_cluster, plain_cluster
+from scripts.gateway.names import (
+    ADMIN,
+    BODY_MODEL,
+    FALLBACK,
+    FALLBACK_HEADER,
+    GATEWAY,
+    MANAGEMENT,
+    METRICS,
+    PROTOCOL_HEADER,
+    SHADOW_HEADER,
+    TORCHSERVE,
+    Json,
+    extension,
+    seconds,
+    socket_address,
+    typed,
+)
+from scripts.gateway.routes import RETRY_AFTER_S
+from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
+
+HTTP = "envoy.extensions.filters.http"
+CLIENT_HEADER = "x-client"
+"""Who asks, by name: written over by api_key_auth."""
+GRPC_SERVICES = Path(__file__).parent / "grpc" / "services.pb"
+"""The .proto files beside it, compiled: python -m grpc_tools.protoc --include_imports --descriptor_set_out ..."""
+HEADERS_KB = 7
+"""TorchServe takes 8 (Netty's HttpServerCodec), and Envoy adds some of its own."""
+CLIENTS_COUNTED = 10_000
+"""Buckets of the rate limit that are kept at once; the client that was away longest loses its own."""
+
+LOCAL_ERRORS = {
+    200: None,
+    400: ("bad_request", "the request breaks HTTP's rules"),
+    401: ("no_api_key", "send a valid key in the header x-api-key"),
+    403: ("forbidden", "this client may not do that"),
+    404: None,
+    408: ("request_too_slow", "the request did not arrive in time"),
+    413: ("too_large", "the body is larger than {body_bytes} bytes; send less at a time"),
+    429: ("too_many_requests", "this client's rate is used up; ask more slowly"),
+    431: ("headers_too_large", "the headers are larger than the gateway takes"),
+    503: ("unavailable", "no version of this model can answer now; try again"),
+    504: ("out_of_time", "no answer came within the time that this model has"),
+}
+"""Code to the error that Envoy tells; None where its routes bring their own JSON."""
+
+
+def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json, settings: GatewaySettings) -> Json:
+    """`files`: the folder that Envoy watches; `torchserve`: the URLs of its three ports."""
+    admin = f"http://127.0.0.1:{admin_port}"
+    return {
+        "node": {"id": GATEWAY, "cluster": GATEWAY},
+        "admin": {"address": socket_address("127.0.0.1", admin_port)},
+        "bootstrap_extensions": [
+            extension(
+                "envoy.bootstrap.internal_listener",
+                "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            )
+        ],
+        "overload_manager": connection_limit(settings.connections),
+        "dynamic_resources": {"cds_config": watched(files, "clusters.json")},
+        "static_resources": {
+            "listeners": [gateway_listener(files, gateway_port, settings), fallback_listener(files, settings)],
+            "clusters": [
+                fallback_cluster(),
+                plain_cluster(TORCHSERVE, torchserve["inference"]),
+                plain_cluster(MANAGEMENT, torchserve["management"]),
+                plain_cluster(METRICS, torchserve["metrics"]),
+                plain_cluster(ADMIN, admin),
+            ],
+        },
+    }
+
+
+def watched(files: Path, name: str) -> Json:
+    source = {"path": str(files / name), "watched_directory": {"path": str(files)}}
+    return {"resource_api_version": "V3", "path_config_source": source}
+
+
+def connection_limit(connections: int) -> Json:
+    kind = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+    name = "envoy.resource_monitors.global_downstream_max_connections"
+    return {"resource_monitors": [extension(name, kind, max_active_downstream_connections=connections)]}
+
+
+def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
+    manager = connection_manager(GATEWAY, files, settings, gateway_filters(settings)) | {
+        "use_remote_address": True,
+        "early_header_mutation_extensions": [without_orders()],
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        "request_timeout": seconds(settings.request_timeout_s),
+        "request_headers_timeout": seconds(settings.request_timeout_s / 3),
+        "max_request_headers_kb": HEADERS_KB,
+        # What Envoy advises where clients are not known: one connection can hold that much and no more.
+        "http2_protocol_options": {
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": 64 << 10,
+            "initial_connection_window_size": 1 << 20,
+        },
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "server_header_transformation": "PASS_THROUGH",
+    }
+    chain = {"filters": [{"name": "http", "typed_config": manager}]}
+    if settings.tls:
+        chain["transport_socket"] = tls_socket(settings.tls)  # type: ignore[assignment]  # a chain's values differ
+    return {
+        "name": GATEWAY,
+        "address": socket_address(settings.address, port),
+        "per_connection_buffer_limit_bytes": settings.body_bytes,
+        "filter_chains": [chain],
+    }
+
+
+def without_orders() -> Json:
+    """Takes away what no client may say: orders to Envoy (timeouts, retries, inner routes), and marks for the log."""
+    prefixes = ("x-envoy-", SHADOW_HEADER, FALLBACK_HEADER, PROTOCOL_HEADER, SAMPLE_HEADER)
+    return extension(
+        "envoy.http.early_header_mutation.header_mutation",
+        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        mutations=[{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in prefixes],
+    )
+
+
+def fallback_listener(files: Path, settings: GatewaySettings) -> Json:
+    manager = connection_manager(FALLBACK, files, settings, [pages(), router()])
+    return {
+        "name": FALLBACK,
+        "internal_listener": {},
+        "per_connection_buffer_limit_bytes": settings.body_bytes,
+        "ignore_global_conn_limit": True,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+
+
+def connection_manager(name: str, files: Path, settings: GatewaySettings, filters: list[Json]) -> Json:
+    return typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=name,
+        rds={"route_config_name": name, "config_source": watched(files, f"{name}.json")},
+        http_filters=filters,
+        local_reply_config=local_replies(settings),
+        common_http_protocol_options={"idle_timeout": seconds(settings.idle_timeout_s)},
+        # A request id is the client's own or a plain UUID: nothing of Envoy's is written into it.
+        request_id_extension={
+            "typed_config": typed("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", pack_trace_reason=False)
+        },
+        # A model may compute without a byte coming or going; the routes' own timeouts end what takes too long.
+        stream_idle_timeout="0s",
+    )
+
+
+def local_replies(settings: GatewaySettings) -> Json:
+    """Envoy's own errors in the one form of all errors; the Open Inference Protocol and gRPC know one text only."""
+    over_grpc = header_filter("te", {"exact": "trailers"})
+    open_protocol = [header_filter(":path", {"prefix": "/v2/"}), header_filter(PROTOCOL_HEADER, {"exact": "open"})]
+    in_one_form, in_one_text, for_grpc, as_it_is = [], [], [], []
+    for code, words in LOCAL_ERRORS.items():
+        if words is None:
+            as_it_is.append(mapper(code, None, OWN_WORDS))
+            continue
+        error, detail = words[0], words[1].format(body_bytes=f"{settings.body_bytes:,}")
+        text = f"{error}: {detail}"
+        for_grpc.append(mapper(code, over_grpc, {"text_format_source": {"inline_string": text}}))
+        in_one_text.append(mapper(code, {"or_filter": {"filters": open_protocol}}, {"json_format": {"error": text}}))
+        in_one_form.append(mapper(code, None, {"json_format": {"error": error, "detail": detail}}))
+    readiness = header_filter(":path", {"safe_regex": {"regex": "^(/v2/.*)?/ready$"}})
+    return {"mappers": [mapper(503, readiness, OWN_WORDS), *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
+
+
+OWN_WORDS: Json = {
+    "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
+    "content_type": "application/json",
+}
+
+
+def header_filter(name: str, match: Json) -> Json:
+    return {"header_filter": {"header": {"name": name, "string_match": match}}}
+
+
+def mapper(code: int, where: Json | None, body: Json) -> Json:
+    """The body of a code, everywhere or `where` a filter says."""
+    comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"gateway.{code}"}}
+    is_code: Json = {"status_code_filter": {"comparison": comparison}}
+    wait = {"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}, "append_action": "ADD_IF_ABSENT"}
+    return {
+        "filter": {"and_filter": {"filters": [is_code, where]}} if where else is_code,
+        "body_format_override": body,
+        "headers_to_add": [wait] if code in (429, 503) else [],
+    }
+
+
+def gateway_filters(settings: GatewaySettings) -> list[Json]:
+    """In the order in which a request passes them: who asks, how often, how much, and for which model."""
+    filters = []
+    if settings.api_keys:
+        filters.append(api_keys(settings.api_keys))
+    if settings.rate_limit:
+        filters.append(rate_limit(settings.rate_limit, by_key=bool(settings.api_keys)))
+    size = extension("envoy.filters.http.buffer", f"{HTTP}.buffer.v3.Buffer", max_request_bytes=settings.body_bytes)
+    return [*filters, *grpc(settings), pages(), size, body_model(), router()]
+
+
+def grpc(settings: GatewaySettings) -> list[Json]:
+    """Turns gRPC calls into HTTP requests, and their answers back; off except where a route asks for it."""
+    status = extension(
+        "envoy.filters.http.lua.grpc", f"{HTTP}.lua.v3.Lua", default_source_code={"inline_string": script("grpc")}
+    )
+    transcoder = extension(
+        "envoy.filters.http.grpc_json_reverse_transcoder",
+        f"{HTTP}.grpc_json_reverse_transcoder.v3.GrpcJsonReverseTranscoder",
+        descriptor_path=str(GRPC_SERVICES),
+        max_request_body_size=settings.body_bytes,
+        # What a message leaves out must have its place in the path, if an empty one.
+        request_json_print_options={"always_print_primitive_fields": True},
+    )
+    return [filter_ | {"disabled": True} for filter_ in (status, transcoder)]
+
+
+def router() -> Json:
+    return extension("envoy.filters.http.router", f"{HTTP}.router.v3.Router", suppress_envoy_headers=True)
+
+
+def pages() -> Json:
+    """The scripts of the pages that Envoy puts together; routes choose one by name."""
+    codes = {name: {"inline_string": script(name)} for name in ("metrics", "health", "ready")}
+    return extension("envoy.filters.http.lua", f"{HTTP}.lua.v3.Lua", source_codes=codes)
+
+
+@cache
+def script(name: str) -> str:
+    """One part of filters.lua."""
+    parts = re.split(r"^---- (\w+): .* ----$", (Path(__file__).parent / "filters.lua").read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[name]
+
+
+def api_keys(keys: dict[str, str]) -> Json:
+    credentials = [{"client": client, "key": key} for client, key in keys.items()]
+    return extension(
+        "envoy.filters.http.api_key_auth",
+        f"{HTTP}.api_key_auth.v3.ApiKeyAuth",
+        credentials=credentials,
+        key_sources=[{"header": "x-api-key"}],
+        forwarding={"header": CLIENT_HEADER, "hide_credentials": True},
+    )
+
+
+def rate_limit(limit: RateLimit, *, by_key: bool) -> Json:
+    """A bucket per client."""
+    bucket = {
+        "max_tokens": limit.burst or limit.requests_per_s,
+        "tokens_per_fill": limit.requests_per_s,
+        "fill_interval": "1s",
+    }
+    by_name = {"request_headers": {"header_name": CLIENT_HEADER, "descriptor_key": "client"}}
+    everything = {"default_value": {"numerator": 100}}
+    return extension(
+        "envoy.filters.http.local_ratelimit",
+        f"{HTTP}.local_ratelimit.v3.LocalRateLimit",
+        stat_prefix="rate_limit",
+        filter_enabled=everything,
+        filter_enforced=everything,
+        rate_limits=[{"actions": [by_name if by_key else {"remote_address": {}}]}],
+        descriptors=[{"entries": [{"key": "client" if by_key else "remote_address"}], "token_bucket": bucket}],
+        max_dynamic_descriptors=CLIENTS_COUNTED,
+        always_consume_default_token_bucket=False,
+        rate_limited_as_resource_exhausted=True,
+    )
+
+
+def body_model() -> Json:
+    """Lifts the body's `model` to where routes see it; off except where a route asks for it."""
+    rule = {"selectors": [{"key": "model"}], "on_present": {"metadata_namespace": "envoy.lb", "key": BODY_MODEL}}
+    filter_ = extension(
+        "envoy.filters.http.json_to_metadata",
+        f"{HTTP}.json_to_metadata.v3.JsonToMetadata",
+        request_rules={"rules": [rule], "allow_content_types_regex": {"regex": ".*"}},
+    )
+    return filter_ | {"disabled": True}
+
+
+def tls_socket(tls: Tls) -> Json:
+    certificate = {"certificate_chain": {"filename": tls.certificate}, "private_key": {"filename": tls.key}}
+    return extension(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        common_tls_context={"tls_certificates": [certificate], "alpn_protocols": ["h2", "http/1.1"]},
+    )

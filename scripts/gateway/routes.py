@@ -1,0 +1,393 @@
+"""Translates traffic policies into Envoy's routes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, pairwise
+
+import msgspec
+
+from scripts.core.explainers import explainer_of, models_in
+from scripts.core.order import version_order
+from scripts.gateway import openapi
+from scripts.gateway.names import (
+    BODY_MODEL,
+    FAILED_HEADER,
+    FALLBACK,
+    FALLBACK_HEADER,
+    GATEWAY,
+    SHADOW_HEADER,
+    STALE_HEADER,
+    TORCHSERVE,
+    VERSION_HEADER,
+    Json,
+    cluster,
+    extension,
+    seconds,
+    shadow_cluster,
+    typed,
+)
+from scripts.gateway.policies import STALE, Served, Traffic
+
+MAIN_MODEL, EMBED_MODEL = "mcqa", "embed"
+"""Who answers `/predict` when the body names no model, and who `/embed`."""
+TOTAL_WEIGHT = 10_000
+PREDICT, EXPLAIN = "predictions", "explanations"
+VERBS = {PREDICT: "predict", EXPLAIN: "explain"}
+"""TorchServe's path to the verb of KServe's V1 protocol and of the short path."""
+WORKERS_HEADER = "x-explain-workers"
+"""Names who explains for the version that the split has chosen; the path is made from it."""
+EXPLAIN_TIMEOUT_S = 60.0
+"""At least: explanations may compute for longer than a prediction may take."""
+FEEDBACK = "/feedback"
+"""Where true labels are sent; handlers/torchserve/adapter.py knows this ending of a path, too."""
+RETRY_AFTER_S = 1
+FAILED_CODES = [500, 502, 503, 504, 507]
+"""What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
+
+
+def gateway_routes(served: Served, policies: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
+    """The open listener's routes; `policies` holds one for each served model, `further` are tried after these."""
+    routes = [*pages(served, policies)]
+    for model in models_in(served):
+        routes += model_routes(model, served, policies[model])
+    routes += [*further, *refusals(served)]
+    return route_configuration(GATEWAY, routes)
+
+
+def route_configuration(name: str, routes: list[Json]) -> Json:
+    return typed(
+        "envoy.config.route.v3.RouteConfiguration",
+        name=name,
+        virtual_hosts=[{"name": name, "domains": ["*"], "routes": routes}],
+        # Longer lists of routes than the default lets pass (4096 bytes) come with a few dozen models.
+        max_direct_response_body_size_bytes=256 * 1024,
+    )
+
+
+def pages(served: Served, policies: Mapping[str, Traffic]) -> Iterator[Json]:
+    """Liveness, health, readiness, figures."""
+    names = {model: sorted(served[model], key=version_order) for model in sorted(served)}
+    routed = [
+        f"{model}/{version}"
+        for model in models_in(names)
+        for version in names[model]
+        if policies[model].split.get(version)
+    ]
+    listed = [f"{model}/{version}" for model, versions in names.items() for version in versions]
+    alive = {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
+    context = {"versions": " ".join(listed), "routed": " ".join(routed)}
+    ready = {"match": {"path": "/ready"}, **lua("health", **context, strict=True)}
+    for probe in (alive, ready):
+        yield probe | {"typed_per_filter_config": probe.get("typed_per_filter_config", {}) | open_to_all()}
+    yield {"match": {"path": "/health"}, **lua("health", **context, strict=False)}
+    yield {"match": {"path": "/metrics"}, **lua("metrics")}
+    yield {"match": {"path": openapi.PATH}, **answer(200, openapi.document(served))}
+
+
+def open_to_all() -> Json:
+    """Neither key nor limit: whoever watches over this machine may ask."""
+    off = typed("envoy.config.route.v3.FilterConfig", config={}, disabled=True)
+    return {"envoy.filters.http.api_key_auth": off, "envoy.filters.http.local_ratelimit": off}
+
+
+def lua(name: str, **context: object) -> Json:
+    """Answer by a script of filters.lua; by 503 if the script fails."""
+    kind = "envoy.extensions.filters.http.lua.v3.LuaPerRoute"
+    config = {"envoy.filters.http.lua": typed(kind, name=name, filter_context=context)}
+    return {"direct_response": {"status": 503}, "typed_per_filter_config": config}
+
+
+def model_routes(model: str, served: Served, policy: Traffic) -> Iterator[Json]:
+    """Everything that is addressed to one model: pinned by path, pinned by header, split."""
+    for kind in VERBS:
+        to_versions = {
+            version: to_version(kind, model, version, policy)
+            if kind == PREDICT
+            else to_explainer(model, version, served, policy)
+            for version in sorted(served[model])
+        }
+        for version, action in to_versions.items():
+            yield {"match": {"path": f"/{kind}/{model}/{version}"}, **action}
+        yield {"match": {"prefix": f"/{kind}/{model}/"}, **no_such_version(model, served)}
+        for match in addresses(kind, model):
+            body = looks_into_body(match)
+            for version, action in to_versions.items():
+                yield {"match": pinned(match, {"string_match": {"exact": version}}), **action, **body}
+            yield {"match": pinned(match, {"present_match": True}), **no_such_version(model, served), **body}
+            split = to_split(kind, model, policy) if kind == PREDICT else to_explainers(model, served, policy)
+            yield {"match": match, **split, **body}
+    for match in named(FEEDBACK, model):
+        yield {"match": match, **to_log(model, policy), **looks_into_body(match)}
+
+
+def addresses(kind: str, model: str) -> Iterator[Json]:
+    """Where requests for a model without a version arrive."""
+    verb = VERBS[kind]
+    yield {"path": f"/{kind}/{model}"}
+    yield {"path": f"/v1/models/{model}:{verb}"}
+    if model == EMBED_MODEL and kind == "predictions":
+        yield {"path": "/embed"}
+    for path in (f"/{verb}", f"/v1/{verb}"):
+        yield from named(path, model)
+
+
+def named(path: str, model: str) -> Iterator[Json]:
+    """A path whose model is the body's, or the main one where the body names none."""
+    yield {"path": path, "dynamic_metadata": [named_in_body({"string_match": {"exact": model}})]}
+    if model == MAIN_MODEL:
+        unnamed = named_in_body({"present_match": True}) | {"invert": True}
+        yield {"path": path, "dynamic_metadata": [unnamed]}
+
+
+def named_in_body(value: Json) -> Json:
+    return {"filter": "envoy.lb", "path": [{"key": BODY_MODEL}], "value": value}
+
+
+def looks_into_body(match: Json) -> Json:
+    """Switches json_to_metadata on. Each request is routed twice then: first without the body's model, and again."""
+    if "dynamic_metadata" not in match:
+        return {}
+    kind = "envoy.config.route.v3.FilterConfig"
+    return {"typed_per_filter_config": {"envoy.filters.http.json_to_metadata": typed(kind, config={}, disabled=False)}}
+
+
+def pinned(match: Json, test: Json) -> Json:
+    """Only where the client names a version in a header."""
+    return match | {"headers": [{"name": VERSION_HEADER, **test}]}
+
+
+def explainers(model: str, version: str, served: Served) -> str:
+    """Who explains a version; the version itself where it has no workers for that, which then says so."""
+    return explainer_of(model) if version in served.get(explainer_of(model), ()) else model
+
+
+def to_version(kind: str, model: str, version: str, policy: Traffic) -> Json:
+    """A route to one version, asked for by name: nobody stands in for it."""
+    action = {"cluster": cluster(model, version), "path_rewrite": f"/{kind}/{model}/{version}"}
+    return {
+        "route": action | patience(policy.timeout_s, fallback=False),
+        "response_headers_to_add": [label(VERSION_HEADER, version)],
+    }
+
+
+def to_explainer(model: str, version: str, served: Served, policy: Traffic) -> Json:
+    """The same to those who explain a version."""
+    patient = msgspec.structs.replace(policy, timeout_s=max(policy.timeout_s, EXPLAIN_TIMEOUT_S))
+    return to_version(EXPLAIN, explainers(model, version, served), version, patient)
+
+
+def to_explainers(model: str, served: Served, policy: Traffic) -> Json:
+    """A route for explanations by weight: who explains the version that predicts for this user.
+
+    Nobody stands in, for another version's explanation is one of another answer; and no shadow gets a copy.
+    """
+    clusters = []
+    for version, weight in ranges(policy.split):
+        name = explainers(model, version, served)
+        chosen = {VERSION_HEADER: version, WORKERS_HEADER: name}
+        clusters.append(
+            {
+                "name": cluster(name, version),
+                "weight": weight,
+                "request_headers_to_add": [label(key, value, overwrite=True) for key, value in chosen.items()],
+                "response_headers_to_add": [label(VERSION_HEADER, version)],
+            }
+        )
+    action = {
+        "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
+        "hash_policy": [sticky(policy)],
+        "path_rewrite": f"/{EXPLAIN}/%REQ({WORKERS_HEADER})%/%REQ({VERSION_HEADER})%",
+    }
+    return {"route": action | patience(max(policy.timeout_s, EXPLAIN_TIMEOUT_S), fallback=False)}
+
+
+def to_split(kind: str, model: str, policy: Traffic) -> Json:
+    """A route to versions by weight. Each names itself in a header, which the path is then made from."""
+    clusters = [
+        {
+            "name": cluster(model, version),
+            "weight": weight,
+            "request_headers_to_add": [label(VERSION_HEADER, version, overwrite=True)],
+            "response_headers_to_add": [label(VERSION_HEADER, version)],
+        }
+        for version, weight in ranges(policy.split)
+    ]
+    action = {
+        "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
+        "hash_policy": [sticky(policy)],
+        "path_rewrite": f"/{kind}/{model}/%REQ({VERSION_HEADER})%",
+        "request_mirror_policies": [mirror(model, *shadow) for shadow in policy.shadow.items()],
+    }
+    return {"route": action | patience(policy.timeout_s, fallback=bool(policy.fallback))}
+
+
+def to_log(model: str, policy: Traffic) -> Json:
+    """A route for true labels: a worker of the model takes them to the prediction log, no matter of which version.
+
+    They go past the versions' own clusters, whose figures are of predictions.
+    """
+    version = max(policy.split, key=lambda name: (policy.split[name], version_order(name)))
+    action = {"cluster": TORCHSERVE, "path_rewrite": f"/predictions/{model}/{version}{FEEDBACK}"}
+    return {"route": action | patience(policy.timeout_s, fallback=False)}
+
+
+def ranges(split: Mapping[str, float]) -> list[tuple[str, int]]:
+    """Weights out of 10,000, newest version first.
+
+    Envoy lays them side by side in this order and looks where the hash, modulo their sum, falls. With a constant sum
+    and the newest version at the beginning, all that a growing newest version had stays inside its range.
+    """
+    versions = sorted((v for v, weight in split.items() if weight > 0), key=version_order, reverse=True)
+    total = sum(split[version] for version in versions)
+    ends = [0, *(round(end / total * TOTAL_WEIGHT) for end in accumulate(split[version] for version in versions))]
+    return [(v, end - start) for v, (start, end) in zip(versions, pairwise(ends), strict=True) if end > start]
+
+
+def sticky(policy: Traffic) -> Json:
+    """What is hashed: the experiment's name before the header's value. Without the header, Envoy draws at random."""
+    salted = {"pattern": {"regex": "^(.*)$"}, "substitution": f"{policy.experiment}/\\1"}
+    return {"header": {"header_name": policy.sticky, "regex_rewrite": salted}}
+
+
+def mirror(model: str, version: str, percent: float) -> Json:
+    """Copies go through the fallback's listener, which writes their version into the path."""
+    share = {"numerator": round(percent * 10_000), "denominator": "MILLION"}
+    copied = label(SHADOW_HEADER, version, overwrite=True)
+    return {
+        "cluster": FALLBACK,
+        "runtime_fraction": {"default_value": share},
+        "request_headers_mutations": [{"append": copied}],
+    }
+
+
+def patience(timeout_s: float, *, fallback: bool, last: bool = False) -> Json:
+    """How long to wait, and what to try again.
+
+    With a fallback, the version has half of the time, the last in the list all that is left, and a failure goes to the
+    second priority of its cluster, the fallback listener. Without one, only what was never begun is tried again.
+    """
+    if not fallback:
+        retry: Json = {"retry_on": "connect-failure,reset-before-request", "num_retries": 1} | elsewhere()
+        return {"timeout": seconds(timeout_s), "retry_policy": retry}
+    kind = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
+    retry = {
+        "retry_on": "retriable-status-codes,reset,connect-failure",
+        "retriable_status_codes": FAILED_CODES,
+        "num_retries": 1,
+        "per_try_timeout": seconds(timeout_s if last else timeout_s / 2),
+        "retry_priority": extension("envoy.retry_priorities.previous_priorities", kind, update_frequency=1),
+        "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
+    }
+    return {"timeout": seconds(timeout_s), "retry_policy": retry}
+
+
+def elsewhere() -> Json:
+    """Where there are several servers, the second try goes to another one."""
+    kind = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    predicate = extension("envoy.retry_host_predicates.previous_hosts", kind)
+    return {"retry_host_predicate": [predicate], "host_selection_retry_max_attempts": 3}
+
+
+def label(name: str, value: str, *, overwrite: bool = False) -> Json:
+    """A header; who sets it first keeps it, unless it is to be overwritten."""
+    action = "OVERWRITE_IF_EXISTS_OR_ADD" if overwrite else "ADD_IF_ABSENT"
+    return {"header": {"key": name, "value": value}, "append_action": action}
+
+
+def refusals(served: Served) -> Iterator[Json]:
+    """What is left: models and paths that are not there."""
+    models = ", ".join(models_in(served)) or "none"
+    for kind, verb in VERBS.items():
+        for path in (f"/{verb}", f"/v1/{verb}", *([FEEDBACK] if kind == "predictions" else [])):
+            detail = f"no model of the name that the body gives (or {MAIN_MODEL} if none); served: {models}"
+            yield {"match": {"path": path}, **no_such("model", detail), **looks_into_body({"dynamic_metadata": []})}
+        yield {"match": {"prefix": f"/{kind}/"}, **no_such("model", f"no such model; served: {models}")}
+    yield {"match": {"prefix": "/v1/models/"}, **no_such("model", f"no such model, or not this verb; served: {models}")}
+    detail = f"/embed is answered by a model named {EMBED_MODEL}, and there is none; served: {models}"
+    yield {"match": {"path": "/embed"}, **no_such("model", detail)}
+    detail = "no such path; there are: /predict, /v1/predict, /predictions/MODEL, /v1/models/MODEL:predict, /explain, "
+    detail += "/explanations/MODEL, /embed, /feedback, /v2, /healthz, /health, /ready, /metrics, /openapi.json"
+    yield {"match": {"prefix": "/"}, **no_such("path", detail)}
+
+
+def no_such_version(model: str, served: Served) -> Json:
+    versions = ", ".join(sorted(served[model], key=version_order))
+    return no_such("version", f"no such version of {model}; served: {versions}")
+
+
+def no_such(what: str, detail: str) -> Json:
+    return answer(404, {"error": f"no_such_{what}", "detail": detail})
+
+
+def answer(code: int, content: Json) -> Json:
+    """An answer of Envoy's own."""
+    return {"direct_response": {"status": code, "body": {"inline_string": json.dumps(content)}}}
+
+
+def fallback_routes(served: Served, policies: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
+    """The inner listener's routes: copies for shadows, then each version's next fallback, then `further` ones."""
+    routes: list[Json] = []
+    for model in models_in(served):
+        routes += [shadow_route(model, version) for version in sorted(served[model])]
+        for version in sorted(served[model]):
+            routes += fallback_routes_of(model, version, policies[model], served)
+    return route_configuration(FALLBACK, [*routes, *further])
+
+
+def shadow_route(model: str, version: str) -> Json:
+    match = path_of(model, "[^/]+") | {"headers": [{"name": SHADOW_HEADER, "string_match": {"exact": version}}]}
+    return {"match": match, "route": {"cluster": shadow_cluster(model, version), **rewrite(model, version)}}
+
+
+def fallback_routes_of(model: str, failed: str, policy: Traffic, served: Served) -> Iterator[Json]:
+    """Where a request goes that this version failed."""
+    match = path_of(model, re.escape(failed))
+    fallbacks = policy.fallbacks_after(failed)
+    if fallbacks[:1] == [STALE]:
+        yield from stale_route(model, failed, policy, served)
+    elif fallbacks:
+        yield fallback_route(match, model, failed, policy, fallbacks)
+        return
+    yield {"match": match, "direct_response": {"status": 503}}
+
+
+def stale_route(model: str, failed: str, policy: Traffic, served: Served) -> Iterator[Json]:
+    """To a worker of another version, past that version's own figures: it computes nothing, and looks into the cache.
+
+    There is none without another version. Explanations are not kept.
+    """
+    used = {*policy.split, *policy.fallback}
+    others = sorted(set(served[model]) - {failed}, key=lambda v: (v not in used, version_order(v)), reverse=True)
+    if not others:
+        return
+    action = {"cluster": TORCHSERVE, **rewrite(model, others[0])}
+    yield {
+        "match": {"path": f"/predictions/{model}/{failed}"},
+        "route": action | patience(policy.timeout_s, fallback=False),
+        "request_headers_to_add": [label(FAILED_HEADER, failed), label(STALE_HEADER, "1", overwrite=True)],
+        "response_headers_to_add": [label(FALLBACK_HEADER, STALE)],
+    }
+
+
+def fallback_route(match: Json, model: str, failed: str, policy: Traffic, fallbacks: list[str]) -> Json:
+    """To the next version."""
+    action = {"cluster": cluster(model, fallbacks[0]), **rewrite(model, fallbacks[0])}
+    # Each fallback has half of the time that the one above had.
+    timeout_s = policy.timeout_s / 2 ** (policy.fallback.index(fallbacks[0]) + 1)
+    return {
+        "match": match,
+        "route": action | patience(timeout_s, fallback=True, last=len(fallbacks) == 1),
+        "request_headers_to_add": [label(FAILED_HEADER, failed)],
+        "response_headers_to_add": [label(VERSION_HEADER, fallbacks[0]), label(FALLBACK_HEADER, fallbacks[0])],
+    }
+
+
+def path_of(model: str, version_regex: str) -> Json:
+    return {"safe_regex": {"regex": f"^/{PREDICT}/{re.escape(model)}/{version_regex}$"}}
+
+
+def rewrite(model: str, version: str) -> Json:
+    return {"regex_rewrite": {"pattern": {"regex": "^.*$"}, "substitution": f"/{PREDICT}/{model}/{version}"}}

@@ -1,0 +1,87 @@
+"""What the gateway lets in: address, limits, keys, certificate. One YAML file, `marctl up --gateway-config FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from scripts.core.errors import UserError
+from scripts.core.faults import listed, pointer
+
+ADDRESS = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-f:]+\]):\d{1,5}$"
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class RateLimit(Struct, frozen=True, forbid_unknown_fields=True):
+    """Per client: by API key's owner where keys are on, else by address."""
+
+    requests_per_s: Positive
+    burst: Positive | None = None
+    """Requests at once; as many as `requests_per_s` if left out."""
+
+
+class Tls(Struct, frozen=True, forbid_unknown_fields=True):
+    """PEM files."""
+
+    certificate: str
+    key: str
+
+
+class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of the file; all of it may be left out."""
+
+    address: str = "127.0.0.1"
+    """Where to listen; 0.0.0.0 opens the gateway to the network."""
+    threads: Positive = 1
+    upstreams: list[Annotated[str, Meta(pattern=ADDRESS)]] = []
+    """Further TorchServe servers, IP:PORT, which serve the same versions; those with the fewest requests are asked."""
+    body_bytes: Positive = 1 << 20
+    """Larger requests get 413. TorchServe's own limit, max_request_size, must not be smaller."""
+    request_timeout_s: Seconds = 15.0
+    """For a request to arrive whole; its headers have a third of it."""
+    idle_timeout_s: Seconds = 300.0
+    """For a connection without a request."""
+    connections: Positive = 4096
+    requests_per_version: Positive = 2048
+    """Under way at once, TorchServe's queue included; more get 503. It should be more than a recipe's `queue_size`:
+    what TorchServe refuses falls back, what Envoy refuses does not."""
+    rate_limit: RateLimit | None = None
+    api_keys: dict[str, str] = {}
+    """Client's name to its key, sent as `x-api-key`; without any, everybody may ask."""
+    tls: Tls | None = None
+
+
+def read_settings(path: Path | None, upstreams: Sequence[str] = ()) -> GatewaySettings:
+    """The file's settings, or the defaults without one, and further upstreams; raises UserError listing every fault."""
+    content = read_file(path) if path else {}
+    if upstreams and isinstance(content, dict):
+        content = {**content, "upstreams": [*content.get("upstreams", []), *upstreams]}
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    errors = Draft202012Validator(msgspec.json.schema(GatewaySettings)).iter_errors(content)
+    # Of a part that may be left out, the fault that matters is not that it was not left out.
+    deepest = [best_match([error]) for error in errors]
+    faults = [f"{pointer(error.absolute_path)}: {error.message}" for error in deepest if error]
+    settings = GatewaySettings() if faults else msgspec.convert(content, GatewaySettings)
+    if settings.tls:
+        files = {"certificate": settings.tls.certificate, "key": settings.tls.key}
+        faults += [f"tls.{name}: no file {file}" for name, file in files.items() if not Path(file).is_file()]
+    if len(set(settings.api_keys.values())) < len(settings.api_keys):
+        faults.append("api_keys: two clients have the same key")
+    if faults:
+        raise UserError(listed(path or "the gateway", faults))
+    return settings
+
+
+def read_file(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err

@@ -1,0 +1,94 @@
+"""What is asked of the Redis that the workers write to; redis-py's answers with their types made plain."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+from handlers.redis.log import SALT
+from scripts.core.errors import UserError
+from scripts.records.kinds import Entry, Kind, next_id
+from scripts.stack import redis_server
+from scripts.stack.state import State
+
+Redis = redis.Redis
+Raw = tuple[str, dict[bytes, bytes]]
+PAGE, TAIL_PAGE = 5_000, 500
+TIMEOUT_S = 30.0
+"""For one answer; pages are large."""
+
+
+def connect(state: State) -> Redis:
+    """The Redis of the stack that runs, else the one of REDIS_URL. Raises UserError."""
+    running = state.running()
+    url = running.redis.url if running and running.redis else os.environ.get(redis_server.URL_VARIABLE)
+    if not url:
+        raise UserError(
+            f"no stack with a Redis runs in {state.folder}, and {redis_server.URL_VARIABLE} names none; "
+            "start it with `marctl up`"
+        )
+    return redis_server.connect(url, TIMEOUT_S)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Within it, Redis is needed: its failures become UserErrors."""
+    try:
+        yield
+    except redis.RedisError as err:
+        raise UserError(f"Redis does not answer as it should ({type(err).__name__}: {err})") from err
+
+
+def between(client: Redis, stream: str, first: str, last: str, count: int) -> list[Raw]:
+    """At most `count` entries from `first` to `last`, both included, oldest first; `-` and `+` are the ends."""
+    found: Any = client.xrange(stream, min=first, max=last, count=count)
+    return [(entry_id.decode(), fields or {}) for entry_id, fields in found]
+
+
+def newest(client: Redis, stream: str, count: int = 1) -> list[Raw]:
+    """The last entries, oldest first."""
+    found: Any = client.xrevrange(stream, count=count)
+    return [(entry_id.decode(), fields or {}) for entry_id, fields in reversed(found)]
+
+
+def newest_records(client: Redis, kind: Kind, count: int, model: str | None, version: str | None) -> list[Entry]:
+    """The last records, those of one model or version if it is named, oldest first."""
+    found: list[Entry] = []
+    last = "+"
+    while len(found) < count:
+        raw: Any = client.xrevrange(kind.stream, max=last, count=TAIL_PAGE)
+        page = [(entry_id.decode(), fields or {}) for entry_id, fields in raw]
+        found += [entry for entry in kind.decode_all(page) if entry.concerns(model, version)]
+        if len(page) < TAIL_PAGE:
+            break
+        last = f"({page[-1][0]}"
+    return found[:count][::-1]
+
+
+def every_entry(client: Redis, kind: Kind) -> Iterator[Entry]:
+    """Every record that is in the stream now, oldest first."""
+    first = "-"
+    while page := between(client, kind.stream, first, "+", PAGE):
+        yield from kind.decode_all(page)
+        first = next_id(page[-1][0])
+
+
+def value(client: Redis, key: str) -> bytes | None:
+    found: Any = client.get(key)
+    return found if isinstance(found, bytes) else None
+
+
+def identity(client: Redis) -> str:
+    """Which log this is: entry ids mean nothing in another Redis."""
+    return hashlib.sha256(value(client, SALT) or b"").hexdigest()[:16]
+
+
+def after(client: Redis, stream: str, entry_id: str, wait_ms: int) -> list[Raw]:
+    """What comes after this entry, as soon as something does; none if nothing has come in time."""
+    found: Any = client.xread({stream: entry_id}, block=wait_ms, count=PAGE)
+    return [(each.decode(), fields or {}) for _, entries in found or [] for each, fields in entries]

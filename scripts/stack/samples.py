@@ -1,0 +1,83 @@
+"""Asks a served version the sample questions that its archive carries."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import requests
+
+from handlers.redis.log import SAMPLE_HEADER
+from handlers.samples import Sample, differences
+from scripts.build.reader import Archive
+from scripts.core.errors import UserError
+from scripts.stack.management import local_session
+
+MARGIN_S = 10.0
+COMPUTE = {"cache-control": "no-cache"}
+"""What the cache remembers would prove nothing."""
+
+
+class SampleFailed(UserError):
+    """A version is up but does not answer as it did when it was built."""
+
+
+def ask_samples(inference: str, archive: Archive, response_timeout_s: float) -> int:
+    """How many questions were asked, none for an archive that carries none. Raises SampleFailed on the first miss."""
+    with local_session() as session:
+        for i, sample in enumerate(archive.samples):
+            answer = ask(session, inference, archive, i, response_timeout_s + MARGIN_S)
+            if faults := differences(sample, answer, archive.tolerance):
+                raise SampleFailed(
+                    f"{archive.name} {archive.version} answers its sample {i} wrongly: {'; '.join(faults)}"
+                )
+    return len(archive.samples)
+
+
+def ask_explanation(inference: str, archive: Archive, explainer: str, response_timeout_s: float) -> None:
+    """Have the first sample explained, in the quickest way. Raises SampleFailed if its answer is another one."""
+    if not archive.samples:
+        return
+    sample = archive.samples[0]
+    request = sample.request | {"explain": {"method": "gradient_x_input"}}
+    path = f"explanations/{explainer}/{archive.version}"
+    with local_session() as session:
+        answer = post(session, f"{inference}/{path}", request, f"{explainer} {archive.version}", 0, response_timeout_s)
+    if faults := differences(sample, answer, archive.tolerance):
+        raise SampleFailed(
+            f"{explainer} {archive.version} explains another answer to its sample 0: {'; '.join(faults)}"
+        )
+
+
+def ask(session: requests.Session, inference: str, archive: Archive, index: int, timeout_s: float) -> dict[str, object]:
+    """The parsed answer to one sample's request."""
+    who = f"{archive.name} {archive.version}"
+    url = f"{inference}/predictions/{archive.name}/{archive.version}"
+    return post(session, url, archive.samples[index].request, who, index, timeout_s)
+
+
+def post(
+    session: requests.Session, url: str, request: dict[str, Any], who: str, index: int, timeout_s: float
+) -> dict[str, object]:
+    """The parsed answer of a version to its sample `index`."""
+    try:
+        reply = session.post(url, json=request, headers=COMPUTE | {SAMPLE_HEADER: "1"}, timeout=timeout_s)
+    except requests.RequestException as err:
+        raise SampleFailed(
+            f"{who} did not answer its sample {index} within {timeout_s:.0f} s: {type(err).__name__}"
+        ) from err
+    if not reply.ok:
+        raise SampleFailed(f"{who} refused its sample {index} with {reply.status_code}: {reply.text.strip()[:300]}")
+    try:
+        answer = reply.json()
+    except ValueError as err:
+        raise SampleFailed(f"{who} answered its sample {index} with no JSON: {reply.text[:300]}") from err
+    if not isinstance(answer, dict):
+        raise SampleFailed(f"{who} answered its sample {index} with {type(answer).__name__}, expected an object")
+    return answer
+
+
+def curl(inference: str, model: str, sample: Sample | None) -> str:
+    """A command line to copy that asks the default version."""
+    body = json.dumps(sample.request if sample else {}, ensure_ascii=False).replace("'", "'\\''")
+    return f"curl -s {inference}/predictions/{model} -H 'Content-Type: application/json' -d '{body}'"

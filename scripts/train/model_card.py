@@ -1,0 +1,64 @@
+"""The version's model card, written from its recipe and its recorded training and accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.build.recipe import Version
+
+CARD_FILE = "MODEL_CARD.md"
+
+
+def write_model_card(version: Version) -> Path:
+    path = version.folder / CARD_FILE
+    path.write_text(model_card(version))
+    return path
+
+
+def learned_from(model: str, teacher: str | dict[str, str] | None) -> str:
+    """A recipe's `training.teacher` in words."""
+    if not teacher:
+        return "fine-tuned"
+    if isinstance(teacher, str):
+        return f"distilled from {model} {teacher}"
+    taught = {name: sorted(key for key in teacher if teacher[key] == name) for name in sorted(set(teacher.values()))}
+    return "fine-tuned; distilled " + ", ".join(f"on {' and '.join(sets)} from {name}" for name, sets in taught.items())
+
+
+def model_card(version: Version) -> str:
+    """Markdown; what is not known is left out."""
+    recipe, known = version.recipe, version.metadata
+    weights, training = recipe.weights, recipe.training
+    source = weights.hub or (f"{weights.package} (Python package)" if weights.package else "a local folder")
+    lines = [f"# {version.model} {version.version}", "", recipe.description.strip(), ""]
+    lines += [
+        f"- Task: {recipe.task.replace('_', ' ')}, at most {recipe.max_tokens} tokens a choice",
+        f"- Base weights: {source}",
+    ]
+    if weights.layers is not None:
+        lines.append(f"- Encoder layers kept: {', '.join(map(str, weights.layers))}")
+    if recipe.licence:
+        lines.append(f"- Licence: {recipe.licence}")
+    if training is not None and "trained" in known:
+        how = learned_from(version.model, training.teacher)
+        if training.start:
+            how += f", starting from {training.start}"
+        runs = "; ".join(f"{run.epochs} epoch{'s' * (run.epochs > 1)}, seed {run.seed}" for run in training.runs)
+        mean = f"the mean of {len(training.runs)} runs: " if len(training.runs) > 1 else ""
+        lines.append(f"- Trained: {known['trained']}, {how}, {mean}{runs}")
+    if recipe.data:
+        lines += ["", "## Data", "", "| data set | source | licence |", "|---|---|---|"]
+        lines += [f"| {data.name} | {data.source} | {data.licence} |" for data in recipe.data]
+    for split, scores in known.get("accuracy", {}).items():
+        lines += [
+            "",
+            f"## Accuracy, {split} split",
+            "",
+            "| data set | questions | accuracy, % | without rows repeated from training, % |",
+            "|---|---|---|---|",
+        ]
+        for name, score in scores.items():
+            unrepeated = f"{100 * score['accuracy_without_repeats']:.1f}" if "accuracy_without_repeats" in score else ""
+            lines.append(f"| {name} | {score['questions']:,} | {100 * score['accuracy']:.1f} | {unrepeated} |")
+    lines += ["", "Made by `marctl train` and `marctl eval --write`; change model.yaml, not this page.", ""]
+    return "\n".join(lines)

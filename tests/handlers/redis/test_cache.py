@@ -1,0 +1,550 @@
+"""A task with a cache on a real Redis: what it remembers, what it must never mix up, what it survives."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tokenizers import normalizers
+
+from handlers.core.settings import CacheSettings, Settings
+from handlers.core.task import FAILED_HEADER, STALE_HEADER, Reply, Request
+from handlers.loading import archive_digest, load_multiple_choice
+from handlers.redis.cache import PREFIX, Cache, key_prefix, open_cache
+from handlers.redis.link import RedisLink
+from handlers.text.tokenization import forgets_form
+from tests.handlers.tasks.multiple_choice.test_task import some_questions
+from tests.redis_servers import TestRedis, memory_left
+
+PATIENCE_S = 10.0
+QUESTION = {"question": "Why?", "choices": ["a", "b", "c"]}
+OWN_FIELDS = re.compile(rb'("prediction_id":"[^"]*"|"latency_ms":[0-9.]+)')
+"""What differs between two answers to one question."""
+
+
+@pytest.fixture
+def server(redis_server: TestRedis) -> TestRedis:
+    redis_server.client.flushall()
+    redis_server.forget_commands()
+    return redis_server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[TestRedis]:
+    """For tests that break it."""
+    started = TestRedis(tmp_path)
+    yield started
+    started.stop()
+
+
+class Worker:
+    """A loaded version with its own line to Redis; `forwards` lists the rows of each forward pass asked for."""
+
+    def __init__(
+        self, folder: Path, url: str, *, version: str = "1.0", name: str = "quiz", digest: str = "d", **cache: Any
+    ) -> None:
+        settings = Settings(
+            task="multiple_choice", precision="float32", max_tokens=64, threads=1, cache=CacheSettings(**cache)
+        )
+        self.task = load_multiple_choice(folder, name, version, settings, "cpu")
+        self.link = RedisLink(url, reply_timeout_s=1.0)
+        self.link.wait_closed(PATIENCE_S)
+        self.cache = self.task.cache = Cache(settings.cache, self.task, digest, self.link)  # type: ignore[arg-type]  # it is one
+        self.forwards: list[int] = []
+        self._scores = self.task.scorer.scores
+        self.task.scorer.scores = self._watched
+        self.broken = False
+
+    def _watched(self, rows: Any, deadline: float) -> Any:
+        if self.broken:
+            raise RuntimeError("broken")
+        self.forwards.append(len(rows))
+        return self._scores(rows, deadline)
+
+    def ask(self, *bodies: Any, **headers: str) -> list[Reply]:
+        """The replies to one batch; every request has these headers."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        raw = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies]
+        return self.task.answer([Request(body, f"id-{os.urandom(4).hex()}", header=named.get) for body in raw])
+
+    def state(self, body: Any, **headers: str) -> str | None:
+        [reply] = self.ask(body, **headers)
+        return reply.headers.get("x-cache")
+
+
+@pytest.fixture
+def worker(server: TestRedis, tiny_model: Callable[[str], Path]) -> Worker:
+    return Worker(tiny_model("bert"), server.url)
+
+
+def bare(reply: Reply) -> bytes:
+    """The body without the request's own fields."""
+    return OWN_FIELDS.sub(b"", reply.body)
+
+
+# --- what is remembered
+
+
+def test_cached_answers_are_byte_equal_to_fresh_ones(worker: Worker) -> None:
+    """Asked one by one, so that the fresh answer is computed in the same company: alone."""
+    for question in some_questions(40):
+        [first], [again], [fresh] = (
+            worker.ask(question),
+            worker.ask(question),
+            worker.ask(question, cache_control="no-cache"),
+        )
+        assert [r.headers["x-cache"] for r in (first, again, fresh)] == ["miss", "hit", "miss"]
+        assert bare(first) == bare(again) == bare(fresh)
+        assert first.body != again.body
+
+
+def test_a_batch_costs_one_question_and_one_write(server: TestRedis, worker: Worker) -> None:
+    questions = some_questions(32)
+    for expected in ("miss", "hit"):
+        server.forget_commands()
+        assert {reply.headers["x-cache"] for reply in worker.ask(*questions)} == {expected}
+        worker.link.ask(("PING",))
+        assert server.commands()["mget"] == 1
+    assert "set" not in server.commands()
+    assert len(worker.forwards) == 1
+
+
+def test_form_does_not_matter(worker: Worker) -> None:
+    same = [
+        b'{"question": "Why?", "choices": ["a", "b", "c"]}',
+        b'{"choices":["a","b","c"],"question":"Why?"}',
+        b' { "question" :\n"Wh\\u0079?", "choices": ["a", "b", "\\u0063"], "context": null } ',
+        b'{"model": "quiz", "features": {"question": "Why?", "choices": ["a", "b", "c"]}}',
+        b'{"instances": [{"question": "Why?", "choices": ["a", "b", "c"]}]}',
+    ]
+    assert [worker.state(body) for body in same] == ["miss", "hit", "hit", "hit", "hit"]
+    assert worker.forwards == [3]
+
+
+def test_all_that_changes_the_answer_does(worker: Worker) -> None:
+    others = [
+        QUESTION,
+        {"question": "Why?", "choices": ["a", "c", "b"]},
+        {"question": "Why?", "choices": ["a", "b"]},
+        {"question": "Why? a", "choices": ["b", "c"]},
+        {"question": "Why", "choices": ["a", "b", "c"]},
+        {"question": "Why?", "choices": ["a", "b", "c"], "context": "So."},
+        {"question": "So. Why?", "choices": ["a", "b", "c"]},
+        {"question": "Why?", "choices": ["a,b", "c"]},
+        {"question": "Why?", "choices": ['a","b', "c"]},
+    ]
+    assert [worker.state(body) for body in others] == ["miss"] * len(others)
+    assert [worker.state(body) for body in others] == ["hit"] * len(others)
+
+
+def test_labels_are_the_clients_own_words(worker: Worker) -> None:
+    """Equal for the model, whatever Unicode's form; each client gets back what it wrote."""
+    forms = [unicodedata.normalize(form, "naïve é") for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    for form, state in zip(forms, ("miss", "hit"), strict=True):
+        [reply] = worker.ask({"question": "Which?", "choices": [form, form + "!"]})
+        answer = json.loads(reply.body)
+        assert reply.headers["x-cache"] == state
+        assert answer["label"] == [form, form + "!"][answer["prediction"]]
+
+
+def test_versions_models_archives_and_runtimes_never_share_answers(
+    server: TestRedis, tiny_model: Callable[[str], Path]
+) -> None:
+    folder = tiny_model("bert")
+    first = Worker(folder, server.url)
+    first.ask(QUESTION)
+    assert Worker(folder, server.url).state(QUESTION) == "hit"
+    others = [
+        Worker(folder, server.url, version="1.1"),
+        Worker(folder, server.url, name="quiz2"),
+        Worker(folder, server.url, digest="e"),
+    ]
+    bfloat = load_multiple_choice(
+        folder, "quiz", "1.0", Settings(task="multiple_choice", precision="bfloat16", max_tokens=64), "cpu"
+    )
+    bfloat.cache = Cache(CacheSettings(), bfloat, "d", first.link)
+    assert [other.state(QUESTION) for other in others] == ["miss"] * 3
+    [reply] = bfloat.answer([Request(json.dumps(QUESTION).encode(), "id")])
+    assert reply.headers["x-cache"] == "miss"
+    assert len(server.client.keys(f"{PREFIX}:*")) == 5
+
+
+def test_no_two_of_many_questions_collide_across_models_and_versions(
+    server: TestRedis, tiny_model: Callable[[str], Path]
+) -> None:
+    workers = [
+        Worker(tiny_model(kind), server.url, name=name, version=version, digest=kind + version)
+        for kind, name, version in (("bert", "quiz", "1.0"), ("bert", "quiz", "2.0"), ("roberta", "quiz2", "1.0"))
+    ]
+    questions = some_questions(150, seed=7)
+    fresh = [[bare(reply) for reply in w.ask(*questions)] for w in workers]
+    for w, expected in zip(workers, fresh, strict=True):
+        w.broken = True
+        assert [bare(reply) for reply in w.ask(*questions)] == expected
+    assert len(server.client.keys(f"{PREFIX}:*")) == 3 * len({json.dumps(q) for q in questions})
+
+
+def test_what_is_in_an_archive_changes_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "handlers").mkdir()
+    (tmp_path / "handlers" / "a.py").write_text("1")
+    (tmp_path / "w").write_text("2")
+    digests = [archive_digest(tmp_path)]
+    (tmp_path / "w").write_text("3")
+    digests.append(archive_digest(tmp_path))
+    (tmp_path / "w").rename(tmp_path / "v")
+    digests.append(archive_digest(tmp_path))
+    (tmp_path / "metadata.json").write_text("{}")
+    (tmp_path / "model-config.yaml").write_text("a: 1")
+    digests.append(archive_digest(tmp_path))
+    (tmp_path / "model-config.yaml").write_text("a: 2")
+    digests.append(archive_digest(tmp_path))
+    assert len(set(digests)) == 5
+    (tmp_path / "handlers" / "__pycache__").mkdir()
+    (tmp_path / "handlers" / "__pycache__" / "a.pyc").write_text("4")
+    assert archive_digest(tmp_path) == digests[-1]
+
+
+# --- Unicode
+
+
+def test_a_tokenizer_that_tells_forms_apart_gets_them_apart(
+    server: TestRedis, tiny_model: Callable[[str], Path]
+) -> None:
+    roberta = Worker(tiny_model("roberta"), server.url)
+    for form in ("NFC", "NFD"):
+        assert roberta.state({"question": unicodedata.normalize(form, "é?"), "choices": ["a", "b"]}) == "miss"
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta", "roberta", "bertweet"])
+def test_texts_of_one_canonical_form_have_the_same_tokens(kind: str, tiny_model: Callable[[str], Path]) -> None:
+    """Every character that has another form, and the tokenizer's own tokens written in other characters."""
+    encoder = load_multiple_choice(
+        tiny_model(kind), "quiz", "1.0", Settings(task="multiple_choice", precision="float32", max_tokens=64), "cpu"
+    ).encoder
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and unicodedata.decomposition(chr(c))]
+    texts = [f"a{c}b" for c in characters if unicodedata.normalize("NFD", c) != c]
+    assert len(texts) > 2000
+    texts += [
+        "[MASK]",
+        "[MAS\u212a]",
+        "<s>",
+        "<s>\u0338",
+        "<s\u226f",
+        "[SEP]\u0338",
+        "a\u0323\u0307b",
+        "a\u0307\u0323b",
+    ]
+    forms = [f for text in texts for f in (text, *(unicodedata.normalize(n, text) for n in ("NFC", "NFD")))]
+    tokens = encoder.tokenize(forms)
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    normalized = backend.normalizer.normalize_str if backend and backend.normalizer else str
+    by_form: dict[str, tuple[list[int], str]] = {}
+    for form in dict.fromkeys(forms):
+        seen = tokens[form], normalized(form)
+        assert by_form.setdefault(encoder.canonical(form), seen) == seen, ascii(form)
+    folds = encoder.canonical("e\u0301") == "é"
+    assert folds == (kind in ("bert", "deberta"))
+
+
+NORMALIZERS = {
+    "lowercase": (normalizers.Lowercase(), False),
+    "bert, uncased": (normalizers.BertNormalizer(lowercase=True), True),
+    "bert, cased": (normalizers.BertNormalizer(lowercase=False), False),
+    "bert, cased without accents": (normalizers.BertNormalizer(lowercase=False, strip_accents=True), True),
+    "bert, uncased with accents": (normalizers.BertNormalizer(lowercase=True, strip_accents=False), False),
+    "composed first": (normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), True),
+    "nothing": (normalizers.Sequence([]), False),
+    "digits replaced": (normalizers.Replace("1", "2"), False),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_only_a_normalizer_that_forgets_the_form_counts_as_one(name: str) -> None:
+    normalizer, forgets = NORMALIZERS[name]
+    assert forgets_form(json.loads(normalizer.__getstate__())) == forgets
+    every = (chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and unicodedata.decomposition(chr(c)))
+    different = [
+        c
+        for c in every
+        if normalizer.normalize_str(f"a{c}b") != normalizer.normalize_str(f"a{unicodedata.normalize('NFD', c)}b")
+    ]
+    # Characters of the newest Unicode may be unknown to the library; `canonical` asks it for each text.
+    assert (len(different) < 10) == forgets
+
+
+def test_json_around_a_text_does_not_compose_with_it(worker: Worker) -> None:
+    """The whole question is normalized as one text: what stands between two strings must not melt into them."""
+    questions = [
+        {"question": q, "choices": ["a", c]}
+        for q in ("x\n", "x\n\u0303", "x\\\u0303", "\u0338x", "x", 'x"\u0338')
+        for c in ("n\u0303", "\u0338", "\u0338=", "\\n\u0303")
+    ]
+    assert {worker.state(question) for question in questions} == {"miss"}
+    fresh = Worker.ask(worker, *questions, cache_control="no-store")
+    for a, b in zip(worker.ask(*questions), fresh, strict=True):
+        assert json.loads(a.body)["label"] == json.loads(b.body)["label"]
+        assert json.loads(a.body)["probabilities"] == pytest.approx(json.loads(b.body)["probabilities"], abs=1e-5)
+
+
+# --- once
+
+
+def test_equal_questions_of_a_batch_are_computed_once(worker: Worker) -> None:
+    replies = worker.ask(*[QUESTION] * 20, {"instances": [QUESTION] * 20})
+    assert worker.forwards == [3]
+    assert len({bare(reply) for reply in replies[:20]}) == 1
+    assert len({reply.body for reply in replies}) == 21
+
+
+def test_equal_questions_of_a_batch_are_computed_once_without_redis_too(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "PATIENCE_S", 0.0)
+    worker = Worker(tiny_model("bert"), f"unix://{tmp_path}/none.sock")
+    assert {reply.headers["x-cache"] for reply in worker.ask(*[QUESTION] * 20)} == {"miss"}
+    assert worker.forwards == [3]
+
+
+def test_500_equal_questions_in_batches_are_computed_once(worker: Worker) -> None:
+    for _ in range(500 // 25):
+        worker.ask(*[QUESTION] * 25)
+    assert worker.forwards == [3]
+    assert (worker.cache.hits, worker.cache.misses) == (475, 25)
+
+
+# --- what a recipe and a request may say
+
+
+def test_a_version_may_have_none(server: TestRedis, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = worker.task
+    monkeypatch.setenv("REDIS_URL", server.url)
+    assert open_cache(task, "d") is not None
+    for cache, has in ((False, False), (True, True), (CacheSettings(ttl_s=1.0), True)):
+        task.settings = msgspec.structs.replace(task.settings, cache=cache)
+        assert (open_cache(task, "d") is not None) == has
+    monkeypatch.delenv("REDIS_URL")
+    assert open_cache(task, "d") is None
+    task.cache = None
+    assert worker.state(QUESTION) is None
+
+
+def test_no_cache_computes_anew_and_refreshes(server: TestRedis, worker: Worker) -> None:
+    worker.ask(QUESTION)
+    before = server.client.keys(f"{PREFIX}:*"), server.client.mget(server.client.keys(f"{PREFIX}:*"))
+    assert worker.state(QUESTION, cache_control="max-age=5, No-Cache") == "miss"
+    worker.link.ask(("PING",))
+    assert server.client.keys(f"{PREFIX}:*") == before[0]
+    assert server.client.mget(before[0]) != before[1]
+    assert worker.forwards == [3, 3]
+
+
+def test_no_store_leaves_nothing(server: TestRedis, worker: Worker) -> None:
+    assert [worker.state(QUESTION, cache_control="no-store") for _ in range(2)] == ["miss", "miss"]
+    assert not server.client.keys(f"{PREFIX}:*")
+
+
+def test_several_instances_are_a_hit_only_if_all_are(worker: Worker) -> None:
+    other = {"question": "Who?", "choices": ["a", "b"]}
+    worker.ask(QUESTION)
+    assert worker.state({"instances": [QUESTION, other]}) == "miss"
+    assert worker.state({"instances": [QUESTION, other, {"question": 3}]}) == "hit"
+
+
+def test_errors_are_not_remembered(server: TestRedis, worker: Worker) -> None:
+    worker.broken = True
+    assert [reply.code for reply in worker.ask(QUESTION, {"question": 3})] == [500, 422]
+    worker.broken = False
+    assert worker.state(QUESTION) == "miss"
+
+
+# --- time
+
+
+def test_an_answer_expires(server: TestRedis, tiny_model: Callable[[str], Path]) -> None:
+    worker = Worker(tiny_model("bert"), server.url, ttl_s=0.3, stale_s=0.0)
+    assert [worker.state(QUESTION), worker.state(QUESTION)] == ["miss", "hit"]
+    time.sleep(0.4)
+    assert not server.client.keys(f"{PREFIX}:*")
+    assert worker.state(QUESTION) == "miss"
+
+
+def test_when_the_model_fails_the_last_known_answer_is_served(
+    server: TestRedis, tiny_model: Callable[[str], Path]
+) -> None:
+    worker = Worker(tiny_model("bert"), server.url, ttl_s=0.2, stale_s=2.0)
+    [known] = worker.ask(QUESTION)
+    time.sleep(0.3)
+    worker.broken = True
+    stale, unknown, fresh = (
+        worker.ask(QUESTION)[0],
+        worker.ask({"question": "New?", "choices": ["a", "b"]})[0],
+        worker.ask(QUESTION, cache_control="no-cache")[0],
+    )
+    assert (stale.code, stale.headers["x-cache"], bare(stale)) == (200, "stale", bare(known))
+    assert (unknown.code, fresh.code) == (500, 500)
+    time.sleep(2.2)
+    assert worker.ask(QUESTION)[0].code == 500
+
+
+def test_answers_of_one_moment_expire_at_many(server: TestRedis, tiny_model: Callable[[str], Path]) -> None:
+    worker = Worker(tiny_model("bert"), server.url, ttl_s=1000.0, stale_s=0.0, jitter=0.5)
+    worker.ask(*some_questions(60))
+    worker.link.ask(("PING",))
+    left = [server.client.pttl(key) / 1000 for key in server.client.keys(f"{PREFIX}:*")]
+    assert min(left) >= 490
+    assert max(left) <= 1000
+    assert max(left) - min(left) > 250
+
+
+def test_early_refresh_follows_the_paper(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P(refresh) t seconds before expiry = exp(-t / (cost * beta)): Vattani et al. 2015, XFetch's exponential law."""
+    monkeypatch.setattr(random, "random", random.Random(3).random)
+    entry = worker.cache._entry(b"/", 100.0, 0.5, None)
+    for left_s in (0.0, 0.1, 0.5, 1.0, 2.0):
+        drawn = sum(worker.cache._is_due(entry, 100.0 - left_s) for _ in range(20_000)) / 20_000
+        assert drawn == pytest.approx(math.exp(-left_s / 0.5), abs=0.02)
+
+
+def test_a_popular_answer_is_refreshed_before_it_expires(server: TestRedis, tiny_model: Callable[[str], Path]) -> None:
+    worker = Worker(tiny_model("bert"), server.url, ttl_s=5.0, jitter=0.0, early_refresh=1e9)
+    worker.ask(QUESTION)
+    assert worker.state(QUESTION) == "miss"
+    worker.broken = True
+    assert worker.state(QUESTION) == "hit"  # it has not expired; only its refresh failed
+
+
+def test_a_clock_that_was_ahead_does_not_make_answers_live_longer(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as ahead:
+        now = time.time()
+        ahead.setattr(time, "time", lambda: now + 1e6)
+        worker.ask(QUESTION)
+    assert worker.state(QUESTION) == "miss"
+
+
+# --- purge
+
+
+def test_a_purged_answer_is_computed_anew(server: TestRedis, worker: Worker) -> None:
+    worker.ask(QUESTION)
+    server.client.set("marctl:cache-generation:quiz:1.0", b"x")
+    assert [worker.state(QUESTION), worker.state(QUESTION)] == ["miss", "hit"]
+    server.client.set("marctl:cache-generation:quiz", b"x")
+    assert [worker.state(QUESTION), worker.state(QUESTION)] == ["miss", "hit"]
+
+
+# --- Redis
+
+
+def damaged(value: bytes) -> Iterator[bytes]:
+    yield b""
+    yield b"garbage"
+    yield os.urandom(len(value))
+    yield value[:-1]
+    yield value + b"\0"
+    for position in range(len(value)):
+        yield value[:position] + bytes([value[position] ^ 1]) + value[position + 1 :]
+
+
+def test_damaged_values_are_counted_and_overwritten(server: TestRedis, worker: Worker) -> None:
+    [known] = worker.ask(QUESTION)
+    [key] = server.client.keys(f"{PREFIX}:*")
+    broken = list(damaged(server.client.get(key)))
+    for value in broken:
+        server.client.set(key, value)
+        [reply] = worker.ask(QUESTION)
+        assert (reply.headers["x-cache"], bare(reply)) == ("miss", bare(known))
+        assert worker.state(QUESTION) == "hit"
+    assert worker.cache.damaged == len(broken)
+
+
+def test_a_value_under_another_key_is_not_taken(server: TestRedis, worker: Worker) -> None:
+    other = {"question": "Who?", "choices": ["a", "b", "c"]}
+    worker.ask(QUESTION)
+    [key] = server.client.keys(f"{PREFIX}:*")
+    worker.ask(other)
+    [another] = set(server.client.keys(f"{PREFIX}:*")) - {key}
+    server.client.set(another, server.client.get(key))
+    assert worker.state(other) == "miss"
+
+
+def test_a_key_of_another_type_is_counted_as_a_miss(server: TestRedis, worker: Worker) -> None:
+    worker.ask(QUESTION)
+    [key] = server.client.keys(f"{PREFIX}:*")
+    server.client.delete(key)
+    server.client.lpush(key, "x")
+    assert [worker.state(QUESTION), worker.state(QUESTION)] == ["miss", "hit"]
+
+
+def test_a_full_redis_is_read_on(server: TestRedis, worker: Worker) -> None:
+    worker.ask(QUESTION)
+    memory_left(server.client, 0)
+    try:
+        assert worker.state({"question": "Who?", "choices": ["a", "b"]}) == "miss"
+        assert worker.state(QUESTION) == "hit"
+        assert worker.cache.totals()["handler_cache_errors_total"] >= 1
+        assert worker.cache.asking
+    finally:
+        server.client.config_set("maxmemory", 0)
+
+
+def test_answers_go_on_through_all_that_befalls_redis(own_server: TestRedis, tiny_model: Callable[[str], Path]) -> None:
+    worker = Worker(tiny_model("bert"), own_server.url)
+    worker.ask(QUESTION)
+
+    def good() -> bool:
+        return all(reply.code == 200 for reply in worker.ask(QUESTION, {"instances": [QUESTION]}))
+
+    own_server.kill()
+    assert all(good() for _ in range(20))
+    assert not worker.cache.asking
+    own_server.start()
+    assert worker.link.wait_closed(PATIENCE_S)
+    assert good()
+    assert worker.state(QUESTION) == "hit"
+    with own_server.frozen():
+        assert all(good() for _ in range(3))
+    assert worker.link.wait_closed(PATIENCE_S)
+    assert worker.state(QUESTION) == "hit"
+
+
+# --- another version's last answer
+
+
+def test_a_worker_serves_the_last_answer_of_another_version(
+    server: TestRedis, tiny_model: Callable[[str], Path]
+) -> None:
+    folder = tiny_model("bert")
+    failed, standby = Worker(folder, server.url, version="2.0"), Worker(folder, server.url, digest="e")
+    [known] = failed.ask(QUESTION)
+    failed.link.ask(("PING",))
+    wanted = {STALE_HEADER: "1", FAILED_HEADER: "2.0"}
+    recalled = standby.ask(QUESTION, **wanted)[0]
+    assert (recalled.code, recalled.headers["x-cache"], recalled.headers["x-model-version"]) == (200, "stale", "2.0")
+    assert bare(recalled) == bare(known)
+    assert json.loads(recalled.body)["model_version"] == "2.0"
+    unknown = {"question": "New?", "choices": ["a", "b"]}
+    refused = standby.ask(unknown, **wanted)[0]
+    assert (refused.code, refused.headers["retry-after"]) == (503, "1")
+    assert standby.ask(QUESTION, **wanted | {FAILED_HEADER: "3.0"})[0].code == 503
+    assert standby.forwards == []
+    assert standby.state(QUESTION, **{FAILED_HEADER: "2.0"}) == "miss"
+    standby.task.cache = None
+    assert standby.ask(QUESTION, **wanted)[0].code == 503
+
+
+def test_names_cannot_run_into_each_other() -> None:
+    assert key_prefix("a", "1.0") != key_prefix("a:1", ".0")
+    assert len({key_prefix(m, v) for m in ("a", "a-1", "b") for v in ("1", "1.0", "0")}) == 9

@@ -1,0 +1,243 @@
+"""Explanations are right: they add up, equal the definition worked out by hand, and depend on the question alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMultipleChoice, AutoTokenizer
+
+from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, answers, explain, load, scores
+from tests.handlers.tasks.multiple_choice.test_task import ask, some_questions
+from tests.tiny_models import KINDS
+
+SHORT = {"question": "Why knife?", "choices": ["a spoon", "he poured"]}
+SAME = 2e-4
+"""Float32 noise of a random model whose logits are in the tens."""
+
+
+class Plain:
+    """Logits by plain transformers, with some words of the texts replaced; no code in common with the handlers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForMultipleChoice.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def logit(self, question: dict[str, Any], choice: int, absent: set[tuple[str, int, int]] | None) -> float:
+        """`absent`: words by field, start and end; None for all there are."""
+        first = " ".join(filter(None, [question.get("context"), question["question"]]))
+        encoded = self.tokenizer(first, question["choices"][choice], return_offsets_mapping=True, return_tensors="pt")
+        shift = len(question["context"]) + 1 if question.get("context") else 0
+        whole = {"context": 0, "question": shift}
+        gone = [(0 if field in whole else 1, start + whole.get(field, 0), end + whole.get(field, 0))
+                for field, start, end in absent or () if field in whole or field == f"choices[{choice}]"]  # fmt: skip
+        ids = encoded["input_ids"].clone()
+        for place, ((start, end), sequence) in enumerate(
+            zip(encoded["offset_mapping"][0].tolist(), encoded.sequence_ids(0), strict=True)
+        ):
+            if sequence is not None and absent is None:
+                ids[0, place] = self.tokenizer.mask_token_id
+            if any(sequence == side and low < end and start < high for side, low, high in gone):
+                ids[0, place] = self.tokenizer.mask_token_id
+        inputs = {"input_ids": ids, "attention_mask": encoded["attention_mask"]}
+        inputs |= {"token_type_ids": encoded["token_type_ids"]} if "token_type_ids" in encoded else {}
+        return float(self.model(**{name: value.unsqueeze(1) for name, value in inputs.items()}).logits)
+
+
+def spans(explanation: dict[str, Any]) -> list[tuple[str, int, int]]:
+    return [(word["field"], word["start"], word["end"]) for word in explanation["words"]]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_scores_add_up_to_the_targets_change(kind: str, tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model(kind), max_steps=256 if kind == "bert" else 64)
+    for target in ("logit", "margin", "probability") if kind == "bert" else ("logit",):
+        [found] = explain(task, QUESTION, target=target)
+        total = sum(scores(found)) - (found["value"] - found["baseline_value"])
+        assert total == pytest.approx(found["delta"], abs=1e-4)
+        assert found["complete"] is (abs(found["delta"]) <= found["delta_bound"])
+        assert found["complete"] or found["steps"] == 64
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"bertweet"}))
+def test_value_and_baseline_are_plain_transformers_own(kind: str, tiny_model: Callable[[str], Path]) -> None:
+    plain = Plain(tiny_model(kind))
+    [found] = explain(load(tiny_model(kind)), QUESTION, choices=[1], n_steps=2)
+    assert found["value"] == pytest.approx(plain.logit(QUESTION, 1, set()), rel=1e-4, abs=1e-3)
+    assert found["baseline_value"] == pytest.approx(plain.logit(QUESTION, 1, None), rel=1e-4, abs=1e-3)
+
+
+def test_steps_are_raised_until_the_scores_add_up(tiny_model: Callable[[str], Path]) -> None:
+    [few] = explain(load(tiny_model("bert"), max_steps=2), QUESTION, n_steps=2)
+    [raised] = explain(load(tiny_model("bert"), max_steps=1024), QUESTION, n_steps=2)
+    assert (few["complete"], few["steps"]) == (False, 2)
+    assert raised["complete"]
+    assert raised["steps"] > 2
+    assert abs(raised["delta"]) <= raised["delta_bound"] < abs(few["delta"])
+
+
+@pytest.mark.parametrize("target", ["logit", "margin", "probability"])
+def test_shapley_values_are_those_of_all_orders(target: str, tiny_model: Callable[[str], Path]) -> None:
+    """By the definition: the mean gain of a word over all orders, each value asked of plain transformers."""
+    [found] = explain(load(tiny_model("bert")), SHORT, method="shapley", target=target, choices=[0])
+    assert found["exact"]
+    plain, words = Plain(tiny_model("bert")), spans(found)
+    known: dict[frozenset[Any], float] = {}
+
+    def value(present: frozenset[Any]) -> float:
+        if present not in known:
+            mine, other = (plain.logit(SHORT, i, set(words) - present) for i in (0, 1))
+            known[present] = {"logit": mine, "margin": mine - other, "probability": 1 / (1 + math.exp(other - mine))}[
+                target
+            ]
+        return known[present]
+
+    gains = dict.fromkeys(words, 0.0)
+    orders = list(permutations(words))
+    for order in orders:
+        for i, word in enumerate(order):
+            gains[word] += value(frozenset(order[: i + 1])) - value(frozenset(order[:i]))
+    expected = [gains[word] / len(orders) for word in words]
+    assert scores(found) == pytest.approx(expected, abs=1e-3)
+    assert max(map(abs, expected)) > 0.01
+
+
+def test_sampled_shapley_values_come_with_their_error_and_add_up(tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model("bert"))
+    [exact] = explain(task, SHORT | {"explain": {"samples": 512}}, method="shapley")
+    few, again = explain(task, *[QUESTION | {"explain": {"samples": 40}}] * 2, method="shapley")
+    assert exact["exact"]
+    assert "standard_error" not in exact["words"][0]
+    assert (few["exact"], few["steps"], few["complete"]) == (False, 40, True)
+    assert scores(few) == scores(again)
+    [many] = explain(task, QUESTION | {"explain": {"samples": 300}}, method="shapley")
+    misses = [
+        abs(a["score"] - b["score"]) / math.hypot(a["standard_error"], b["standard_error"])
+        for a, b in zip(few["words"], many["words"], strict=True)
+    ]
+    assert sorted(misses)[len(misses) // 2] < 1.5, "half of the words lie within about 0.7 standard errors"
+    assert max(misses) < 5
+
+
+def test_occlusion_is_what_one_word_missing_changes(tiny_model: Callable[[str], Path]) -> None:
+    plain = Plain(tiny_model("roberta"))
+    [found] = explain(load(tiny_model("roberta")), QUESTION, method="occlusion", choices=[0])
+    whole = plain.logit(QUESTION, 0, set())
+    expected = [whole - plain.logit(QUESTION, 0, {word}) for word in spans(found)]
+    assert scores(found) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_gradient_x_input_is_the_derivative_of_scaling_a_word(tiny_model: Callable[[str], Path]) -> None:
+    plain = Plain(tiny_model("bert"))
+    [found] = explain(load(tiny_model("bert")), SHORT, method="gradient_x_input", choices=[0])
+    encoded = plain.tokenizer(SHORT["question"], SHORT["choices"][0], return_tensors="pt", return_offsets_mapping=True)
+    offsets, sequences = encoded.pop("offset_mapping")[0].tolist(), encoded.sequence_ids(0)
+    table = plain.model.get_input_embeddings()
+
+    def logit(word: dict[str, Any], scale: float) -> float:
+        side = 0 if word["field"] == "question" else 1
+        mine = [
+            s == side and a < word["end"] and word["start"] < b for (a, b), s in zip(offsets, sequences, strict=True)
+        ]
+        embedded = table(encoded["input_ids"]) * torch.where(torch.tensor(mine), scale, 1.0)[None, :, None]
+        with torch.no_grad():
+            inputs = {"attention_mask": encoded["attention_mask"], "token_type_ids": encoded["token_type_ids"]}
+            kinds = {name: value.unsqueeze(1) for name, value in inputs.items()}
+            return float(plain.model.double()(inputs_embeds=embedded.unsqueeze(1).double(), **kinds).logits)
+
+    step = 1e-4
+    expected = [(logit(word, 1 + step) - logit(word, 1 - step)) / (2 * step) for word in found["words"]]
+    assert scores(found) == pytest.approx(expected, rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {"method": "integrated_gradients", "n_steps": 4}) for kind in ("bert", "roberta", "deberta")),
+        ("mpnet", {"method": "gradient_x_input"}),
+        ("bert", {"method": "shapley", "samples": 4}),
+        ("roberta", {"method": "occlusion"}),
+    ],
+)
+def test_batch_mates_and_padding_change_nothing(
+    kind: str, options: dict[str, Any], tiny_model: Callable[[str], Path]
+) -> None:
+    task = load(tiny_model(kind), tokens_per_pass=100, max_steps=4)
+    questions = [QUESTION, SHORT, *some_questions(3, seed=5)]
+    together = explain(task, *questions, **options)
+    for question, found in zip(questions, together, strict=True):
+        [alone] = explain(task, question, **options)
+        scale = max(1.0, *map(abs, scores(alone)))
+        assert scores(found) == pytest.approx(scores(alone), abs=SAME * scale)
+
+
+def test_margin_is_one_logit_less_the_other(tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model("bert"))
+    [margin] = explain(task, QUESTION, target="margin", choices=[0], against=2, n_steps=64)
+    [[mine], [other]] = [explain(task, QUESTION, choices=[c], n_steps=64) for c in (0, 2)]
+    expected: dict[Any, float] = {}
+    for sign, found in ((1, mine), (-1, other)):
+        for place, score in zip(spans(found), scores(found), strict=True):
+            expected[place] = expected.get(place, 0.0) + sign * score
+    assert dict(zip(spans(margin), scores(margin), strict=True)) == pytest.approx(expected, abs=5e-3)
+
+
+def test_margin_is_against_the_strongest_other_choice(tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model("bert"))
+    [answer] = answers(task, QUESTION, target="margin", choices="all", method="gradient_x_input")
+    order = sorted(range(3), key=lambda i: -answer["probabilities"][i])
+    against = {found["choice"]: found["against"] for found in answer["explanations"]}
+    assert against == {order[0]: order[1], order[1]: order[0], order[2]: order[0]}
+
+
+def test_answer_is_the_predictions_own_and_offsets_are_the_clients(tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model("bert"))
+    [answer] = answers(task, QUESTION, choices="all", n_steps=4)
+    [(_, predicted)] = ask(task, [QUESTION])
+    assert answer["probabilities"] == predicted["probabilities"]
+    assert [found["label"] for found in answer["explanations"]] == QUESTION["choices"]
+    for found in answer["explanations"]:
+        for word in found["words"]:
+            text = QUESTION["choices"][found["choice"]] if "[" in word["field"] else QUESTION[word["field"]]
+            assert word["text"] == text[word["start"] : word["end"]]
+        assert {word["field"] for word in found["words"]} == {"context", "question", f"choices[{found['choice']}]"}
+
+
+def test_truncation_and_unknown_words_are_told(tiny_model: Callable[[str], Path]) -> None:
+    long = {"context": "knife " * 30 + "bread", "question": "水 rain?", "choices": ["a spoon", "milk"]}
+    [answer] = answers(load(tiny_model("bert"), max_tokens=24), long, method="occlusion")
+    [found] = answer["explanations"]
+    assert answer["truncated"]
+    [cut] = found["not_seen"]
+    assert (cut["field"], cut["start"]) == ("context", 0)
+    seen = [word for word in found["words"] if word["field"] == "context"]
+    assert cut["end"] <= seen[0]["start"]
+    assert len(seen) < 31
+    assert [word["text"] for word in found["words"] if word.get("unknown")] == ["水"]
+
+
+def test_explanation_that_runs_out_of_time_is_told_so_alone(tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model("bert"))
+    task.explainer.settings = task.explainer.settings.__class__(task="multiple_choice", batch_seconds=0.0)
+    bodies = [QUESTION | {"explain": {"method": method}} for method in ("gradient_x_input", "shapley")]
+    import json
+
+    from handlers.core.task import Request
+
+    replies = task.answer([Request(json.dumps(body).encode(), "x", explain=True) for body in bodies])
+    assert [reply.code for reply in replies] == [200, 504]
+
+
+def test_no_hook_is_left_on_the_model(tiny_model: Callable[[str], Path]) -> None:
+    task = load(tiny_model("bert"))
+    for method in ("integrated_gradients", "gradient_x_input", "shapley", "occlusion"):
+        explain(task, SHORT, method=method)
+    for module in task.explainer._model.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

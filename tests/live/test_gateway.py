@@ -1,0 +1,283 @@
+"""The gateway of a whole stack: marctl, Envoy, TorchServe and its workers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+import yaml
+
+from tests.live.conftest import Site, listening
+from tests.live.envoys import self_signed, until
+from tests.live.test_stack import foreground
+from tests.tiny_archives import ANSWER, BUSY, REQUEST, tiny_archive
+
+pytestmark = pytest.mark.live
+MakeSite = Callable[..., Site]
+
+
+@pytest.fixture(scope="module")
+def site(make_site: MakeSite) -> Iterator[Site]:
+    """mcqa 1.0 and 2.0 and a slow model are served."""
+    made = make_site("1.0", "2.0")
+    for version in ("1.0", "2.0"):
+        tiny_archive(made.store, "busy", version, handler=BUSY, samples=False)
+    made.up()
+    yield made
+    made.run("down")
+
+
+@pytest.fixture(scope="module")
+def url(site: Site) -> str:
+    return str(site.call("status")["gateway"])
+
+
+@pytest.fixture(autouse=True)
+def _default_traffic(site: Site) -> Iterator[None]:
+    yield
+    path = site.state / "traffic.yaml"
+    for model in yaml.safe_load(path.read_text()) if path.exists() else []:
+        site.call("route", "split", model, "--default")
+
+
+def ask(url: str, path: str = "/predict", **headers: str) -> requests.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return requests.post(url + path, json=REQUEST, headers=named, timeout=30)
+
+
+def ask_until_refused(url: str) -> list[int]:
+    """On one connection as long as the server keeps it; only a connection that was never made ends it in peace."""
+    codes = []
+    with requests.Session() as session:
+        while True:
+            try:
+                codes.append(session.post(f"{url}/predict", json=REQUEST, timeout=30).status_code)
+            except requests.ConnectionError as err:
+                if "NewConnectionError" not in str(err):
+                    raise
+                return codes
+
+
+def test_the_gateway_answers_by_the_default_version_and_says_so(site: Site, url: str) -> None:
+    for path in ("/predict", "/v1/predict", "/predictions/mcqa", "/v1/models/mcqa:predict"):
+        got = ask(url, path)
+        assert (got.json(), got.headers["x-model-version"]) == (ANSWER, "2.0")
+    site.call("default", "mcqa", "1.0")
+    assert ask(url).headers["x-model-version"] == "1.0"
+    site.call("default", "mcqa", "2.0")
+
+
+def test_only_loopback_listens(site: Site) -> None:
+    gateway = psutil.Process(site.call("status")["gateway_pid"])
+    listeners = {c.laddr.ip for c in gateway.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert listeners == {"127.0.0.1"}
+
+
+def test_one_page_has_torchserves_the_workers_and_envoys_figures(url: str) -> None:
+    ask(url)
+    page = requests.get(f"{url}/metrics", timeout=30).text
+    assert 'ts_inference_requests_total{model_name="mcqa",model_version="2.0"' in page
+    assert 'envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="mcqa|2_0"}' in page
+
+
+def test_health_tells_workers_and_queues(url: str) -> None:
+    assert requests.get(f"{url}/healthz", timeout=30).json() == {"status": "alive"}
+    health = requests.get(f"{url}/health", timeout=30).json()
+    assert health["status"] == "ready"
+    row = {"model": "mcqa", "version": "2.0", "routed": True, "workers_ready": 1, "queue": 0}
+    assert row in health["versions"]
+
+
+def test_readiness_ends_with_the_last_worker_of_a_routed_version(site: Site, url: str) -> None:
+    """Parked behind marctl's back: it would refuse."""
+    management = site.call("status")["management"]
+    assert requests.get(f"{url}/ready", timeout=30).status_code == 200
+    requests.put(f"{management}/models/mcqa/2.0?min_worker=0&max_worker=0&synchronous=true", timeout=30)
+    until(lambda: site.versions()["mcqa 2.0"]["workers_ready"] == 0)
+    got = requests.get(f"{url}/ready", timeout=30)
+    assert (got.status_code, got.json()["error"], got.headers["retry-after"]) == (503, "not_ready", "1")
+    assert requests.get(f"{url}/health", timeout=30).json()["status"] == "not ready"
+    site.call("scale", "mcqa", "2.0", "1")
+    assert requests.get(f"{url}/ready", timeout=30).status_code == 200
+
+
+def test_a_split_is_in_force_when_the_command_returns(site: Site, url: str) -> None:
+    shown = site.call("route", "split", "mcqa", "1.0=100", "2.0=0", "--experiment", "e1")
+    assert shown == {"mcqa": {"split": {"1.0": 100.0, "2.0": 0.0}, "experiment": "e1"}}
+    assert {ask(url).headers["x-model-version"] for _ in range(20)} == {"1.0"}
+    site.call("route", "split", "mcqa", "1.0=50", "2.0=50")
+    assert {ask(url).headers["x-model-version"] for _ in range(40)} == {"1.0", "2.0"}
+    assert len({ask(url, x_user_id="ann").headers["x-model-version"] for _ in range(10)}) == 1
+
+
+def test_what_show_prints_set_takes_and_history_remembers(site: Site, url: str, tmp_path: Path) -> None:
+    site.call("route", "split", "mcqa", "1.0=90", "2.0=10")
+    site.call("route", "fallback", "mcqa", "1.0")
+    site.call("route", "shadow", "mcqa", "2.0=25")
+    path = tmp_path / "traffic.yaml"
+    path.write_text(site.run("route", "show", "mcqa").stdout)
+    assert yaml.safe_load(path.read_text())["mcqa"]["shadow"] == {"2.0": 25.0}
+    before = site.call("route", "show", "mcqa")
+    site.call("route", "split", "mcqa", "--default")
+    assert site.call("route", "set", str(path)) == before
+    last = site.call("route", "history", "mcqa")["changes"][-1]
+    assert (last["command"], last["before"], last["after"]) == ("route set", None, before["mcqa"])
+    assert "fallback 1.0" in site.run("route", "history", "mcqa").stdout
+
+
+def test_a_faulty_document_is_refused_whole(site: Site, url: str, tmp_path: Path) -> None:
+    path = tmp_path / "traffic.yaml"
+    path.write_text('mcqa: {split: {"9.9": 1, "1.0": 1}, fallback: ["8.8"]}\n')
+    done = site.run("route", "set", str(path))
+    assert done.returncode == 1
+    assert "2 faults" in done.stderr
+    assert "mcqa.split: version 9.9 is not served; there are: 1.0, 2.0" in done.stderr
+    assert ask(url).headers["x-model-version"] == "2.0"
+
+
+def test_a_version_with_traffic_is_neither_parked_nor_unregistered_by_accident(site: Site, url: str) -> None:
+    site.call("route", "split", "mcqa", "1.0=80", "2.0=20")
+    for command in (["unregister", "mcqa", "1.0"], ["scale", "mcqa", "1.0", "0"]):
+        done = site.run(*command)
+        assert done.returncode == 1
+        assert "mcqa 1.0 has weight 80" in done.stderr
+    site.call("unregister", "mcqa", "1.0", "--force")
+    assert {ask(url).headers["x-model-version"] for _ in range(10)} == {"2.0"}
+    assert site.call("route", "show", "mcqa") == {"mcqa": {"split": {"2.0": 20.0}}}
+    assert ask(url, x_model_version="1.0").status_code == 404
+    site.call("register", str(site.store / "mcqa-1.0.mar"))
+    assert ask(url, x_model_version="1.0").json() == ANSWER
+
+
+def test_a_killed_worker_costs_no_client_an_error_while_a_rung_is_left(site: Site, url: str) -> None:
+    """Each batch computes for a second, so the kill hits requests that are under way."""
+    site.call("route", "split", "busy", "2.0=100")
+    site.call("route", "fallback", "busy", "1.0")
+    pid = site.versions()["busy 2.0"]["pids"][0]
+    with ThreadPoolExecutor(12) as clients:
+        asked = [clients.submit(ask, url, "/predictions/busy") for _ in range(12)]
+        time.sleep(0.5)
+        psutil.Process(pid).kill()
+        answers = [answer.result() for answer in asked]
+    assert {answer.status_code for answer in answers} == {200}
+    assert "1.0" in {answer.headers.get("x-fallback") for answer in answers}
+    assert all(answer.headers["x-model-version"] == answer.headers.get("x-fallback", "2.0") for answer in answers)
+
+
+def test_changing_versions_and_traffic_drops_no_request(site: Site, url: str, tmp_path: Path) -> None:
+    stop = threading.Event()
+    codes: list[int] = []
+
+    def keep_asking() -> None:
+        with requests.Session() as session:
+            while not stop.wait(0.005):
+                codes.append(session.post(f"{url}/predict", json=REQUEST, timeout=30).status_code)
+
+    askers = [threading.Thread(target=keep_asking) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    archive = tiny_archive(tmp_path, version="3.0")
+    site.call("register", str(archive))
+    site.call("route", "split", "mcqa", "2.0=50", "3.0=50")
+    site.call("route", "split", "mcqa", "2.0=100")
+    site.call("unregister", "mcqa", "3.0")
+    stop.set()
+    for asker in askers:
+        asker.join()
+    assert len(codes) > 100
+    assert set(codes) == {200}
+
+
+def test_down_answers_what_was_asked(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    tiny_archive(site.store, "busy", handler=BUSY, samples=False)
+    listened = site.up()
+    with ThreadPoolExecutor(12) as clients:
+        steady = [clients.submit(ask_until_refused, listened["gateway"]) for _ in range(2)]
+        asked = [clients.submit(ask, listened["gateway"], "/predictions/busy") for _ in range(10)]
+        time.sleep(0.3)
+        assert site.call("down")["stopped"]
+        assert {answer.result().status_code for answer in asked} == {200}
+        assert {code for codes in steady for code in codes.result()} == {200}
+    site.assert_nothing_left(listened)
+
+
+def test_without_a_gateway_torchserve_stands_alone(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    up: Any = site.call(*site.up_arguments, "--no-gateway", "--detach")
+    assert up["gateway"] is None
+    assert up["inference"] in up["curl"]
+    assert not any("_bin/envoy" in p.cmdline()[0] for p in site.processes())
+    done = site.run("route", "show", "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (1, "no_gateway")
+    site.call("unregister", "mcqa", "1.0")
+    site.call("down")
+
+
+def test_keys_and_tls_come_with_a_configuration(make_site: MakeSite, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    path = tmp_path / "gateway.yaml"
+    path.write_text(yaml.safe_dump({"api_keys": {"ann": "k1"}, "tls": {"certificate": certificate, "key": key}}))
+    site = make_site("1.0")
+    gateway = site.call(*site.up_arguments, "--gateway-config", str(path), "--detach")["gateway"]
+    assert gateway.startswith("https://")
+    refused = requests.post(f"{gateway}/predict", json=REQUEST, timeout=30, verify=certificate)
+    assert (refused.status_code, refused.json()["error"]) == (401, "no_api_key")
+    got = requests.post(f"{gateway}/predict", json=REQUEST, timeout=30, verify=certificate, headers={"x-api-key": "k1"})
+    assert got.json() == ANSWER
+    assert site.run("ask", "Why?", "a", "b", "--json").returncode == 0
+    assert site.run("down").returncode == 0
+
+
+def test_an_envoy_that_dies_ends_the_foreground_with_the_reason(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    process, _ = foreground(site)
+    listened = site.call("status")
+    psutil.Process(listened["gateway_pid"]).kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"error: Envoy (pid {listened['gateway_pid']}) has ended" in errors
+    site.assert_nothing_left(listened)
+
+
+def test_a_gateway_that_cannot_start_stops_everything_again(make_site: MakeSite, tmp_path: Path) -> None:
+    site = make_site("1.0")
+    path = tmp_path / "gateway.yaml"
+    path.write_text("address: 203.0.113.7\n")
+    done = site.run(*site.up_arguments, "--detach", "--gateway-config", str(path))
+    assert done.returncode == 1
+    assert "Envoy" in done.stderr
+    assert not site.processes()
+
+
+def test_a_dead_gateway_is_told_before_anything_changes(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    listened = site.up()
+    psutil.Process(site.call("status")["gateway_pid"]).kill()
+    for command in (["route", "show"], ["unregister", "mcqa", "1.0"], ["default", "mcqa", "1.0"]):
+        done = site.run(*command)
+        assert (done.returncode, "has died" in done.stderr) == (1, True)
+    assert "mcqa 1.0" in site.versions()
+    site.call("down")
+    site.assert_nothing_left(listened)
+
+
+def test_the_next_start_cleans_a_dead_stacks_gateway_and_keeps_the_traffic(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    dead = site.up()
+    site.call("route", "split", "mcqa", "1.0=1", "--experiment", "kept")
+    psutil.Process(dead["pid"]).kill()
+    assert ask(dead["gateway"]).json()["error"] == "unavailable"
+    listened = site.up()
+    assert not listening(dead["gateway"])
+    assert site.call("route", "show")["mcqa"]["experiment"] == "kept"
+    site.call("down")
+    site.assert_nothing_left(listened)

@@ -1,0 +1,78 @@
+"""The models that come with the repository: small, whole, and better than guessing on questions they never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from handlers.core.task import Request
+from handlers.tasks.multiple_choice.task import Question
+from scripts.build.build import build
+from scripts.build.recipe import read_version
+from scripts.build.reference import plain_probabilities
+from scripts.build.weights import load_weights
+from scripts.train.evaluate import evaluate, open_archive, request_body
+from scripts.train.questions import read_questions
+
+PROJECT = Path(__file__).parents[3]
+STORE = PROJECT / "model_store"
+QUESTIONS = PROJECT / "tests" / "data" / "common_sense" / "dev.jsonl"
+BOUND = {"1.0": 0.15, "2.0": 0.04}
+"""Largest difference of a probability from float32: 8-bit integers (bfloat16 where there are none), bfloat16."""
+COMMITTED_BYTES = 30_000_000
+FLOOR = {
+    "1.0": {"commonsenseqa": 20.6, "ecare": 55.9, "comve_explanation": 66.7, "comve_validation": 73.2, "codah": 33.8},
+    "2.0": {"commonsenseqa": 43.6, "ecare": 71.1, "comve_explanation": 82.9, "comve_validation": 82.9, "codah": 55.2},
+}
+"""Dev accuracy in % of a plain two-epoch fine-tune of as many layers: what training must beat to be worth keeping."""
+
+
+@pytest.fixture(scope="module", params=["1.0", "2.0"])
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    """A version and its task, out of its archive."""
+    version = request.param
+    path, _ = build(read_version(STORE / "mcqa" / version), STORE / "archives")
+    with open_archive(path) as task:
+        yield version, task
+
+
+def test_small_enough_to_live_in_git() -> None:
+    files = [path for path in (STORE / "mcqa").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < COMMITTED_BYTES
+
+
+def beats_the_floor(version: str) -> dict[str, bool]:
+    recorded = read_version(STORE / "mcqa" / version).metadata["accuracy"]["dev"]
+    return {name: 100 * recorded[name]["accuracy"] > floor for name, floor in FLOOR[version].items()}
+
+
+def test_recorded_accuracy_of_the_small_version_is_above_the_floor_on_every_set() -> None:
+    assert all(beats_the_floor("1.0").values())
+
+
+def test_recorded_accuracy_of_the_large_version_is_above_the_floor_on_every_set() -> None:
+    assert all(beats_the_floor("2.0").values())
+
+
+def test_answers_equal_plain_transformers_within_the_bound_of_the_precision(served: tuple[str, Any]) -> None:
+    version, task = served
+    model, tokenizer = load_weights(read_version(STORE / "mcqa" / version))
+    questions = read_questions(QUESTIONS).questions
+    replies = task.answer([Request(request_body(question), "") for question in questions])
+    for question, reply in zip(questions, replies, strict=True):
+        asked = Question(question.question, question.choices, question.context)
+        expected = plain_probabilities(model, tokenizer, asked, 64)
+        assert msgspec.json.decode(reply.body)["probabilities"] == pytest.approx(expected, abs=BOUND[version])
+
+
+def test_answers_questions_it_never_saw_better_than_chance(served: tuple[str, Any]) -> None:
+    """At least four standard errors above guessing for 2.0, two for the small 1.0."""
+    version, task = served
+    score = evaluate(task, read_questions(QUESTIONS))
+    error = math.sqrt(score.chance * (1 - score.chance) / score.questions)
+    assert score.accuracy > score.chance + (4 if version == "2.0" else 2) * error

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from scripts.core.errors import UserError
+from scripts.stack.ports import HOST, PortTaken, choose_ports, is_free
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_taken_port_is_named_with_the_option_that_moves_it(taken: int) -> None:
+    with pytest.raises(PortTaken, match=rf"port {taken} on 127\.0\.0\.1 is taken.*--management-port"):
+        choose_ports(0, taken, 0)
+
+
+def test_equal_ports_are_refused() -> None:
+    with pytest.raises(UserError, match="must differ: --port 9080, --management-port 9080"):
+        choose_ports(9080, 9080, 0)
+
+
+def test_zero_gives_free_ports_that_differ() -> None:
+    ports = choose_ports(0, 0, 0)
+    found = [ports.inference, ports.management, ports.metrics, ports.grpc_inference, ports.grpc_management]
+    assert len(set(found)) == 5
+    assert all(map(is_free, found))
+
+
+def test_a_second_stacks_grpc_ports_move_out_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.stack.ports.is_free", lambda port: port not in {7070, 7071})
+    ports = choose_ports(9080, 9081, 9082)
+    assert (ports.grpc_inference, ports.grpc_management) == (7072, 7073)
