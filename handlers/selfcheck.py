@@ -15,17 +15,18 @@ from typing import Any
 import msgspec
 import yaml
 
+from handlers.archive import answers, load
 from handlers.core.errors import LoadError
-from handlers.loading import load_task
-from handlers.samples import answers, read_samples
+from handlers.core.messages import Model
+from handlers.core.samples import read_samples
 
 
 def answers_of(root: Path) -> list[Any]:
     """The decoded answers to `samples.json`; raises LoadError if the archive does not load."""
     model = msgspec.json.decode((root / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
     config = yaml.safe_load((root / str(model["configFile"])).read_text())
-    task = load_task(root, model["modelName"], model["modelVersion"], config.get("handler"))
-    return answers(task, read_samples(root))
+    pipeline = load(root, Model(model["modelName"], model["modelVersion"]), config.get("handler"))
+    return answers(pipeline, [sample.request for sample in read_samples(root)])
 
 
 def main() -> int:

@@ -1,13 +1,15 @@
-"""Every failure a worker can tell of.
+"""Every failure that a worker can report.
 
 HandlerError            answered to the client, one request at a time
 ├── NotJson             400  the body is not JSON
 ├── TooLarge            413  more work in one request than this version takes
+├── UnsupportedType     415  a body of a type that this model does not read
 ├── Invalid             422  JSON that breaks the schema
 ├── ModelFault          500  the model failed; details go to the log, not to the client
 ├── NotSupported        501  this version has no such ability
 ├── Unavailable         503  something that this request needs is away for the moment
-└── OutOfTime           504  the batch's time was spent before this request's turn
+│   └── Busy            503  too much work came at once; smaller requests went first
+└── OutOfTime           504  the time for this request was over before its turn
 LoadError               no code: the worker must not start
 """
 
@@ -37,6 +39,10 @@ class TooLarge(HandlerError):
     code, error = 413, "too_large"
 
 
+class UnsupportedType(HandlerError):
+    code, error = 415, "unsupported_type"
+
+
 class Invalid(HandlerError):
     code, error = 422, "invalid_request"
 
@@ -51,6 +57,10 @@ class NotSupported(HandlerError):
 
 class Unavailable(HandlerError):
     code, error = 503, "unavailable"
+
+
+class Busy(Unavailable):
+    error = "busy"
 
 
 class OutOfTime(HandlerError):

@@ -1,18 +1,20 @@
 """What a version is served with: the `handler` section of its model-config.yaml, read once at load.
 
-The archive build writes that file from the recipe; nothing else is consulted, no environment variable included.
+The archive build writes that file from the recipe; nothing else is consulted, no environment variable included. A task
+adds settings of its own by a subclass of Settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
+from msgspec import Meta
 
 from handlers.core.errors import LoadError
 
-Precision = Literal["auto", "float32", "bfloat16", "int8"]
+Count = Annotated[int, Meta(ge=1)]
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,20 +22,20 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     input: Literal["whole", "hash", "none"] = "hash"
     """The question itself, or a salted hash that only tells equal ones, or nothing."""
-    share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Of the requests; 0 keeps no log."""
 
 
 class CacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long answers are kept in Redis (handlers/redis/cache.py)."""
 
-    ttl_s: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    ttl_s: Annotated[float, Meta(gt=0)] = 3600.0
     """An answer is never older, unless the model fails."""
-    stale_s: Annotated[float, msgspec.Meta(ge=0)] = 86400.0
+    stale_s: Annotated[float, Meta(ge=0)] = 86400.0
     """For so long afterwards it is served if the model fails."""
-    early_refresh: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    early_refresh: Annotated[float, Meta(ge=0)] = 1.0
     """How early popular answers are computed anew, in multiples of what they cost: the paper's beta; 0 for never."""
-    jitter: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    jitter: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     """Up to this share of its time is taken from each answer, so that those of one moment expire at many."""
 
 
@@ -53,32 +55,30 @@ class ExplanationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Counts are per request unless named otherwise; a bad or unknown value stops the load."""
+    """What every task is served with; a bad or unknown value stops the load."""
 
     task: str
-    precision: Precision = "auto"
-    """`auto`: bfloat16 where the processor computes in it, float32 elsewhere. `int8`: 8-bit integers where it has fast
-    ones, else `auto`; for BERT and RoBERTa models, with ranges that the version's samples show."""
-    max_tokens: int = 128
-    """Longest row, special tokens included; longer ones are cut."""
-    rows_per_pass: int | None = None
-    """Rows of one forward pass, alike in length, at most; if left out, what suits the model's runtime."""
-    threads: int = 1
+    threads: Count = 1
     """Processor threads of one worker's forward pass."""
-    max_instances: int = 128
+    max_instances: Count = 128
     """Questions in one request."""
-    max_rows: int = 512
-    """Rows (choices, over all its questions) in one request."""
-    batch_seconds: float = 30.0
+    batch_seconds: Annotated[float, Meta(gt=0)] = 30.0
     """Time for one server batch; what is not computed by then is answered 504, so that the worker is never killed."""
+    large_seconds: Annotated[float, Meta(gt=0)] = 0.25
+    """Time in one server batch for large requests beyond the first of them: those that cost more than an eighth of
+    `max_cost`. Small ones are computed first, and large ones that find no time left are answered 503, try again."""
     log: Log = Log()
     cache: CacheSettings | bool = CacheSettings()
     """`off` (which YAML reads as false) computes every answer."""
-
     explanations: ExplanationSettings | None = None
-    """Given: this worker explains, too, and computes in float32 whatever `precision` says."""
-    nice: int = 0
+    """Given: this worker explains, too."""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
     """Added to the worker's niceness; 19 is last in line for the processor."""
+
+    @property
+    def max_cost(self) -> int | None:
+        """What one request may cost in all, in the task's unit (`Task.cost`); None for no limit."""
+        return None
 
     @property
     def cache_settings(self) -> CacheSettings | None:
@@ -86,7 +86,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return (CacheSettings() if self.cache else None) if isinstance(self.cache, bool) else self.cache
 
     @classmethod
-    def load(cls, section: Mapping[str, Any] | None) -> Settings:
+    def load(cls, section: Mapping[str, Any] | None) -> Self:
         """Check the section as it stands in model-config.yaml; raises LoadError naming the field."""
         if not section:
             raise LoadError("model-config.yaml has no `handler` section; rebuild the archive with `marctl build`")

@@ -1,382 +1,232 @@
-"""The path of a prediction, the same for every task and every caller: decode, predict, encode.
+"""What a task declares: everything that differs between tasks stands behind this one type.
 
-TorchServe, the archive check, evaluation and batch jobs all call `Task.answer` with a list of requests and get as many
-replies, in order. A task adds its own request type and its own forward pass; this file sees to it that each request
-gets its own answer or its own error, whatever its neighbours hold.
+A task is a class. Scripts read its class attributes and class methods, without a model: types for decoding, schemas
+and logs, how answers are compared and shown. A worker makes an instance, which `load`s one version's model and then
+`predict`s. Nothing of any request is held between two calls.
+
+The shortest task has a question type, an outcome type, `load` and `predict`:
+
+    class Text(msgspec.Struct):
+        text: str
+
+    class Sentiment(msgspec.Struct):
+        label: str
+        score: float
+
+    class SentimentTask(Task[Text, Sentiment]):
+        def load(self, folder):
+            self.classify = transformers.pipeline("text-classification", model=str(folder))
+
+        def predict(self, questions, deadline):
+            return [Sentiment(**found) for found in self.classify([question.text for question in questions])]
 """
 
 from __future__ import annotations
 
-import logging
-import re
-import time
+import json
+import math
+import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import msgspec
-from msgspec.structs import replace
 
-from handlers.core.errors import (
-    HandlerError,
-    Invalid,
-    ModelFault,
-    NotJson,
-    NotSupported,
-    OutOfTime,
-    TooLarge,
-    Unavailable,
-)
+from handlers.core.columns import Column, LogColumn, log_columns_of
+from handlers.core.messages import JSON, Stamp
 from handlers.core.settings import Settings
-from handlers.protocols.tensors import Column
 
 if TYPE_CHECKING:
-    from handlers.redis.cache import Cache
-    from handlers.redis.log import PredictionLog
-
-log = logging.getLogger(__name__)
-
-JSON = "application/json"
-HTML = "text/html; charset=utf-8"
-FAILED_HEADER = "x-fallback-from"
-STALE_HEADER = "x-fallback-stale"
-"""Set by the gateway (scripts/gateway/names.py): the version that failed this request, and that only its last known
-answer is wanted."""
+    from handlers.core.forms import Form
 
 Question = TypeVar("Question", bound=msgspec.Struct)
-Outcome = TypeVar("Outcome")
-
-
-def no_header(_: str) -> None:
-    """The headers of a request that came without any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One client request as the server hands it over. `body` is None where the server found none."""
-
-    body: bytes | None
-    id: str
-    explain: bool = False
-    header: Callable[[str], str | None] = no_header
-    """The header of a lowercase name; to be asked only until the request is answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer, ready to send; `body` is JSON, UTF-8, if `content_type` does not say otherwise."""
-
-    body: bytes
-    code: int = 200
-    phrase: str = "OK"
-    headers: dict[str, str] = field(default_factory=dict)
-    content_type: str = JSON
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """The one form of every error."""
-
-    error: str
-    detail: str
-
-
-class Predictions(msgspec.Struct, frozen=True):
-    """Answer to a request of several instances (KServe V1 protocol): an answer or an error for each, in order."""
-
-    predictions: list[Any]
-
-
-class Envelope(msgspec.Struct, frozen=True):
-    """The forms a body may take besides the bare question."""
-
-    instances: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
-    features: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    model: str | msgspec.UnsetType = msgspec.UNSET
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed(Generic[Question]):
-    """One request's questions; `several` tells `{"instances": [...]}` from a bare question."""
-
-    questions: list[Question | HandlerError]
-    several: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Asked(Generic[Question]):
-    """One good question of a batch; `several` tells that its request brought others. `header` is the request's."""
-
-    question: Question
-    several: bool
-    header: Callable[[str], str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Found(Generic[Outcome]):
-    """What became of one question. `cache`: hit, miss, stale, or None where nothing was looked up."""
-
-    outcome: Outcome | HandlerError
-    cache: str | None = None
-    version: str | None = None
-    """Whose answer it is, if another version's."""
+Outcome = TypeVar("Outcome", bound=msgspec.Struct)
+DIFFERENCES_SHOWN = 5
 
 
 class Task(ABC, Generic[Question, Outcome]):
-    """One model version, loaded. Holds nothing of any request between two calls."""
+    """One kind of model. A subclass names its types: `class Sentiment(Task[Text, Label])`, both msgspec.Struct."""
 
     question_type: ClassVar[type[msgspec.Struct]]
-    outcome_type: ClassVar[type[msgspec.Struct] | None] = None
-    """What `predict` gives, if it can be kept in the cache."""
-    example: ClassVar[str]
+    """Decodes requests. `Binary` takes raw bodies instead of JSON."""
+    outcome_type: ClassVar[type[msgspec.Struct]]
+    """What `predict` gives: kept in the cache, so it holds plain data only."""
+    answer_type: ClassVar[type[msgspec.Struct]]
+    """What the client reads; if left out, the outcome's fields between the stamp's."""
+    settings_type: ClassVar[type[Settings]] = Settings
+    example: ClassVar[str] = ""
     """A request that would have been right, for error messages."""
+    content_types: ClassVar[tuple[str, ...]] = (JSON,)
+    """What a raw body may be, for tasks of `Binary` questions; `image/*` is any image."""
+    cost_unit: ClassVar[str] = "questions"
+    """What `cost` counts."""
+    explains: ClassVar[bool] = False
+    """Whether this task answers explain requests; all other tasks answer none."""
+    cached: ClassVar[bool] = True
+    """Whether an equal question may get an earlier outcome."""
     inputs: ClassVar[tuple[Column, ...]] = ()
-    outputs: ClassVar[tuple[Column, ...]] = ()
-    """Fields of questions and answers that the Open Inference Protocol has as tensors; none if the task has none."""
-    explainer: Task[Any, Any] | None = None
-    """Answers the explain requests, where this worker takes any."""
+    outputs: tuple[Column, ...] = ()
+    """Fields of questions and answers that the Open Inference Protocol has as tensors; none if the task has none. A
+    loaded task may know its outputs better than its class."""
+    log_columns: ClassVar[tuple[LogColumn, ...]] = ()
+    """What the prediction log keeps of an outcome, the prediction itself first; by default the plain fields."""
+    label_type: ClassVar[type] = str
+    """Of a true label: int, float or str; by default that of the first log column."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that the archive is verified with, besides those of the core."""
+    hub_class: ClassVar[str | None] = None
+    """The transformers class that loads and saves the weights; None where `model/` is a copy of the recipe's folder."""
 
-    def __init__(self, name: str, version: str, settings: Settings) -> None:
-        self.name = name
-        self.version = version
+    def __init__(self, settings: Settings, device: str = "cpu") -> None:
         self.settings = settings
-        self._bare: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.question_type)
-        self._envelope = msgspec.json.Decoder(Envelope)
-        self._encoder = msgspec.json.Encoder()
-        self._headers = {"x-model-version": version}
-        self.log: PredictionLog | None = None
-        """Remembers every answer; a server sets it, who answers samples or a batch job does not."""
-        self.cache: Cache[Outcome] | None = None
-        """Set by a server; samples, evaluations and batch jobs compute every answer."""
+        self.device = device
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Read the two types, and make what follows from them. Raises TypeError saying what the class lacks."""
+        super().__init_subclass__(**options)
+        types = type_arguments(cls)
+        if types is None:
+            return  # a parent has named them
+        cls.question_type, cls.outcome_type = types
+        own = cls.__dict__
+        if "answer_type" not in own:
+            cls.answer_type = stamped(cls.outcome_type)
+        if "log_columns" not in own:
+            cls.log_columns = log_columns_of(cls.outcome_type)
+        if "label_type" not in own:
+            primary = next((column.type for column in cls.log_columns), "str")
+            cls.label_type = {"int": int, "float": float}.get(primary, str)
 
     @abstractmethod
-    def predict(self, questions: Sequence[Question], deadline: float) -> list[Outcome | None]:
+    def load(self, folder: Path) -> None:
+        """Load the model from an archive's `model/` folder. Raises LoadError naming the cure."""
+
+    @abstractmethod
+    def predict(self, questions: Sequence[Question], deadline: float) -> Sequence[Outcome | None]:
         """An outcome per question, in order; None for those not computed by `deadline` (time.monotonic seconds)."""
 
-    @abstractmethod
-    def answer_of(self, question: Question, outcome: Outcome, prediction_id: str, latency_ms: float) -> Any:
-        """What the client reads: a msgspec-encodable object."""
+    def check(self, question: Question) -> None:
+        """Raise a HandlerError for what the question's type alone cannot refuse, naming the field as `$.field`."""
 
-    @abstractmethod
-    def weight(self, question: Question) -> int:
-        """Rows that a question costs."""
+    def cost(self, questions: Sequence[Question]) -> int:
+        """What a request of these questions costs, in `cost_unit`s."""
+        return len(questions)
 
-    @abstractmethod
-    def warm_up(self) -> None:
-        """Run the shapes that requests will bring, so that the first client does not wait for them."""
+    def answer(self, question: Question, outcome: Outcome, stamp: Stamp) -> msgspec.Struct:
+        """What the client reads."""
+        fields = msgspec.structs.astuple(outcome)
+        return self.answer_type(stamp.prediction_id, stamp.model, stamp.version, *fields, stamp.latency_ms)
+
+    def log_values(self, question: Question, outcome: Outcome) -> Mapping[str, Any]:
+        """The values of `log_columns`."""
+        return {column.name: getattr(outcome, column.name) for column in self.log_columns}
+
+    def fits(self, question: Question, outcome: Outcome) -> bool:
+        """Whether an outcome that comes from the cache can be one of this question."""
+        return True
 
     @property
     def runtime(self) -> str:
         """What outcomes depend on besides the archive: libraries, number format, device."""
-        return ""
+        return self.device
 
-    def canonical(self, text: str) -> str:
-        """One form for texts, or JSON of texts, that the model cannot tell apart."""
-        return text
+    def warm_up(self) -> None:
+        """Run the shapes that requests will bring, so that the first client does not wait for them."""
 
-    def fits(self, question: Question, outcome: Outcome) -> bool:
-        """Whether an outcome that comes from outside can be one of this question."""
-        return True
+    def form(self) -> Form | None:
+        """How bodies become questions and answers become bodies, where neither plain JSON nor a raw body will do."""
+        return None
 
-    def totals(self) -> dict[str, int]:
-        """What cache, log and explainer count, for the metrics page."""
-        parts = (self.cache, self.log, self.explainer)
-        return {name: value for part in parts if part is not None for name, value in part.totals().items()}
+    def explainer(self) -> Task[Any, Any] | None:
+        """A loaded task that answers explain requests, made once after `load`; None if this task explains nothing."""
+        return None
 
-    def answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply per request, in order. Never raises for anything a client sent."""
-        if self.explainer is not None and any(request.explain for request in requests):
-            return self._answer_both(requests, self.explainer)
-        started = time.monotonic()
-        parsed = [self._parse(request) for request in requests]
-        found = iter(self._find_all(asked_of(requests, parsed), started + self.settings.batch_seconds))
-        latency_ms = round((time.monotonic() - started) * 1000, 3)
+    @classmethod
+    def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+        """What the model's own library answers, one request at a time, without the pipeline: the build's yardstick.
+
+        Each entry is compared like a sample's `expected`. Empty if there is nothing to compare with.
+        """
+        return []
+
+    @classmethod
+    def expected_faults(cls, request: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+        """What is wrong with a sample's `expected`, each fault beginning with its path; empty if nothing is."""
+        known = {field.name for field in msgspec.structs.fields(cls.answer_type)}
         return [
-            self._refusal(entry) if isinstance(entry, HandlerError) else self._reply(entry, found, request, latency_ms)
-            for request, entry in zip(requests, parsed, strict=True)
+            f".{name}: no such field of an answer; there are {', '.join(sorted(known))}"
+            for name in expected
+            if name not in known
         ]
 
-    def _answer_both(self, requests: Sequence[Request], explainer: Task[Any, Any]) -> list[Reply]:
-        """Predictions first: they are quick, and explanations may take all of the batch's time."""
-        predicted = iter(self.answer([request for request in requests if not request.explain]))
-        explained = iter(explainer.answer([request for request in requests if request.explain]))
-        return [next(explained if request.explain else predicted) for request in requests]
+    @classmethod
+    def differences(cls, expected: Mapping[str, Any], answer: Mapping[str, Any], tolerance: float) -> list[str]:
+        """Where an answer departs from a sample's `expected`; floating-point numbers may differ by `tolerance`."""
+        return [
+            text for name, wanted in expected.items() for text in different(name, wanted, answer.get(name), tolerance)
+        ][:DIFFERENCES_SHOWN]
 
-    def take_label(self, request: Request) -> Reply:
-        """Keep the true label of an earlier prediction in the log."""
-        try:
-            if self.log is None:
-                raise NotSupported(f"model {self.name} {self.version} keeps no prediction log; labels have no place")
-            feedback = self.log.label(request.body)
-        except HandlerError as err:
-            return self._refusal(err)
-        return Reply(self._encoder.encode(feedback), 202, "Accepted", self._headers)
+    @classmethod
+    def request_from_words(cls, words: Sequence[str], **options: Any) -> dict[str, Any]:
+        """A request from the words of a command line; by default one word, the request's JSON. Raises ValueError."""
+        if len(words) != 1:
+            raise ValueError(f"expected one word, the request as JSON ({cls.example or '{...}'}), got {len(words)}")
+        request = json.loads(words[0])
+        if not isinstance(request, dict):
+            raise ValueError(f"expected a JSON object ({cls.example or '{...}'}), got {words[0]}")
+        return request
 
-    def _parse(self, request: Request) -> Parsed[Question] | HandlerError:
-        try:
-            if request.explain:
-                raise NotSupported(
-                    f"{self.name} {self.version} gives predictions only here; explanations have workers of their own, "
-                    "which `explanations: {workers: 1}` in the recipe starts and the gateway's /explain asks"
-                )
-            if request.body is None:
-                raise NotJson(
-                    "expected a JSON body, got a form or none; send `Content-Type: application/json` and "
-                    + self.example
-                )
-            return self._decode(request.body)
-        except HandlerError as err:
-            return err
+    @classmethod
+    def show(cls, request: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        """An answer for a person at a terminal."""
+        return json.dumps(answer, indent=2, ensure_ascii=False)
 
-    def _decode(self, body: bytes) -> Parsed[Question]:
-        if not body:
-            raise NotJson(f"the body is empty; expected {self.example}")
-        try:
-            return Parsed([self._bare.decode(body)], several=False)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-            bare_error = err
-        # The bare question is by far the most common form; only what is not one pays for a second look.
-        try:
-            envelope = self._envelope.decode(body)
-        except msgspec.ValidationError:
-            raise self._invalid(bare_error, "$") from bare_error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-            raise NotJson(f"the body is not JSON: {plain(err)}; expected {self.example}") from err
-        if envelope.instances is not msgspec.UNSET:
-            return self._decode_instances(envelope.instances)
-        if envelope.features is not msgspec.UNSET:
-            question = self._decode_one(envelope.features, "$.features")
-            if isinstance(question, HandlerError):
-                raise question
-            return Parsed([question], several=False)
-        raise self._invalid(bare_error, "$") from bare_error
-
-    def _decode_instances(self, instances: list[msgspec.Raw]) -> Parsed[Question]:
-        limits = self.settings
-        if not instances:
-            raise Invalid('expected at least one instance, got `"instances": []` - at `$.instances`')
-        if len(instances) > limits.max_instances:
-            raise TooLarge(
-                f"expected at most {limits.max_instances} instances, got {len(instances)} - at `$.instances`; "
-                "send several requests"
-            )
-        questions = [self._decode_one(raw, f"$.instances[{i}]") for i, raw in enumerate(instances)]
-        rows = sum(self.weight(question) for question in questions if not isinstance(question, HandlerError))
-        if rows > limits.max_rows:
-            raise TooLarge(
-                f"expected at most {limits.max_rows} rows (choices over all instances), got {rows} - at `$.instances`; "
-                "send several requests"
-            )
-        return Parsed(questions, several=True)
-
-    def _decode_one(self, raw: msgspec.Raw, path: str) -> Question | HandlerError:
-        try:
-            question: Question = self._bare.decode(raw)
-            return question
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
-            return self._invalid(err, path)
-
-    def _invalid(self, err: Exception, path: str) -> HandlerError:
-        if not isinstance(err, msgspec.ValidationError):
-            return NotJson(f"not JSON: {plain(err)} - at `{path}`; expected {self.example}")
-        text = str(err)
-        text = text.replace("`$", f"`{path}") if "`$" in text else f"{text} - at `{path}`"
-        return Invalid(f"{text}; expected {self.example}")
-
-    def _find_all(self, asked: Sequence[Asked[Question]], deadline: float) -> list[Found[Outcome]]:
-        """What became of every good question of the batch, in order: known from before, or predicted."""
-        if self.cache is None:
-            if any(one.header(STALE_HEADER) for one in asked):
-                return [Found(Unavailable("this worker has no cache to look for an earlier answer in")) for _ in asked]
-            return [Found(outcome) for outcome in self._predict_all(asked, deadline)]
-        return self.cache.answer(asked, lambda missing: self._predict_all(missing, deadline))
-
-    def _predict_all(self, asked: Sequence[Asked[Question]], deadline: float) -> list[Outcome | HandlerError]:
-        """Outcomes in order.
-
-        Requests of one question are computed before those of many: a heavy request can make only itself late.
-        """
-        found: dict[int, Outcome | HandlerError] = {}
-        for several in (False, True):
-            places = [i for i, one in enumerate(asked) if one.several is several]
-            found.update(zip(places, self._predict_apart([asked[i].question for i in places], deadline), strict=True))
-        return [found[i] for i in range(len(asked))]
-
-    def _predict_apart(self, questions: list[Question], deadline: float) -> list[Outcome | HandlerError]:
-        """The batch at once; if that fails, one by one, so that a question which breaks the model breaks it alone."""
-        if not questions:
-            return []
-        try:
-            outcomes = self.predict(questions, deadline)
-        except Exception:
-            log.exception("%s %s failed on a batch of %d questions", self.name, self.version, len(questions))
-            if len(questions) == 1:
-                return [ModelFault(f"model {self.name} {self.version} failed on this request")]
-            return [outcome for question in questions for outcome in self._predict_apart([question], deadline)]
-        late = OutOfTime(
-            f"model {self.name} {self.version} did not get to this within {self.settings.batch_seconds:g} s; "
-            "send fewer instances at a time"
-        )
-        return [late if outcome is None else outcome for outcome in outcomes]
-
-    def _reply(
-        self, parsed: Parsed[Question], found: Iterator[Found[Outcome]], request: Request, latency_ms: float
-    ) -> Reply:
-        answers: list[Any] = []
-        used: list[Found[Outcome]] = []
-        for i, question in enumerate(parsed.questions):
-            one: Found[Outcome] = Found(question) if isinstance(question, HandlerError) else next(found)
-            if isinstance(question, HandlerError) or isinstance(one.outcome, HandlerError):
-                error = one.outcome
-                assert isinstance(error, HandlerError)
-                if not parsed.several:
-                    return self._refusal(error)
-                answers.append(ErrorBody(error.error, str(error)))
-                continue
-            prediction_id = f"{request.id}:{i}" if parsed.several else request.id
-            answer = self.answer_of(question, one.outcome, prediction_id, latency_ms)
-            answers.append(answer if one.version is None else replace(answer, model_version=one.version))
-            used.append(one)
-            if self.log is not None:
-                self.log.add(request, prediction_id, question, answers[-1], one.cache)
-        return self._encode(parsed, answers, self._headers | headers_of(used))
-
-    def _encode(self, parsed: Parsed[Question], answers: list[Any], headers: dict[str, str]) -> Reply:
-        """A request's answers, or errors in their places, as they are sent."""
-        body = Predictions(answers) if parsed.several else answers[0]
-        return Reply(self._encoder.encode(body), headers=headers)
-
-    def _refusal(self, error: HandlerError) -> Reply:
-        body = self._encoder.encode(ErrorBody(error.error, str(error)))
-        headers = self._headers | {"retry-after": "1"} if isinstance(error, Unavailable) else self._headers
-        return Reply(body, error.code, error.phrase, headers)
+    @classmethod
+    def text_of(cls, request: Mapping[str, Any]) -> str:
+        """A request in one line, for reports."""
+        return json.dumps(request, ensure_ascii=False)
 
 
-def asked_of(requests: Sequence[Request], parsed: Sequence[Parsed[Question] | HandlerError]) -> list[Asked[Question]]:
-    """The good questions of a batch, in order of appearance."""
-    return [
-        Asked(question, entry.several, request.header)
-        for request, entry in zip(requests, parsed, strict=True)
-        if isinstance(entry, Parsed)
-        for question in entry.questions
-        if not isinstance(question, HandlerError)
-    ]
+def type_arguments(cls: type) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
+    """The two types in `class Name(Task[Question, Outcome])`; None if a parent has named them. Raises TypeError."""
+    for base in getattr(cls, "__orig_bases__", ()):
+        if typing.get_origin(base) is Task:
+            question, outcome = typing.get_args(base)
+            break
+    else:
+        if any(hasattr(parent, "question_type") for parent in cls.__mro__[1:]):
+            return None
+        raise TypeError(f"{cls.__name__} names no types; write class {cls.__name__}(Task[Question, Outcome])")
+    if isinstance(question, TypeVar):
+        return None  # a generic class between a task and this one
+    for name, kind in (("question", question), ("outcome", outcome)):
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            raise TypeError(f"{cls.__name__}: its {name} type is {kind!r}; expected a subclass of msgspec.Struct")
+    return question, outcome
 
 
-def headers_of(found: Sequence[Found[Any]]) -> dict[str, str]:
-    """Whether a reply's answers come from the cache: `hit` if all do; and whose they are, if not this version's."""
-    states = {one.cache for one in found}
-    if states <= {None}:
-        return {}
-    state = next(state for state in ("stale", "miss", "hit") if state in states)
-    version = next((one.version for one in found if one.version is not None), None)
-    return {"x-cache": state} if version is None else {"x-cache": state, "x-model-version": version}
+def stamped(outcome: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """An answer type: the outcome's fields between the stamp's."""
+    before = [("prediction_id", str), ("model", str), ("model_version", str)]
+    hints = typing.get_type_hints(outcome, include_extras=True)
+    own = [(field.name, hints[field.name]) for field in msgspec.structs.fields(outcome)]
+    taken = {name for name, _ in (*before, ("latency_ms", float))} & {name for name, _ in own}
+    if taken:
+        raise TypeError(f"{outcome.__name__}.{min(taken)}: every answer has a field of this name; give it another one")
+    return msgspec.defstruct("Answer", [*before, *own, ("latency_ms", float)], frozen=True)
 
 
-def plain(err: Exception) -> str:
-    """A decoding error in a few words; none of the client's bytes are in it."""
-    if isinstance(err, RecursionError):
-        return "nested too deeply"
-    if isinstance(err, UnicodeDecodeError):
-        return f"not UTF-8 at byte {err.start}"
-    return re.sub(r"^JSON is malformed: ", "", str(err))
+def different(path: str, wanted: Any, given: Any, tolerance: float) -> Iterator[str]:
+    """Each place at which two decoded JSON values differ."""
+    if isinstance(wanted, Mapping) and isinstance(given, Mapping):
+        for name, value in wanted.items():
+            yield from different(f"{path}.{name}", value, given.get(name), tolerance)
+    elif isinstance(wanted, list) and isinstance(given, list) and len(wanted) == len(given):
+        for i, (one, other) in enumerate(zip(wanted, given, strict=True)):
+            yield from different(f"{path}[{i}]", one, other, tolerance)
+    elif isinstance(wanted, float) and isinstance(given, int | float) and not isinstance(given, bool):
+        if not math.isclose(wanted, given, rel_tol=0, abs_tol=tolerance):
+            yield f"{path} is {given}, expected {wanted} within {tolerance:g}"
+    elif wanted != given:
+        yield f"{path} is {given!r}, expected {wanted!r}"

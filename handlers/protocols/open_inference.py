@@ -15,18 +15,22 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from handlers.core.columns import Column
 from handlers.core.errors import HandlerError, Invalid, NotJson, NotSupported
-from handlers.core.task import Reply, Request, Task, plain
-from handlers.protocols.tensors import Column, Tensor, check, flat, of_column, pack, text_of, unpack
+from handlers.core.forms import Decoded, Form, Result
+from handlers.core.json_form import DECODING, plain, refuse_many, schema_error
+from handlers.core.messages import Model, Reply, Request
+from handlers.core.pipeline import Pipeline, plain_form
+from handlers.core.task import Task
+from handlers.protocols.tensors import Tensor, check, flat, of_column, pack, text_of, unpack
 
-PROTOCOL_HEADER = "x-inference-protocol"
 JSON_LENGTH_HEADER = "inference-header-content-length"
 BINARY = "application/octet-stream"
 PLATFORM = "torchserve"
@@ -173,82 +177,129 @@ from_torchserve = msgspec.json.Decoder(PredictionsRequest)
 to_json = msgspec.json.Encoder()
 
 AnyTask = Task[Any, Any]
-Close = Callable[[Reply], Reply]
-"""Puts a plain answer into the form that its request came in."""
 
 
-def answer(task: AnyTask, requests: Sequence[Request]) -> list[Reply]:
-    """One reply per request, in order, each in the form that its request came in. Never raises for what was sent."""
-    forms = [request.header(PROTOCOL_HEADER) for request in requests]
-    if not any(forms):
-        return task.answer(requests)
-    opened = [open_form(task, form, request) for form, request in zip(forms, requests, strict=True)]
-    asked = [entry for entry in opened if not isinstance(entry, Reply)]
-    replies = iter(task.answer([request for request, _ in asked]))
-    return [entry if isinstance(entry, Reply) else entry[1](next(replies)) for entry in opened]
+def forms(pipeline: Pipeline) -> dict[str, Form]:
+    """Every form that the gateway may name, for one version."""
+    task, model = pipeline.task, pipeline.model
+    return {
+        "open": OpenForm(task, model),
+        "open-grpc": OpenGrpcForm(task, model),
+        "open-metadata": MetadataForm(task, model),
+        "torchserve-grpc": TorchServeForm(task),
+    }
 
 
-def open_form(task: AnyTask, form: str | None, request: Request) -> tuple[Request, Close] | Reply:
-    """The plain request and the way back, or the answer if there is nothing to compute."""
-    headers = {"x-model-version": task.version}
-    try:
-        if not form:
-            return request, lambda reply: reply
-        if form == "open-metadata":
-            return Reply(to_json.encode(metadata(task)), headers=headers)
-        if form == "torchserve-grpc":
-            return replace(request, body=torchserve_body(request.body)), in_message
-        return open_inference(task, request, grpc=form == "open-grpc")
-    except HandlerError as err:
-        return refusal(Reply(b"", err.code, err.phrase, headers), err.error, str(err), grpc=form != "open")
+class OpenForm(Form):
+    """The protocol's JSON, which raw tensors may follow. One bad row fails its request: it has no place for errors."""
 
+    def __init__(self, task: AnyTask, model: Model) -> None:
+        self._task = task
+        self._model = model
 
-def metadata(task: AnyTask) -> ModelMetadata:
-    def described(columns: Sequence[Column]) -> list[TensorMetadata]:
-        return [TensorMetadata(column.name, column.datatype, column.shape) for column in columns]
+    def decode(self, request: Request) -> Decoded:
+        """A question per row. Raises NotJson, Invalid, TooLarge or NotSupported."""
+        if not self._task.inputs:
+            raise NotSupported(f"model {self._model} has no tensors; use /predictions")
+        asked, given = self._read(request)
+        requested(self._task, asked.outputs)
+        rows = rows_of(self._task.inputs, given)
+        refuse_many(len(rows), self._task.settings.max_instances)
+        return Decoded([question_of(self._task, row, i) for i, row in enumerate(rows)], len(rows) > 1, asked)
 
-    return ModelMetadata(task.name, [task.version], PLATFORM, described(task.inputs), described(task.outputs))
-
-
-def torchserve_body(message: bytes | None) -> bytes | None:
-    """The request that a message carries; None if it carries none."""
-    given: dict[str, bytes] = decode(from_torchserve, message).input
-    return given.get("body", given.get("data"))
-
-
-def in_message(reply: Reply) -> Reply:
-    if reply.code == 200:
-        return replace(reply, body=to_json.encode({"prediction": reply.body}))
-    told = msgspec.json.decode(reply.body)
-    return refusal(reply, told["error"], told["detail"], grpc=True)
-
-
-def open_inference(task: AnyTask, request: Request, *, grpc: bool) -> tuple[Request, Close]:
-    """The same question, or several as instances. Raises HandlerError."""
-    if not task.inputs:
-        raise NotSupported(f"model {task.name} {task.version} has no tensors; use /predictions")
-    asked, given = from_grpc(request) if grpc else from_http(request)
-    wanted = requested(task, asked.outputs)
-    rows = instances(task.inputs, given)
-    one = len(rows) == 1
-
-    def close(reply: Reply) -> Reply:
-        told = msgspec.json.decode(reply.body)
-        if reply.code != 200:
-            return refusal(reply, told["error"], in_tensor_terms(told["detail"]), grpc=grpc)
-        answers = [told] if one else told["predictions"]
-        failed = next((row for row in answers if "error" in row), None)
-        if failed:
-            detail = in_tensor_terms(failed["detail"])
-            return refusal(with_code(reply, failed["error"]), failed["error"], detail, grpc=grpc)
-        outputs = [of_column(column, [row[column.name] for row in answers]) for column in wanted]
+    def encode(self, decoded: Decoded, results: Sequence[Result], headers: Mapping[str, str]) -> Reply:
+        """Raises the first row's error."""
+        answers = list(without_errors(results))
+        columns = requested(self._task, decoded.asked.outputs)
+        outputs = [of_column(column, [getattr(answer, column.name) for answer in answers]) for column in columns]
         # Not always this worker's: the last known answer may be another version's.
-        source = answers[0]["model"], answers[0]["model_version"]
-        if isinstance(asked, InferMessage):
-            return in_protobuf(source, reply, outputs, asked)
-        return in_json(source, reply, outputs, asked)
+        source = self._model.name, headers.get("x-model-version", self._model.version)
+        return self._write(source, outputs, decoded.asked, headers)
 
-    return replace(request, body=to_json.encode(rows[0] if one else {"instances": rows})), close
+    def refuse(self, error: HandlerError, headers: Mapping[str, str]) -> Reply:
+        """One text: the protocol knows no more, and its clients show no more."""
+        return Reply(to_json.encode({"error": said(error)}), error.code, error.phrase, headers)
+
+    def _read(self, request: Request) -> tuple[Any, list[Tensor]]:
+        """A header says where the JSON ends and the raw tensors begin."""
+        body, length = request.body or b"", request.header(JSON_LENGTH_HEADER)
+        end = len(body)
+        if length is not None:
+            if not re.fullmatch(r"[0-9]{1,10}", length) or int(length) > end:
+                raise Invalid(f"{JSON_LENGTH_HEADER} is no number up to {end}, the length of the body")
+            end = int(length)
+        asked = decode(from_json, body[:end])
+        return asked, tensors(asked, body[end:])
+
+    def _write(
+        self, source: tuple[str, str], outputs: Sequence[Tensor], asked: Any, headers: Mapping[str, str]
+    ) -> Reply:
+        """Raw bytes after the JSON for the outputs that were asked for in that way."""
+        by_default = asked.parameters.get("binary_data_output") is True
+        wishes = {output.name: output.parameters.get("binary_data", by_default) for output in asked.outputs}
+        entries, after = [], b""
+        for tensor in outputs:
+            name, datatype, shape = tensor.name, tensor.datatype, tensor.shape
+            if wishes.get(name, by_default):
+                raw = pack(tensor)
+                after += raw
+                entries.append(OutputTensor(name, datatype, shape, {"binary_data_size": len(raw)}))
+            else:
+                entries.append(OutputTensor(name, datatype, shape, data=tensor.values))
+        body = to_json.encode(InferResponse(*source, entries, asked.id))
+        if not any(entry.parameters for entry in entries):
+            return Reply(body, headers=headers)
+        return Reply(body + after, headers={**headers, JSON_LENGTH_HEADER: str(len(body))}, content_type=BINARY)
+
+
+class OpenGrpcForm(OpenForm):
+    """The message ModelInferRequest as protobuf writes it in JSON; so is the answer."""
+
+    def refuse(self, error: HandlerError, headers: Mapping[str, str]) -> Reply:
+        return Reply(said(error).encode(), error.code, error.phrase, headers)
+
+    def _read(self, request: Request) -> tuple[Any, list[Tensor]]:
+        asked = decode(from_message, request.body)
+        return asked, message_tensors(asked)
+
+    def _write(
+        self, source: tuple[str, str], outputs: Sequence[Tensor], asked: Any, headers: Mapping[str, str]
+    ) -> Reply:
+        """Raw if the inputs were raw, else in the fields of each type."""
+        raw = bool(asked.raw_input_contents)
+        entries = [OutputMessage(t.name, t.datatype, t.shape, UNSET if raw else contents_of(t)) for t in outputs]
+        apart = [pack(tensor) for tensor in outputs] if raw else []
+        return Reply(to_json.encode(ResponseMessage(*source, entries, asked.id, apart)), headers=headers)
+
+
+class MetadataForm(OpenForm):
+    """No body; the answer tells the task's inputs and outputs."""
+
+    def decode(self, request: Request) -> Any:
+        def described(columns: Sequence[Column]) -> list[TensorMetadata]:
+            return [TensorMetadata(column.name, column.datatype, column.shape) for column in columns]
+
+        name, version = self._model.name, self._model.version
+        told = ModelMetadata(name, [version], PLATFORM, described(self._task.inputs), described(self._task.outputs))
+        return Reply(to_json.encode(told))
+
+
+class TorchServeForm(Form):
+    """TorchServe's gRPC message: its input `data` or `body` holds a plain request."""
+
+    def __init__(self, task: AnyTask) -> None:
+        self._plain = task.form() or plain_form(task)
+
+    def decode(self, request: Request) -> Decoded | Reply:
+        given: dict[str, bytes] = decode(from_torchserve, request.body).input
+        return self._plain.decode(replace(request, body=given.get("body", given.get("data"))))
+
+    def encode(self, decoded: Decoded, results: Sequence[Result], headers: Mapping[str, str]) -> Reply:
+        reply = self._plain.encode(decoded, results, headers)
+        return replace(reply, body=to_json.encode({"prediction": reply.body}))
+
+    def refuse(self, error: HandlerError, headers: Mapping[str, str]) -> Reply:
+        return Reply(f"{error.error}: {error}".encode(), error.code, error.phrase, headers)
 
 
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes | None) -> Any:
@@ -256,25 +307,8 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes | None) -> Any:
         return decoder.decode(body or b"")
     except msgspec.ValidationError as err:
         raise Invalid(str(err)) from err
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except DECODING as err:
         raise NotJson(f"the request is not JSON: {plain(err)}") from err
-
-
-def from_grpc(request: Request) -> tuple[InferMessage, list[Tensor]]:
-    asked = decode(from_message, request.body)
-    return asked, message_tensors(asked)
-
-
-def from_http(request: Request) -> tuple[InferRequest, list[Tensor]]:
-    """A header says where the JSON ends and the raw tensors begin. Raises NotJson or Invalid."""
-    body, length = request.body or b"", request.header(JSON_LENGTH_HEADER)
-    end = len(body)
-    if length is not None:
-        if not re.fullmatch(r"[0-9]{1,10}", length) or int(length) > end:
-            raise Invalid(f"{JSON_LENGTH_HEADER} is no number up to {end}, the length of the body")
-        end = int(length)
-    asked = decode(from_json, body[:end])
-    return asked, tensors(asked, body[end:])
 
 
 def requested(task: AnyTask, outputs: Sequence[RequestedOutput]) -> list[Column]:
@@ -338,8 +372,8 @@ def contents_of_message(given: InputMessage) -> list[Any]:
     return [text_of(given.name, value) for value in values] if given.datatype == "BYTES" else values
 
 
-def instances(columns: Sequence[Column], given: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """A question per row. Raises Invalid if an input is missing, unknown, of the wrong type or of another length."""
+def rows_of(columns: Sequence[Column], given: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """The fields of each row. Raises Invalid if an input is missing, unknown, of another type or of another length."""
     expected = ", ".join(f"{c.name} {c.datatype}{' (optional)' if c.optional else ''}" for c in columns)
     by_name = {tensor.name: tensor for tensor in given}
     known = {column.name: column for column in columns}
@@ -353,41 +387,30 @@ def instances(columns: Sequence[Column], given: Sequence[Tensor]) -> list[dict[s
         raise Invalid(f"input {missing[0]} is missing; there are: {expected}")
     rows = {column: by_name[column.name].rows(column.wide) for column in columns if column.name in by_name}
     counts = {column.name: len(values) for column, values in rows.items()}
+    if not counts:
+        raise Invalid(f"the request has no inputs, so it has no rows; there are: {expected}")
     if len(set(counts.values())) > 1:
         raise Invalid(f"the inputs have different numbers of rows: {counts}")
-    return [question(rows, i) for i in range(next(iter(counts.values())))]
+    return [fields_of(rows, i) for i in range(next(iter(counts.values())))]
 
 
-def question(rows: Mapping[Column, Sequence[Any]], i: int) -> dict[str, Any]:
+def fields_of(rows: Mapping[Column, Sequence[Any]], i: int) -> dict[str, Any]:
     return {c.name: values[i] for c, values in rows.items() if not (c.optional and values[i] in ("", []))}
 
 
-def in_json(source: tuple[str, str], reply: Reply, outputs: Sequence[Tensor], asked: InferRequest) -> Reply:
-    """Raw bytes after the JSON for the outputs that were asked for in that way. `source`: model and version."""
-    by_default = asked.parameters.get("binary_data_output") is True
-    wishes = {output.name: output.parameters.get("binary_data", by_default) for output in asked.outputs}
-    entries, after = [], b""
-    for tensor in outputs:
-        name, datatype, shape = tensor.name, tensor.datatype, tensor.shape
-        if wishes.get(name, by_default):
-            raw = pack(tensor)
-            after += raw
-            entries.append(OutputTensor(name, datatype, shape, {"binary_data_size": len(raw)}))
-        else:
-            entries.append(OutputTensor(name, datatype, shape, data=tensor.values))
-    body = to_json.encode(InferResponse(*source, entries, asked.id))
-    if not any(entry.parameters for entry in entries):
-        return replace(reply, body=body)
-    headers = reply.headers | {JSON_LENGTH_HEADER: str(len(body))}
-    return replace(reply, body=body + after, headers=headers, content_type=BINARY)
+def question_of(task: AnyTask, row: dict[str, Any], i: int) -> msgspec.Struct | HandlerError:
+    try:
+        question: msgspec.Struct = msgspec.convert(row, task.question_type)
+    except msgspec.ValidationError as err:
+        return schema_error(err, lambda: row, f"$.instances[{i}]")
+    return question
 
 
-def in_protobuf(source: tuple[str, str], reply: Reply, outputs: Sequence[Tensor], asked: InferMessage) -> Reply:
-    """Raw if the inputs were raw, else in the fields of each type."""
-    raw = bool(asked.raw_input_contents)
-    entries = [OutputMessage(t.name, t.datatype, t.shape, UNSET if raw else contents_of(t)) for t in outputs]
-    apart = [pack(tensor) for tensor in outputs] if raw else []
-    return replace(reply, body=to_json.encode(ResponseMessage(*source, entries, asked.id, apart)))
+def without_errors(results: Sequence[Result]) -> Iterator[msgspec.Struct]:
+    for result in results:
+        if isinstance(result, HandlerError):
+            raise result
+        yield result
 
 
 def contents_of(tensor: Tensor) -> dict[str, list[Any]]:
@@ -397,10 +420,8 @@ def contents_of(tensor: Tensor) -> dict[str, list[Any]]:
     return {CONTENTS[tensor.datatype]: values}
 
 
-def refusal(reply: Reply, error: str, detail: str, *, grpc: bool) -> Reply:
-    """One text: the protocol knows no more, and its clients show no more."""
-    said = f"{error}: {detail}"
-    return replace(reply, body=said.encode() if grpc else to_json.encode({"error": said}))
+def said(error: HandlerError) -> str:
+    return f"{error.error}: {in_tensor_terms(str(error))}"
 
 
 def in_tensor_terms(detail: str) -> str:
@@ -410,10 +431,3 @@ def in_tensor_terms(detail: str) -> str:
     detail = re.sub(r"`\$\.instances\[(\d+)\]\.(\w+)\[(\d+)\]`", r"`\2[\1, \3]`", detail)
     detail = re.sub(r"`\$\.instances\[(\d+)\]\.(\w+)`", r"`\2[\1]`", detail)
     return re.sub(r"`\$\.instances\[(\d+)\]`", r"row \1", detail)
-
-
-def with_code(reply: Reply, error: str) -> Reply:
-    """The reply with the code of an error's short name."""
-    known = {kind.error: kind for kind in HandlerError.__subclasses__()}
-    err = known[error]("")
-    return replace(reply, code=err.code, phrase=err.phrase)

@@ -12,42 +12,26 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
+
+from handlers.core.columns import Column
 from handlers.core.errors import Invalid
 
-FORMATS = {
-    "BOOL": "?",
-    "UINT8": "B",
-    "UINT16": "H",
-    "UINT32": "I",
-    "UINT64": "Q",
-    "INT8": "b",
-    "INT16": "h",
-    "INT32": "i",
-    "INT64": "q",
-    "FP32": "f",
-    "FP64": "d",
+NUMBERS = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
 }
-"""Data type to the struct module's letter; BYTES is apart."""
+"""Data type to numpy's; BYTES is apart."""
 LENGTH = struct.Struct("<I")
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One input or output of a task, as metadata tells it: a value per row, or a list of values if it is `wide`.
-
-    Wide columns hold rows of different lengths: short ones end with empty texts, or with zeros. An input that is
-    `optional` may be absent, or empty in a row.
-    """
-
-    name: str
-    datatype: str
-    wide: bool = False
-    optional: bool = False
-
-    @property
-    def shape(self) -> list[int]:
-        """Rows, then values; -1 for any number."""
-        return [-1, -1] if self.wide else [-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +94,13 @@ def unpack(name: str, datatype: str, raw: bytes) -> list[Any]:
     """Values from raw bytes; BYTES must be UTF-8. Raises Invalid."""
     if datatype == "BYTES":
         return [text_of(name, element) for element in elements(name, raw)]
-    letter = FORMATS.get(datatype)
-    if letter is None:
-        raise Invalid(f"input {name} is of type {datatype}; expected BYTES or one of {', '.join(FORMATS)}")
-    size = struct.calcsize(letter)
-    if len(raw) % size:
+    kind = NUMBERS.get(datatype)
+    if kind is None:
+        raise Invalid(f"input {name} is of type {datatype}; expected BYTES or one of {', '.join(NUMBERS)}")
+    if len(raw) % kind.itemsize:
         raise Invalid(f"input {name} has {len(raw)} bytes, which are not whole values of type {datatype}")
-    return list(struct.unpack(f"<{len(raw) // size}{letter}", raw))
+    values: list[Any] = np.frombuffer(raw, kind).tolist()
+    return values
 
 
 def elements(name: str, raw: bytes) -> Iterator[bytes]:
@@ -140,6 +124,6 @@ def text_of(name: str, element: bytes) -> str:
 def pack(tensor: Tensor) -> bytes:
     """Raw bytes of its values."""
     if tensor.datatype != "BYTES":
-        return struct.pack(f"<{len(tensor.values)}{FORMATS[tensor.datatype]}", *tensor.values)
+        return np.asarray(tensor.values, NUMBERS[tensor.datatype]).tobytes()
     texts = [value.encode("utf-8", "surrogatepass") for value in tensor.values]
     return b"".join(part for text in texts for part in (LENGTH.pack(len(text)), text))

@@ -20,25 +20,23 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 
-from handlers.core.errors import HandlerError, Unavailable
+from handlers.core.errors import Unavailable
+from handlers.core.messages import FAILED_HEADER, STALE_HEADER, Model
+from handlers.core.pipeline import Item
 from handlers.core.settings import CacheSettings
-from handlers.core.task import FAILED_HEADER, STALE_HEADER, Asked, Found, Task
+from handlers.core.task import Task
 from handlers.redis.link import RedisLink
 
-Outcome = TypeVar("Outcome")
-Compute = Callable[[Sequence[Asked[Any]]], list[Outcome | HandlerError]]
 HIT, MISS, STALE = "hit", "miss", "stale"
 PREFIX = "marctl:cache"
-FORM = b"1"
+FORM = b"2"
 """Of keys and values; another one is never read."""
-DIGEST_BYTES = 32
-CHECK_BYTES = 16
 ANNOUNCE_EVERY_S = 60.0
 CONTROL_HEADER = "cache-control"
 NO_READ, NO_WRITE = "no-cache", "no-store"
@@ -56,16 +54,17 @@ class Use:
 EVERYTHING = Use()
 
 
-class Cache(Generic[Outcome]):
+class Cache:
     """One worker's view of the cache.
 
     `hits`, `misses` and `stale` count questions since its start, `computed` those that the model was asked, which are
-    fewer than the misses where equal ones came together, and `damaged` values.
+    fewer than the misses where equal ones came together, and `damaged` values that could not be read.
     """
 
-    def __init__(self, settings: CacheSettings, task: Task[Any, Outcome], digest: str, link: RedisLink) -> None:
+    def __init__(
+        self, settings: CacheSettings, task: Task[Any, Any], model: Model, digest: str, link: RedisLink
+    ) -> None:
         """`digest`: of the archive. `link`: of the worker's own thread."""
-        assert task.outcome_type is not None
         self.hits = 0
         self.misses = 0
         self.stale = 0
@@ -73,10 +72,11 @@ class Cache(Generic[Outcome]):
         self.damaged = 0
         self._settings = settings
         self._task = task
+        self._model = model
         self._link = link
         self._identity = hashlib.sha256(b"\0".join([FORM, digest.encode(), task.runtime.encode()])).digest()
-        self._prefix = key_prefix(task.name, task.version)
-        self._generations = generation_keys(task.name, task.version)
+        self._prefix = key_prefix(model.name, model.version)
+        self._generations = generation_keys(model.name, model.version)
         self._announced_at = -math.inf
         entry = msgspec.defstruct(
             "Entry",
@@ -88,97 +88,41 @@ class Cache(Generic[Outcome]):
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(entry).decode
         # Struct fields come in the order of their declaration, the keys of mappings sorted.
-        self._canonical_json = msgspec.json.Encoder(order="deterministic").encode
+        self._canonical = msgspec.json.Encoder(order="deterministic").encode
 
-    def answer(self, asked: Sequence[Asked[Any]], compute: Compute[Outcome]) -> list[Found[Outcome]]:
-        """What is asked, in order: from Redis what is known, from `compute` the rest, each different question once."""
-        failed = [one.header(FAILED_HEADER) if one.header(STALE_HEADER) else None for one in asked]
-        if any(failed):
-            return self._answer_apart(asked, failed, compute)
-        uses = [use_of(one.header(CONTROL_HEADER)) for one in asked]
-        keys = [self._key(one.question) for one in asked]
-        held, generation = self._read({key: one for key, one, use in zip(keys, asked, uses, strict=True) if use.read})
-        now = time.time()
-        fresh = {key: entry.outcome for key, entry in held.items() if not self._is_due(entry, now)}
-        missing: dict[bytes, Asked[Any]] = {}
-        for key, one, use in zip(keys, asked, uses, strict=True):
-            # Of equal questions the one that came alone: those that came with many others may have to wait.
-            if not (use.read and key in fresh) and (key not in missing or missing[key].several):
-                missing[key] = one
-        computed = self._compute(missing, compute, generation, {k for k, u in zip(keys, uses, strict=True) if u.write})
-        return [self._found(key, use, fresh, computed, held, now) for key, use in zip(keys, uses, strict=True)]
+    def look_up(self, items: Sequence[Item]) -> Lookup:
+        """Settle what is known from before; one round trip, and one more for each request that wants nothing else."""
+        asked: list[Item] = []
+        for item in items:
+            headers = item.exchange.request.headers
+            if STALE_HEADER in headers and FAILED_HEADER in headers:
+                self._recall(item, headers[FAILED_HEADER])
+            else:
+                asked.append(item)
+        return Lookup(self, asked)
 
-    def _compute(
-        self,
-        missing: dict[bytes, Asked[Any]],
-        compute: Compute[Outcome],
-        generation: bytes | None,
-        storable: set[bytes],
-    ) -> dict[bytes, Outcome | HandlerError]:
-        """Compute what is missing and hand it to Redis."""
-        if not missing:
-            return {}
-        self.computed += len(missing)
-        began = time.monotonic()
-        computed = dict(zip(missing, compute(list(missing.values())), strict=True))
-        if generation is not None:
-            kept = {k: o for k, o in computed.items() if k in storable and not isinstance(o, HandlerError)}
-            self._write(kept, time.monotonic() - began, generation)
-        return computed
-
-    def _found(
-        self,
-        key: bytes,
-        use: Use,
-        fresh: dict[bytes, Outcome],
-        computed: dict[bytes, Outcome | HandlerError],
-        held: dict[bytes, Any],
-        now: float,
-    ) -> Found[Outcome]:
-        if use.read and key in fresh:
-            self.hits += 1
-            return Found(fresh[key], HIT)
-        outcome = computed[key]
-        if use.read and key in held and isinstance(outcome, HandlerError):
-            if held[key].expires > now:  # it was to be refreshed early
-                self.hits += 1
-                return Found(held[key].outcome, HIT)
-            self.stale += 1
-            return Found(held[key].outcome, STALE)
-        self.misses += 1
-        return Found(outcome, MISS)
-
-    def _answer_apart(
-        self,
-        asked: Sequence[Asked[Any]],
-        failed: Sequence[str | None],
-        compute: Compute[Outcome],
-    ) -> list[Found[Outcome]]:
-        """A batch in which some want nothing but the last known answer of another version."""
-        usual = iter(self.answer([one for one, version in zip(asked, failed, strict=True) if not version], compute))
-        return [
-            self._recall(one, version) if version else next(usual) for one, version in zip(asked, failed, strict=True)
-        ]
-
-    def _recall(self, one: Asked[Any], version: str) -> Found[Outcome]:
-        """The last answer that a version of this model gave to the same question."""
-        name = self._task.name
-        missing = Unavailable(f"model {name} {version} failed, and it has no answer to this question from before")
-        known = self._link.ask(("GET", identity_key(name, version)))
-        if not known or known[0] is None:
-            return Found(missing)
-        # That version may tell forms of Unicode apart that this one does not.
-        key = digest_of(known[0], self._canonical_json(one.question))
-        generations = generation_keys(name, version)
-        replies = self._link.ask(("MGET", *generations, key_prefix(name, version) + key))
-        if not replies or replies[0] is None:
-            return Found(missing)
-        first, second, value = replies[0]
-        entry = self._checked(key, value, generation_of(first, second), one.question)
+    def _recall(self, item: Item, version: str) -> None:
+        """Give the item the last answer that a version of this model gave to the same question, or its error."""
+        entry = self._known(item.question, version)
         if entry is None:
-            return Found(missing)
+            item.error = Unavailable(
+                f"model {self._model.name} {version} failed, and it has no answer to this question from before"
+            )
+            return
         self.stale += 1
-        return Found(entry.outcome, STALE, version)
+        item.outcome, item.cache, item.version = entry.outcome, STALE, version
+
+    def _known(self, question: msgspec.Struct, version: str) -> Any:
+        name = self._model.name
+        identity = self._link.ask(("GET", identity_key(name, version)))
+        if not identity or identity[0] is None:
+            return None
+        key = digest_of(identity[0], self._canonical(question))
+        replies = self._link.ask(("MGET", *generation_keys(name, version), key_prefix(name, version) + key))
+        if not replies or replies[0] is None:
+            return None
+        first, second, value = replies[0]
+        return self.entry_in(value, generation_of(first, second), question)
 
     def totals(self) -> dict[str, int]:
         """For the metrics page."""
@@ -196,13 +140,10 @@ class Cache(Generic[Outcome]):
         """False while Redis is left alone because it did not answer."""
         return self._link.closed
 
-    def _key(self, question: msgspec.Struct) -> bytes:
-        text = self._canonical_json(question)
-        if not text.isascii():
-            text = self._task.canonical(text.decode()).encode()
-        return digest_of(self._identity, text)
+    def key_of(self, question: msgspec.Struct) -> bytes:
+        return digest_of(self._identity, self._canonical(question))
 
-    def _read(self, wanted: dict[bytes, Asked[Any]]) -> tuple[dict[bytes, Any], bytes | None]:
+    def read(self, wanted: Mapping[bytes, Item]) -> tuple[dict[bytes, Any], bytes | None]:
         """What Redis holds of it, checked, and the generation of what may be written; None if Redis is not there."""
         replies = self._link.ask(("MGET", *self._generations, *(self._prefix + key for key in wanted)))
         if not replies or not isinstance(replies[0], list) or len(replies[0]) != len(wanted) + 2:
@@ -210,20 +151,18 @@ class Cache(Generic[Outcome]):
         first, second, *values = replies[0]
         generation = generation_of(first, second)
         held = {}
-        for (key, one), value in zip(wanted.items(), values, strict=True):
-            entry = self._checked(key, value, generation, one.question)
+        for (key, item), value in zip(wanted.items(), values, strict=True):
+            entry = self.entry_in(value, generation, item.question)
             if entry is not None:
                 held[key] = entry
         return held, generation
 
-    def _checked(self, key: bytes, value: bytes | None, generation: bytes, question: msgspec.Struct) -> Any:
-        """The entry in a value; None if there is none, if it was purged, or if it is not what was written here."""
+    def entry_in(self, value: bytes | None, generation: bytes, question: msgspec.Struct) -> Any:
+        """The entry in a value; None if there is none, if it was purged, or if it cannot be this question's."""
         if value is None:
             return None
         try:
-            if check_of(key, value[CHECK_BYTES:]) != value[:CHECK_BYTES]:
-                raise msgspec.ValidationError("its check does not fit")
-            entry = self._decode(value[CHECK_BYTES:])
+            entry = self._decode(value)
             if not self._task.fits(question, entry.outcome):
                 raise msgspec.ValidationError("it does not answer this question")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -231,39 +170,103 @@ class Cache(Generic[Outcome]):
             return None
         return entry if entry.generation == generation else None
 
-    def _is_due(self, entry: Any, now: float) -> bool:
+    def is_due(self, entry: Any, now: float) -> bool:
         """Whether it has expired, or is drawn to be computed anew already."""
         if entry.expires > now + self._settings.ttl_s:
             return True  # written by a clock that goes wrong
         early_s: float = -entry.cost_s * self._settings.early_refresh * math.log(1.0 - random.random())
         return bool(now + early_s >= entry.expires)
 
-    def _write(self, outcomes: dict[bytes, Outcome], cost_s: float, generation: bytes) -> None:
+    def write(self, outcomes: Mapping[bytes, Any], cost_s: float, generation: bytes) -> None:
+        """Hand outcomes to Redis, without waiting; `cost_s`: what it took to compute them."""
         if not outcomes:
             return
         settings, now = self._settings, time.time()
         commands: list[tuple[bytes | str | int, ...]] = []
         for key, outcome in outcomes.items():
             life_s = settings.ttl_s * (1 - settings.jitter * random.random())
-            payload = self._encode(self._entry(generation, now + life_s, cost_s, outcome))
-            value = check_of(key, payload) + payload
+            value = self._encode(self._entry(generation, now + life_s, cost_s, outcome))
             commands.append(("SET", self._prefix + key, value, "PX", round((life_s + settings.stale_s) * 1000) + 1))
         if time.monotonic() - self._announced_at > ANNOUNCE_EVERY_S:
             self._announced_at = time.monotonic()
-            commands.append(("SET", identity_key(self._task.name, self._task.version), self._identity))
+            commands.append(("SET", identity_key(self._model.name, self._model.version), self._identity))
         self._link.send(*commands)
 
 
-def open_cache(task: Task[Any, Any], digest: str) -> Cache[Any] | None:
+class Lookup:
+    """One batch at the cache: what it knew, and what is to be kept."""
+
+    def __init__(self, cache: Cache, items: Sequence[Item]) -> None:
+        self._cache = cache
+        self._uses = [use_of(item.exchange.request.header(CONTROL_HEADER)) for item in items]
+        self._keys = [cache.key_of(item.question) for item in items]
+        self._items = items
+        asked = zip(self._keys, items, self._uses, strict=True)
+        self._held, self._generation = cache.read({key: item for key, item, use in asked if use.read})
+        self._now = time.time()
+        self._computed: dict[bytes, Item] = {}
+        for key, item, use in zip(self._keys, items, self._uses, strict=True):
+            entry = self._held.get(key) if use.read else None
+            if entry is not None and not cache.is_due(entry, self._now):
+                cache.hits += 1
+                item.outcome, item.cache = entry.outcome, HIT
+            elif key not in self._computed or sooner(item, self._computed[key]):
+                self._computed[key] = item
+
+    @property
+    def missing(self) -> list[Item]:
+        """Of equal questions one."""
+        return list(self._computed.values())
+
+    def keep(self, seconds: float) -> None:
+        """Settle what equals a computed item, fall back on old answers where the model failed, and store the rest."""
+        cache, computed = self._cache, self._computed
+        cache.computed += len(computed)
+        results = {key: (item.outcome, item.error) for key, item in computed.items()}
+        storable: dict[bytes, Any] = {}
+        for key, item, use in zip(self._keys, self._items, self._uses, strict=True):
+            if item.cache == HIT:
+                continue
+            item.outcome, item.error = results[key]
+            if item.error is None:
+                cache.misses += 1
+                item.cache = MISS
+                if use.write:
+                    storable[key] = item.outcome
+            else:
+                self._fall_back(item, self._held.get(key) if use.read else None)
+        if self._generation is not None:
+            cache.write(storable, seconds, self._generation)
+
+    def _fall_back(self, item: Item, entry: Any) -> None:
+        """An old answer instead of the model's failure, if there is one."""
+        if entry is None:
+            self._cache.misses += 1
+            item.cache = MISS
+        elif entry.expires > self._now:  # it was to be refreshed early
+            self._cache.hits += 1
+            item.outcome, item.error, item.cache = entry.outcome, None, HIT
+        else:
+            self._cache.stale += 1
+            item.outcome, item.error, item.cache = entry.outcome, None, STALE
+
+
+def sooner(item: Item, other: Item) -> bool:
+    """Which of two equal questions is to be computed: that of the smaller request, then that with more time left."""
+    one, two = item.exchange, other.exchange
+    return (one.cost, -one.deadline) < (two.cost, -two.deadline)
+
+
+def open_cache(task: Task[Any, Any], model: Model, digest: str) -> Cache | None:
     """The cache of a worker; None if its version is to have none, its task cannot, or there is no Redis.
 
     `digest`: of the archive.
     """
     settings = task.settings.cache_settings
-    if settings is None or task.outcome_type is None:
+    if settings is None or not task.cached:
         return None
     link = RedisLink.from_environment()
-    return None if link is None else Cache(settings, task, digest, link)
+    return None if link is None else Cache(settings, task, model, digest, link)
 
 
 def use_of(control: str | None) -> Use:
@@ -277,11 +280,6 @@ def use_of(control: str | None) -> Use:
 def digest_of(identity: bytes, canonical: bytes) -> bytes:
     """`identity` has a fixed length, so that no two pairs make one text."""
     return hashlib.sha256(identity + canonical).digest()
-
-
-def check_of(key: bytes, payload: bytes) -> bytes:
-    """Tells a value that was damaged, cut, or copied from another key."""
-    return hashlib.sha256(key + payload).digest()[:CHECK_BYTES]
 
 
 def key_prefix(model: str, version: str) -> bytes:
@@ -300,5 +298,5 @@ def generation_of(model: bytes | None, version: bytes | None) -> bytes:
 
 
 def identity_key(model: str, version: str) -> str:
-    """What a version's keys are made with, for the worker of another version that answers when it failed."""
+    """Key under which a version publishes its cache identity, so that a standby worker can read its answers."""
     return f"{PREFIX}-identity:{model}:{version}"

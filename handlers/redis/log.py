@@ -4,7 +4,7 @@ A worker puts what it answered into a bounded queue; a thread of its own sends i
 hold up or fail a prediction: a full queue loses its oldest entries, an absent Redis all of them, and both are counted.
 `marctl log drain` takes the streams to Parquet files (scripts/records/).
 
-True labels come to know themselves later (`POST /feedback`) and take the same way, into a stream of their own.
+True labels arrive later, by `POST /feedback`, into a stream of their own.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from typing import Annotated, Any
 import msgspec
 
 from handlers.core.errors import Invalid, NotJson, Unavailable
+from handlers.core.json_form import plain
+from handlers.core.messages import FAILED_HEADER, SHADOW_HEADER, Logged, Model
 from handlers.core.settings import Log
-from handlers.core.task import FAILED_HEADER, Request, plain
+from handlers.core.task import Task
 from handlers.redis.link import RedisLink
 
 log = logging.getLogger(__name__)
@@ -46,10 +48,7 @@ RETRY_S = 0.25
 REPLY_TIMEOUT_S = 1.0
 """Nobody waits for this thread."""
 CLOSE_S = 1.0
-SHADOW_HEADER, USER_HEADER = "x-shadow-version", "x-user-id"
-"""The first is the gateway's: scripts/gateway/names.py."""
-SAMPLE_HEADER = "x-sample"
-"""On a version's own sample questions, which are in no log; the gateway lets no client send it."""
+USER_HEADER = "x-user-id"
 PREDICTION_ID = r"^[\x21-\x7e]{1,140}$"
 FEEDBACK_EXAMPLE = '{"prediction_id": "...", "label": 1}'
 
@@ -152,29 +151,29 @@ class PredictionLog:
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
-    def add(self, request: Request, prediction_id: str, question: Any, answer: Any, cache: str | None = None) -> None:
+    def add(self, record: Logged) -> None:
         """Remember one answer, unless it is outside of the sampled share: some microseconds, and never an error.
 
         Shares are drawn by the request's id: a request and its copy to a shadow are both in or both out.
         """
-        if self._threshold < 2**32 and zlib.crc32(request.id.encode()) >= self._threshold:
+        if record.error is not None:
             return
-        header = request.header
-        if header(SAMPLE_HEADER) is not None:
+        if self._threshold < 2**32 and zlib.crc32(record.request_id.encode()) >= self._threshold:
             return
+        headers, kept = record.headers, record.kept or {}
         with self._lock:
             self._sequence += 1
             entry = Answered(
                 self._sequence,
-                time.time_ns() // 1000,
-                prediction_id,
-                question,
-                answer,
-                cache,
-                header(FAILED_HEADER),
-                header(SHADOW_HEADER) is not None,
-                header(USER_HEADER),
-                len(request.body or b""),
+                record.time_us,
+                record.prediction_id,
+                record.question,
+                {**kept, "latency_ms": record.handler_ms, "model_version": record.version or self._version},
+                record.cache,
+                headers.get(FAILED_HEADER),
+                SHADOW_HEADER in headers,
+                headers.get(USER_HEADER),
+                record.size_bytes,
             )
             self._put(entry)
 
@@ -264,7 +263,7 @@ class PredictionLog:
 
     def _record(self, entry: Answered) -> PredictionRecord:
         keep, answer = self._settings.input, entry.answer
-        version = getattr(answer, "model_version", self._version)
+        version = answer["model_version"]
         question = b"" if keep == "none" else self._encode_input(entry.question)
         return PredictionRecord(
             prediction_id=entry.prediction_id,
@@ -272,10 +271,10 @@ class PredictionLog:
             model=self._model,
             version=version,
             digest=self._digest if version == self._version else "",
-            prediction=getattr(answer, "prediction", None),
-            confidence=getattr(answer, "confidence", None),
-            probabilities=getattr(answer, "probabilities", None),
-            latency_ms=getattr(answer, "latency_ms", None),
+            prediction=answer.get("prediction"),
+            confidence=answer.get("confidence"),
+            probabilities=answer.get("probabilities"),
+            latency_ms=answer.get("latency_ms"),
             cache=entry.cache,
             fallback_from=entry.fallback_from,
             shadow=entry.shadow,
@@ -295,11 +294,12 @@ def weight(entry: Answered | LabelRecord) -> int:
     return entry.body_bytes if isinstance(entry, Answered) else 0
 
 
-def open_log(settings: Log, model: str, version: str, digest: str) -> PredictionLog | None:
+def open_log(task: Task[Any, Any], model: Model, digest: str) -> PredictionLog | None:
     """The log of a worker; None if it is to keep none, or has no Redis."""
+    settings = task.settings.log
     link = RedisLink.from_environment(REPLY_TIMEOUT_S) if settings.share > 0 else None
     if link is None:
         return None
-    opened = PredictionLog(settings, model, version, digest, link)
+    opened = PredictionLog(settings, model.name, model.version, digest, link)
     atexit.register(opened.close)
     return opened

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from handlers.core.errors import LoadError
-from handlers.core.settings import Settings
 from handlers.text.linear import Watched
 from handlers.text.packed_bert import PackedBert
+from handlers.text.runtime import warm_up
+from handlers.text.settings import TextSettings
 from handlers.text.tokenization import PairEncoder, Row
-from handlers.text.warm_up import warm_up
 
 ROWS_PER_PASS = 128
 """If the version names none: a server batch of 32 questions in one pass, for each pass has a fixed cost."""
@@ -23,10 +23,10 @@ WARM_UP_LENGTHS = 4
 """Row lengths tried at load, evenly spread up to the limit."""
 
 
-class PackedScorer:
+class PackedRuntime:
     """Scores rows with a PackedBert."""
 
-    def __init__(self, bert: PackedBert, encoder: PairEncoder, settings: Settings, numbers: object) -> None:
+    def __init__(self, bert: PackedBert, encoder: PairEncoder, settings: TextSettings, numbers: object) -> None:
         """`numbers`: what the model computes in."""
         self.bert = bert
         self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS
@@ -38,22 +38,24 @@ class PackedScorer:
             raise LoadError(f"max_tokens is {self.max_tokens}, but the model has positions for {bert.longest} tokens")
 
     @classmethod
-    def of(cls, model: Any, encoder: PairEncoder, settings: Settings, dtype: torch.dtype) -> PackedScorer:
+    def of(cls, model: Any, encoder: PairEncoder, settings: TextSettings, dtype: torch.dtype) -> PackedRuntime:
         """A float model, computed as it is."""
         return cls(PackedBert(model, *segments(encoder), dtype), encoder, settings, dtype)
 
     @classmethod
     @torch.inference_mode()
-    def quantized(cls, model: Any, encoder: PairEncoder, settings: Settings, samples: Sequence[Row]) -> PackedScorer:
+    def quantized(
+        cls, model: Any, encoder: PairEncoder, settings: TextSettings, samples: Sequence[Row]
+    ) -> PackedRuntime:
         """A float32 model, computed in 8-bit integers, whose ranges `samples` show; the last layer in bfloat16."""
         bert = PackedBert(model, *segments(encoder), torch.float32, torch.bfloat16, linear=Watched)
         bert.logits(sorted(samples, key=length))
         bert.quantize()
         return cls(bert, encoder, settings, "int8")
 
-    def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
-        """A logit per row, in order; None where the deadline (time.monotonic seconds) came first."""
-        found: list[float | None] = [None] * len(rows)
+    def run(self, rows: Sequence[Row], deadline: float) -> list[Any]:
+        """A value per row, in order; None where the deadline (time.monotonic seconds) came first."""
+        found: list[Any] = [None] * len(rows)
         with torch.inference_mode():
             for number, places in enumerate(self._passes(rows)):
                 if number and time.monotonic() > deadline:

@@ -7,8 +7,6 @@ from the tokenizer itself at load, so one code path serves BERT, RoBERTa and DeB
 
 from __future__ import annotations
 
-import json
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +52,6 @@ class PairEncoder:
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
-        self._raw_tokens = None if self._backend is None else tokens_before_normalizing(self._backend)
         self.template = self._learn_template()
         self.room = max_tokens - self.template.special_tokens
         if self.room < 2:
@@ -63,6 +60,17 @@ class PairEncoder:
                 "raise max_tokens in model.yaml"
             )
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @property
+    def special_tokens(self) -> int:
+        """Those that a row has besides its texts'."""
+        return self.template.special_tokens
+
+    def count(self, pairs: Sequence[tuple[str, str]]) -> int:
+        """Tokens of all rows together."""
+        ids = self.tokenize(text for pair in pairs for text in pair)
+        rows = (len(ids[first]) + len(ids[second]) + self.special_tokens for first, second in pairs)
+        return sum(min(tokens, self.max_tokens) for tokens in rows)
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Token ids of each distinct text, without special tokens."""
@@ -74,21 +82,6 @@ class PairEncoder:
             return {text: encoding.ids for text, encoding in zip(distinct, encodings, strict=True)}
         ids = self.tokenizer(distinct, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
         return dict(zip(distinct, ids, strict=True))
-
-    def canonical(self, text: str) -> str:
-        """One form for texts that this tokenizer gives the same tokens whatever their Unicode form; else the text.
-
-        JSON of texts may be given as well: its own characters compose with none.
-        """
-        if self._raw_tokens is None or self._backend is None:
-            return text
-        form = unicodedata.normalize("NFC", text)
-        # Raw tokens are looked for in the text as it came, so another form could gain or lose one. And the tokenizers
-        # library may know an older Unicode than Python does (0x11938 in tokenizers 0.23): it is asked itself.
-        if form == text or any(token in form or token in text for token in self._raw_tokens):
-            return text
-        normalize = self._backend.normalizer.normalize_str
-        return form if normalize(text) == normalize(form) else text
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""
@@ -132,33 +125,6 @@ class PairEncoder:
             middle_in_first=sum(1 for kind in middle_types if kind != second_type),
             second_type=second_type,
         )
-
-
-def tokens_before_normalizing(backend: Any) -> list[str] | None:
-    """Tokens that a fast tokenizer takes out of a text before it normalizes; None if Unicode's form makes a difference.
-
-    It makes none where the first thing done to the text maps canonically equivalent texts to one.
-    """
-    normalizer = backend.normalizer
-    if normalizer is None or not forgets_form(json.loads(normalizer.__getstate__())):
-        return None
-    tokens = [token.content for token in backend.get_added_tokens_decoder().values()]
-    return tokens if all(json.dumps(token) == f'"{token}"' for token in tokens) else None
-
-
-def forgets_form(normalizer: dict[str, Any]) -> bool:
-    """By its settings as the tokenizers library writes them.
-
-    BERT's decomposes when it strips accents; what it does before that, it does to a character and its decomposition
-    alike.
-    """
-    kind = normalizer["type"]
-    if kind == "Sequence":
-        return bool(normalizer["normalizers"]) and forgets_form(normalizer["normalizers"][0])
-    if kind == "BertNormalizer":
-        strips = normalizer["strip_accents"]
-        return bool(normalizer["lowercase"] if strips is None else strips)
-    return kind in {"NFC", "NFD", "NFKC", "NFKD"}
 
 
 def find(ids: list[int], part: list[int], start: int) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handlers.core.settings import Settings
 from handlers.text.first_token import use_first_token_only
+from handlers.text.runtime import warm_up
+from handlers.text.settings import TextSettings
 from handlers.text.tokenization import PairEncoder, Row
-from handlers.text.warm_up import warm_up
 
 ROWS_PER_PASS = {"cpu": 16, "cuda": 256}
 """If the version names none: on a processor few, so that rows of one pass are alike in length."""
@@ -20,10 +20,10 @@ WARM_UP_LENGTHS = 16
 """Row lengths tried at load, evenly spread up to the limit."""
 
 
-class TorchScorer:
+class TorchRuntime:
     """Scores rows with any Hugging Face multiple-choice model."""
 
-    def __init__(self, model: Any, encoder: PairEncoder, settings: Settings, device: str) -> None:
+    def __init__(self, model: Any, encoder: PairEncoder, settings: TextSettings, device: str) -> None:
         self.model = model
         self.device = torch.device(device)
         self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS[self.device.type]
@@ -35,15 +35,15 @@ class TorchScorer:
         self.runtime = f"torch {torch.__version__} {model.dtype} {device} {capability}"
 
     @classmethod
-    def of(cls, model: Any, encoder: PairEncoder, settings: Settings, device: str) -> TorchScorer:
+    def of(cls, model: Any, encoder: PairEncoder, settings: TextSettings, device: str) -> TorchRuntime:
         """A model as `load_model` gives it."""
         model.to(device)
         use_first_token_only(model)
         return cls(model, encoder, settings, device)
 
-    def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
-        """A logit per row, in order; None where the deadline (time.monotonic seconds) came first."""
-        found: list[float | None] = [None] * len(rows)
+    def run(self, rows: Sequence[Row], deadline: float) -> list[Any]:
+        """A value per row, in order; None where the deadline (time.monotonic seconds) came first."""
+        found: list[Any] = [None] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         pending: list[tuple[list[int], Tensor]] = []
         with torch.inference_mode():

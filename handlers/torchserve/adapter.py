@@ -6,28 +6,34 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handlers.core.errors import LoadError
-from handlers.core.settings import Settings
-from handlers.core.task import Reply, Request, Task
-from handlers.loading import archive_digest, load_task
-from handlers.protocols.open_inference import answer
+from handlers.archive import archive_digest, check_samples, load
+from handlers.core.errors import HandlerError, LoadError, NotSupported
+from handlers.core.forms import encode_json, refusal
+from handlers.core.messages import Model, Reply, Request
+from handlers.core.pipeline import Pipeline
+from handlers.protocols.open_inference import forms
 from handlers.redis.cache import open_cache
 from handlers.redis.log import open_log
-from handlers.samples import check_samples
+from handlers.torchserve.heartbeat import begin_heartbeat
 from handlers.torchserve.memory import keep_memory
 from handlers.torchserve.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
 from handlers.torchserve.worker_socket import read_in_pieces
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+BODY_FIELDS = ("body", "data")
+"""Where TorchServe puts a raw body, and the form fields in which its own clients send one."""
 FEEDBACK = "feedback"
 """What follows a version's path where a true label comes instead of a question (TorchServe's header `url_path`)."""
+REPLY_SENT_S = 0.2
+"""After this time a reply has left the process."""
 
-_task: Task[Any, Any] | None = None
+_pipeline: Pipeline | None = None
 _counts: WorkerCounts | None = None
 
 
@@ -36,17 +42,19 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
 
     Returns bytes only, one per request: any other type can end the worker (see ts/protocol/otf_message_handler.py).
     """
-    global _task, _counts
-    if _task is None or _counts is None:
-        _task = initialize(context)
-        # By the name it is registered under: the workers that explain are counted apart from those that predict.
-        report = torchserve_report(context, context.model_name, _task.version)
-        _counts = WorkerCounts(report, totals=_task.totals)
+    global _pipeline, _counts
+    if _pipeline is None or _counts is None:
+        _pipeline = initialize(context)
+        # By the name it is registered under: explainer workers are counted apart from those that predict.
+        report = torchserve_report(context, context.model_name, _pipeline.model.version)
+        _counts = WorkerCounts(report, totals=_pipeline.totals)
     if data is None:
         return None
     started = time.monotonic()
-    replies = answer_all(_task, [request_of(item, context, i) for i, item in enumerate(data)])
+    replies = answer_all(_pipeline, [request_of(item, context, i) for i, item in enumerate(data)])
     _counts.add(replies, time.monotonic() - started)
+    if _pipeline.broken:
+        end_worker()
     for i, reply in enumerate(replies):
         if reply.code != 200:
             context.set_response_status(code=reply.code, phrase=reply.phrase, idx=i)
@@ -56,25 +64,63 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     return [reply.body for reply in replies]
 
 
-def answer_all(task: Task[Any, Any], requests: list[Request]) -> list[Reply]:
+def answer_all(pipeline: Pipeline, requests: Sequence[Request]) -> list[Reply]:
     """One reply per request, in order, whether it asks or brings a label."""
     labels = [request.header("url_path") == FEEDBACK for request in requests]
     if not any(labels):
-        return answer(task, requests)
+        return pipeline.answer(requests)
     asked = [request for request, label in zip(requests, labels, strict=True) if not label]
-    answers = iter(answer(task, asked))
+    answers = iter(pipeline.answer(asked))
     return [
-        task.take_label(request) if label else next(answers) for request, label in zip(requests, labels, strict=True)
+        take_label(pipeline, request) if label else next(answers)
+        for request, label in zip(requests, labels, strict=True)
     ]
 
 
-def request_of(item: dict[str, Any], context: Any, index: int) -> Request:
-    """One TorchServe item; its body is bytes (`decode_input_request` is off), or absent if a form was sent."""
-    body = item.get("body", item.get("data"))
-    header = partial(context.get_request_header, index)
-    sent_id = header("x-request-id")
-    request_id = sent_id if sent_id and PRINTABLE_ID.fullmatch(sent_id) else context.get_request_id(index)
-    return Request(as_bytes(body), request_id, header("explain") == "True", header)
+def take_label(pipeline: Pipeline, request: Request) -> Reply:
+    """Keep the true label of an earlier prediction in the log."""
+    headers = {"x-model-version": pipeline.model.version}
+    try:
+        if pipeline.log is None:
+            raise NotSupported(f"model {pipeline.model} keeps no prediction log, so it takes no labels")
+        feedback = pipeline.log.label(request.body)
+    except HandlerError as err:
+        return refusal(err, headers)
+    return Reply(encode_json(feedback), 202, "Accepted", headers)
+
+
+def request_of(item: Mapping[str, Any], context: Any, index: int) -> Request:
+    """One TorchServe item, whose body is bytes (`decode_input_request` is off); other fields of a form are ignored."""
+    given = context.get_all_request_header(index)
+    headers = headers_of(given)
+    name = next((name for name in BODY_FIELDS if name in item), None)
+    sent_id = headers.get("x-request-id", "")
+    return Request(
+        body=None if name is None else as_bytes(item[name]),
+        id=sent_id if PRINTABLE_ID.fullmatch(sent_id) else context.get_request_id(index),
+        explain=headers.get("explain") == "True",
+        headers=headers,
+        content_type=content_type_of(headers, given.get(name)),
+    )
+
+
+def headers_of(given: Mapping[str, Any]) -> dict[str, str]:
+    """The request's own headers, by lowercase name.
+
+    TorchServe adds form fields to them, whose values are mappings, and names of its own, which are in lowercase: a
+    client cannot take one's place by another spelling.
+    """
+    headers = {name.lower(): value for name, value in given.items() if isinstance(value, str)}
+    headers.update((name, value) for name, value in given.items() if isinstance(value, str) and name == name.lower())
+    return headers
+
+
+def content_type_of(headers: Mapping[str, str], parameter: Any) -> str:
+    """Of the form field that holds the body, or of the request."""
+    kind = parameter.get("content-type") if isinstance(parameter, Mapping) else None
+    if isinstance(kind, bytes | bytearray):
+        kind = kind.decode("latin-1")
+    return kind or headers.get("content-type", "")
 
 
 def as_bytes(body: Any) -> bytes | None:
@@ -86,7 +132,7 @@ def as_bytes(body: Any) -> bytes | None:
     return None
 
 
-def initialize(context: Any) -> Task[Any, Any]:
+def initialize(context: Any) -> Pipeline:
     """Load the version and ask its samples.
 
     A LoadError is logged as one line, which `marctl register` quotes, and ends the worker.
@@ -95,22 +141,36 @@ def initialize(context: Any) -> Task[Any, Any]:
     read_in_pieces()
     keep_memory()
     properties = context.system_properties
-    model = context.manifest["model"]
+    named = context.manifest["model"]
+    model = Model(named["modelName"], named["modelVersion"])
     gpu = properties.get("gpu_id")
     device = "cpu" if gpu is None else f"cuda:{gpu}"
     root = Path(properties["model_dir"])
-    handler = (context.model_yaml_config or {}).get("handler")
     try:
-        os.nice(Settings.load(handler).nice)
-        task = load_task(root, model["modelName"], model["modelVersion"], handler, device)
-        check_samples(task, root)
-        digest = archive_digest(root)
-        task.cache = open_cache(task, digest)
-        task.log = open_log(task.settings.log, task.name, task.version, digest)
+        pipeline = load(root, model, (context.model_yaml_config or {}).get("handler"), device)
+        os.nice(pipeline.settings.nice)
+        check_samples(pipeline, root)
+        open_stores(pipeline, archive_digest(root))
     except LoadError as err:
-        print(f"LoadError: {model['modelName']} {model['modelVersion']}: {err}", file=sys.stderr, flush=True)
+        print(f"LoadError: {model}: {err}", file=sys.stderr, flush=True)
         raise
-    return task
+    begin_heartbeat()
+    return pipeline
+
+
+def open_stores(pipeline: Pipeline, digest: str) -> None:
+    """Cache, log and protocols: what a server adds. `digest`: of the archive."""
+    task, model = pipeline.task, pipeline.model
+    pipeline.forms.update(forms(pipeline))
+    pipeline.cache = open_cache(task, model, digest)
+    pipeline.log = open_log(task, model, digest)
+    if pipeline.explainer is not None:
+        pipeline.explainer.log = pipeline.log
+
+
+def end_worker() -> None:
+    """End the process once its reply is sent; TorchServe starts another one."""
+    threading.Timer(REPLY_SENT_S, os._exit, args=(1,)).start()
 
 
 def quiet_server_logs() -> None:

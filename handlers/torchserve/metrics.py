@@ -7,12 +7,14 @@ than the counting is worth.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from handlers.core.task import Reply
+from handlers.core.messages import Reply
 
+log = logging.getLogger(__name__)
 REPORT_EVERY_S = 1.0
 NAMES = ("handler_batches_total", "handler_requests_total", "handler_errors_total", "handler_milliseconds_total")
 """Counters that metrics.yaml declares, by version, model and level.
@@ -22,38 +24,46 @@ Errors are answers of 400 and above; milliseconds are spent in the handler; the 
 
 
 class WorkerCounts:
-    """Counts batches and their requests; a report is sent with the first batch that ends a second after the last."""
+    """Counts batches and their requests; a thread reports once a second, while there is something to report."""
 
     def __init__(
-        self,
-        report: Callable[[dict[str, int]], None],
-        now: Callable[[], float] = time.monotonic,
-        totals: Callable[[], Mapping[str, int]] = dict,
+        self, report: Callable[[dict[str, int]], None], totals: Callable[[], Mapping[str, int]] = dict
     ) -> None:
         """`totals` tells what others count since the start of the worker (`..._total`), and states as they are."""
         self._report = report
-        self._now = now
         self._totals = totals
-        self._told: dict[str, int] = {}
         self._counts: dict[str, float] = dict.fromkeys(NAMES, 0)
-        self._reported = now()
+        self._told: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._counted = threading.Event()
+        threading.Thread(target=self._run, name="worker-counts", daemon=True).start()
 
     def add(self, replies: Sequence[Reply], seconds: float) -> None:
         """Count one batch."""
         errors = sum(reply.code >= 400 for reply in replies)
-        for name, value in zip(NAMES, (1, len(replies), errors, seconds * 1000), strict=True):
-            self._counts[name] += value
-        now = self._now()
-        if now - self._reported >= REPORT_EVERY_S:
-            totals = dict(self._totals())
-            told = {name: value for name, value in self._told.items() if is_count(name)}
-            whole = {name: int(count) for name, count in self._counts.items()}
-            counts = whole | {name: value - told.get(name, 0) for name, value in totals.items()}
-            self._report({name: value for name, value in counts.items() if value or not is_count(name)})
-            # A batch may take less than a millisecond: what is left of one is in the next report.
-            self._counts = {name: count - whole[name] for name, count in self._counts.items()}
-            self._told = totals
-            self._reported = now
+        with self._lock:
+            for name, value in zip(NAMES, (1, len(replies), errors, seconds * 1000), strict=True):
+                self._counts[name] += value
+        self._counted.set()
+
+    def flush(self) -> None:
+        """Report what has been counted since the last report, and states."""
+        with self._lock:
+            now = {name: int(count) for name, count in self._counts.items()} | dict(self._totals())
+        changed = {name: value - self._told.get(name, 0) for name, value in now.items() if is_count(name)}
+        states = {name: value for name, value in now.items() if not is_count(name)}
+        self._told = now
+        self._report({name: value for name, value in changed.items() if value} | states)
+
+    def _run(self) -> None:
+        while True:
+            self._counted.wait()
+            self._counted.clear()
+            time.sleep(REPORT_EVERY_S)
+            try:
+                self.flush()
+            except Exception:
+                log.exception("the worker's counts could not be reported")
 
 
 def is_count(name: str) -> bool:

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 
+KNOWN_VERSION = "0.12.0"
 PIECE_BYTES = 1 << 18
 INTEGER = struct.Struct("!i")
 
@@ -51,9 +52,15 @@ class Reader:
 
 
 def read_in_pieces() -> None:
-    """Install a Reader; to be called between two messages, as a handler's initialization is."""
+    """Install a Reader; to be called between two messages, as a handler's initialization is.
+
+    It takes the place of private functions, so a server of another version keeps its own.
+    """
+    import ts
     from ts.protocol import otf_message_handler
 
+    if ts.__version__ != KNOWN_VERSION:
+        return
     reader = Reader()
     otf_message_handler._retrieve_buffer = reader.take
     otf_message_handler._retrieve_int = reader.take_integer

@@ -7,95 +7,93 @@ softmax over its choices' scores.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from handlers.core.columns import Column, LogColumn
+from handlers.core.messages import Stamp
 from handlers.core.settings import Settings
 from handlers.core.task import Task
-from handlers.protocols.tensors import Column
-from handlers.text.tokenization import PairEncoder, Row
+from handlers.tasks.multiple_choice.schema import Answer, Choice, Question, pairs
+from handlers.text.settings import TextSettings
 
-LONGEST_TEXT = 20_000
-"""Characters; far beyond any token limit here, so that a longer text can only be a mistake."""
+if TYPE_CHECKING:
+    from handlers.text.runtime import Runtime
+    from handlers.text.tokenization import PairEncoder, Row
 
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_TEXT)]
-
-
-class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One multiple-choice question."""
-
-    question: Text
-    choices: Annotated[tuple[Text, ...], msgspec.Meta(min_length=2, max_length=16)]
-    context: Annotated[str, msgspec.Meta(max_length=LONGEST_TEXT)] | None = None
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """`prediction` is the index of the chosen choice, `label` its text; `truncated`: the model saw only a part."""
-
-    prediction_id: str
-    model: str
-    model_version: str
-    prediction: int
-    label: str
-    confidence: float
-    probabilities: list[float]
-    truncated: bool
-    latency_ms: float
-
-
-class Choice(msgspec.Struct, frozen=True, array_like=True):
-    """What the model made of one question. `probabilities` sum to 1, one per choice."""
-
-    probabilities: list[float]
-    truncated: bool
-
-    @property
-    def index(self) -> int:
-        return self.probabilities.index(max(self.probabilities))
-
-
-class Scorer(Protocol):
-    """Runs the forward pass. `runtime` names library, number format and device: what else its scores depend on."""
-
-    runtime: str
-
-    def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
-        """A logit per row, in order; None where the deadline (time.monotonic seconds) came first."""
-
-    def warm_up(self) -> None:
-        """Run the shapes that requests will bring."""
+BAR = 24
+"""Characters of a probability of 1 at a terminal."""
 
 
 class MultipleChoice(Task[Question, Choice]):
     """Answers multiple-choice questions."""
 
-    question_type: ClassVar[type[msgspec.Struct]] = Question
-    outcome_type: ClassVar[type[Choice]] = Choice
+    settings: TextSettings
+    settings_type: ClassVar[type[Settings]] = TextSettings
+    answer_type: ClassVar[type[msgspec.Struct]] = Answer
     example: ClassVar[str] = '{"question": "...", "choices": ["...", "..."]}'
+    cost_unit: ClassVar[str] = "tokens"
+    hub_class: ClassVar[str | None] = "AutoModelForMultipleChoice"
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
     inputs: ClassVar[tuple[Column, ...]] = (
         Column("question", "BYTES"),
         Column("choices", "BYTES", wide=True),
         Column("context", "BYTES", optional=True),
     )
-    outputs: ClassVar[tuple[Column, ...]] = (
+    outputs = (
         Column("prediction", "INT64"),
         Column("label", "BYTES"),
         Column("confidence", "FP32"),
         Column("probabilities", "FP32", wide=True),
         Column("truncated", "BOOL"),
     )
+    log_columns: ClassVar[tuple[LogColumn, ...]] = (
+        LogColumn("prediction", "int"),
+        LogColumn("confidence", "float"),
+        LogColumn("probabilities", "floats"),
+    )
+    encoder: PairEncoder
+    model: Runtime
 
-    def __init__(self, name: str, version: str, settings: Settings, encoder: PairEncoder, scorer: Scorer) -> None:
-        super().__init__(name, version, settings)
-        self.encoder = encoder
-        self.scorer = scorer
+    def load(self, folder: Path) -> None:
+        """From a `save_pretrained` folder; the version's samples, beside it, show the ranges of 8-bit integers."""
+        from handlers.text.choose import load_runtime
+        from handlers.text.hub import load_tokenizer
+        from handlers.text.tokenization import PairEncoder
+
+        self.encoder = PairEncoder(load_tokenizer(folder), self.settings.max_tokens)
+        if self.settings.explanations is not None:
+            self._load_for_explaining(folder)
+            return
+        samples = self._sample_rows(folder) if self.settings.precision == "int8" else []
+        assert self.hub_class is not None
+        self.model = load_runtime(folder, self.hub_class, self.encoder, self.settings, self.device, samples)
+
+    def _load_for_explaining(self, folder: Path) -> None:
+        """In float32 and by the model's own code, which has gradients."""
+        import torch
+
+        from handlers.text.hub import load_model
+        from handlers.text.torch_runtime import TorchRuntime
+
+        torch.set_num_threads(self.settings.threads)
+        assert self.hub_class is not None
+        model = load_model(folder, self.hub_class, torch.float32)
+        self.model = TorchRuntime.of(model, self.encoder, self.settings, self.device)
+
+    def _sample_rows(self, folder: Path) -> list[Row]:
+        from handlers.core.samples import read_samples
+
+        asked = [msgspec.convert(sample.request, Question) for sample in read_samples(folder.parent)]
+        return self.encoder.encode([pair for question in asked for pair in pairs(question)])
 
     def predict(self, questions: Sequence[Question], deadline: float) -> list[Choice | None]:
         """All questions' choices through the model together."""
-        rows = self.encoder.encode(pairs(questions))
-        scores = self.scorer.scores(rows, deadline)
+        rows = self.encoder.encode([pair for question in questions for pair in pairs(question)])
+        scores = self.model.run(rows, deadline)
         outcomes: list[Choice | None] = []
         start = 0
         for question in questions:
@@ -104,49 +102,110 @@ class MultipleChoice(Task[Question, Choice]):
             start = end
         return outcomes
 
-    def answer_of(self, question: Question, outcome: Choice, prediction_id: str, latency_ms: float) -> Answer:
+    def cost(self, questions: Sequence[Question]) -> int:
+        """Tokens of all rows. Short requests are counted by their characters, of which no tokenizer makes more tokens
+        than one each; only what may be large is tokenized to be counted."""
+        found = [pair for question in questions for pair in pairs(question)]
+        at_most = sum(len(first) + len(second) for first, second in found) + len(found) * self.encoder.special_tokens
+        if at_most <= self.settings.max_cost // 8:
+            return at_most
+        return self.encoder.count(found)
+
+    def answer(self, question: Question, outcome: Choice, stamp: Stamp) -> Answer:
         index = outcome.index
         return Answer(
-            prediction_id=prediction_id,
-            model=self.name,
-            model_version=self.version,
+            prediction_id=stamp.prediction_id,
+            model=stamp.model,
+            model_version=stamp.version,
             prediction=index,
             label=question.choices[index],
             confidence=round(outcome.probabilities[index], 6),
             probabilities=[round(p, 6) for p in outcome.probabilities],
             truncated=outcome.truncated,
-            latency_ms=latency_ms,
+            latency_ms=stamp.latency_ms,
         )
 
-    @property
-    def runtime(self) -> str:
-        return self.scorer.runtime
-
-    def canonical(self, text: str) -> str:
-        return self.encoder.canonical(text)
+    def log_values(self, question: Question, outcome: Choice) -> Mapping[str, Any]:
+        index = outcome.index
+        return {
+            "prediction": index,
+            "confidence": round(outcome.probabilities[index], 6),
+            "probabilities": [round(p, 6) for p in outcome.probabilities],
+        }
 
     def fits(self, question: Question, outcome: Choice) -> bool:
         found = outcome.probabilities
         return len(found) == len(question.choices) and abs(math.fsum(found) - 1) < 1e-6 and min(found) >= 0
 
-    def weight(self, question: Question) -> int:
-        return len(question.choices)
+    @property
+    def runtime(self) -> str:
+        return self.model.runtime
 
     def warm_up(self) -> None:
-        if self.explainer is None:
-            self.scorer.warm_up()
-        else:
-            self.explainer.warm_up()  # those who ask why can wait longer than those who ask what
+        self.model.warm_up()
 
+    def explainer(self) -> Task[Any, Any]:
+        from handlers.core.errors import LoadError
 
-def first_text(question: Question) -> str:
-    """The first text of every row: the context, if any, and the question last, where truncation spares it."""
-    return f"{question.context} {question.question}" if question.context else question.question
+        try:
+            from handlers.tasks.multiple_choice.explain.explainer import Explainer
+        except ImportError as err:
+            raise LoadError(f"explanations need Captum ({err}); pip install captum") from err
+        return Explainer(self)
 
+    @classmethod
+    def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+        from handlers.tasks.multiple_choice.reference import plain_answers
 
-def pairs(questions: Sequence[Question]) -> list[tuple[str, str]]:
-    """The texts of every row, question by question."""
-    return [(first_text(question), choice) for question in questions for choice in question.choices]
+        assert isinstance(settings, TextSettings)
+        return plain_answers(folder, requests, settings.max_tokens)
+
+    @classmethod
+    def expected_faults(cls, request: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+        faults, count = super().expected_faults(request, expected), len(request["choices"])
+        prediction, probabilities = expected.get("prediction"), expected.get("probabilities")
+        if not isinstance(prediction, int) or not 0 <= prediction < count:
+            faults.append(f".prediction: {prediction!r}, but there are {count} choices, counted from 0")
+        if probabilities is not None and (not isinstance(probabilities, list) or len(probabilities) != count):
+            faults.append(f".probabilities: expected {count} numbers, one per choice, got {probabilities!r}")
+        return faults
+
+    @classmethod
+    def differences(cls, expected: Mapping[str, Any], answer: Mapping[str, Any], tolerance: float) -> list[str]:
+        """Two choices whose expected probabilities lie within twice the tolerance may change places."""
+        found = []
+        wanted, given = expected.get("probabilities"), answer.get("probabilities") or []
+        chosen, right = answer.get("prediction"), expected["prediction"]
+        tied = wanted is not None and chosen in range(len(wanted)) and wanted[chosen] >= wanted[right] - 2 * tolerance
+        if chosen != right and not tied:
+            found.append(f"prediction is {chosen}, expected {right}")
+        if wanted is not None:
+            worst = max((abs(a - b) for a, b in zip(wanted, given, strict=False)), default=0.0)
+            if len(wanted) != len(given) or not worst <= tolerance:
+                found.append(f"probabilities are {given}, expected {wanted} within {tolerance:g}")
+        rest = {name: value for name, value in expected.items() if name not in ("prediction", "probabilities")}
+        return found + super().differences(rest, answer, tolerance)
+
+    @classmethod
+    def request_from_words(cls, words: Sequence[str], **options: Any) -> dict[str, Any]:
+        if len(words) < 3:
+            raise ValueError("expected a question and at least two choices")
+        context = options.get("context")
+        return {"question": words[0], "choices": list(words[1:])} | ({"context": context} if context else {})
+
+    @classmethod
+    def show(cls, request: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        """The choices with bars, the chosen one marked."""
+        width = max(map(len, request["choices"]))
+        return "\n".join(
+            f"{'>' if i == answer['prediction'] else ' '} {choice:<{width}}  {share:6.1%} {'█' * round(share * BAR)}"
+            for i, (choice, share) in enumerate(zip(request["choices"], answer["probabilities"], strict=True))
+        )
+
+    @classmethod
+    def text_of(cls, request: Mapping[str, Any]) -> str:
+        choices = "; ".join(f"{i}: {choice}" for i, choice in enumerate(request["choices"]))
+        return " ".join(filter(None, [request.get("context"), request["question"]])) + f" [{choices}]"
 
 
 def choice_of(scores: Sequence[float | None], truncated: bool) -> Choice | None:

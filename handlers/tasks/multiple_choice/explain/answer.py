@@ -9,7 +9,7 @@ import msgspec
 from handlers.tasks.multiple_choice.explain.cases import Case
 from handlers.tasks.multiple_choice.explain.outcome import Found
 from handlers.tasks.multiple_choice.explain.request import Baseline, Method, Target
-from handlers.tasks.multiple_choice.task import Answer
+from handlers.tasks.multiple_choice.schema import Answer
 
 DIGITS = 6
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Options
 from handlers.tasks.multiple_choice.explain.words import Aligned, Span
-from handlers.tasks.multiple_choice.task import first_text
+from handlers.tasks.multiple_choice.schema import first_text
 from handlers.text.tokenization import PairEncoder
 
 SPECIAL = -1

@@ -1,70 +1,81 @@
-"""Answers explain requests: a task of its own beside the predictions', so that parsing and errors are the same."""
+"""Answers explain requests: a task of its own beside the predictions', so that its path and its errors are the same."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
+from handlers.core.columns import LogColumn
 from handlers.core.errors import HandlerError, Invalid, LoadError
+from handlers.core.forms import Form
+from handlers.core.messages import Stamp
 from handlers.core.settings import ExplanationSettings
-from handlers.core.task import HTML, Parsed, Reply, Request, Task
+from handlers.core.task import Task
 from handlers.tasks.multiple_choice.explain import gradients, removal
 from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, explanation_of
 from handlers.tasks.multiple_choice.explain.cases import Case, cases_of
+from handlers.tasks.multiple_choice.explain.form import ExplainForm
 from handlers.tasks.multiple_choice.explain.forward import WordModel
 from handlers.tasks.multiple_choice.explain.outcome import Found
-from handlers.tasks.multiple_choice.explain.page import page
-from handlers.tasks.multiple_choice.explain.request import CheckedDecoder, ExplainQuestion, Method
+from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, faults
 from handlers.tasks.multiple_choice.explain.words import Aligned, Aligner
-from handlers.tasks.multiple_choice.task import Choice, MultipleChoice, first_text
+from handlers.tasks.multiple_choice.schema import Choice, first_text
+from handlers.tasks.multiple_choice.task import MultipleChoice
 
-PROMISED = ("integrated_gradients", "shapley")
-"""Methods whose scores add up; of the others nobody expects it."""
+COMPLETE = ("integrated_gradients", "shapley")
+"""Methods that guarantee completeness: their scores sum to the target's change."""
 QUICKEST_FIRST: tuple[Method, ...] = ("gradient_x_input", "occlusion", "integrated_gradients", "shapley")
 BASELINES = ("mask", "pad", "unk")
-PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""A page needs nothing but its own styles; whatever else may get into it does not run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+class Explained(msgspec.Struct, frozen=True):
     """A question's answer, and its cases with what was found."""
 
     choice: Choice
-    cases: list[Case]
-    found: list[Found]
+    cases: list[Any]
+    found: list[Any]
 
 
 class Explainer(Task[ExplainQuestion, Explained]):
-    """Explains a multiple-choice task's answers. Its model must be in float32, with gradients possible."""
+    """Explains a loaded multiple-choice task's answers. Its model must be in float32, with gradients possible."""
 
-    question_type: ClassVar[type[msgspec.Struct]] = ExplainQuestion
+    answer_type: ClassVar[type[msgspec.Struct]] = ExplainedAnswer
     example: ClassVar[str] = '{"question": "...", "choices": ["...", "..."], "explain": {"method": "shapley"}}'
+    cost_unit: ClassVar[str] = "tokens"
+    explains: ClassVar[bool] = True
+    cached: ClassVar[bool] = False
+    log_columns: ClassVar[tuple[LogColumn, ...]] = MultipleChoice.log_columns
 
-    def __init__(self, task: MultipleChoice, model: Any, limits: ExplanationSettings) -> None:
-        settings = msgspec.structs.replace(task.settings, max_instances=limits.max_instances)
-        super().__init__(task.name, task.version, settings)
+    def __init__(self, task: MultipleChoice) -> None:
+        self._limits = task.settings.explanations or ExplanationSettings()
+        super().__init__(msgspec.structs.replace(task.settings, max_instances=self._limits.max_instances), task.device)
         self._task = task
-        self._limits = limits
         self._pairs = task.encoder
         self._aligner = Aligner(task.encoder.tokenizer)
-        self._model = WordModel(model, task.encoder)
+        self._model = WordModel(task.model.model, task.encoder)  # type: ignore[attr-defined]  # a TorchRuntime's
         self.baselines = baselines_of(task.encoder.tokenizer)
         self._totals: Counter[str] = Counter()
-        self._bare = CheckedDecoder(limits, self.baselines)  # type: ignore[assignment]  # decodes, and checks more
 
-    def _parse(self, request: Request) -> Parsed[ExplainQuestion] | HandlerError:
-        parsed = super()._parse(replace(request, explain=False))
-        if isinstance(parsed, Parsed) and prefers_page(request.header("accept") or ""):
-            return replace(parsed, questions=[wants_page(question) for question in parsed.questions])
-        return parsed
+    def load(self, folder: Path) -> None:
+        """Nothing: the model is the task's."""
 
-    def predict(self, questions: Sequence[ExplainQuestion], deadline: float) -> list[Explained | None]:
+    def form(self) -> Form:
+        return ExplainForm(self.example, self._limits.max_instances)
+
+    def check(self, question: ExplainQuestion) -> None:
+        """Raises Invalid for options beyond the version's limits."""
+        for fault, path in faults(question, self._limits, self.baselines):
+            raise Invalid(f"{fault} - at `$.explain.{path}`; expected {self.example}")
+
+    def cost(self, questions: Sequence[ExplainQuestion]) -> int:
+        return self._task.cost(questions)
+
+    def predict(self, questions: Sequence[ExplainQuestion], deadline: float) -> list[Any]:
         """Answers first; then all questions' cases, those of one method together."""
         choices = self._task.predict(questions, deadline)
         prepared = [self._prepare(q, choice) for q, choice in zip(questions, choices, strict=True)]
@@ -76,7 +87,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
                 outcomes.append(entry)
                 continue
             own = [next(found) for _ in entry]
-            finished = [one for one in own if one is not None]
+            finished = [result for result in own if result is not None]
             whole = choice is not None and len(finished) == len(own)
             outcomes.append(Explained(choice, entry, finished) if choice and whole else None)
         return outcomes
@@ -127,39 +138,29 @@ class Explainer(Task[ExplainQuestion, Explained]):
         for case in cases:
             if found and time.monotonic() > deadline:
                 found.append(None)
-            elif method == "occlusion":
-                found.append(removal.occlusion(self._model, case, tokens_per_pass=most))
-            else:
-                found.append(removal.shapley(self._model, case, deadline, tokens_per_pass=most))
+                continue
+            by = removal.occlusion if method == "occlusion" else removal.shapley
+            found.append(by(self._model, case, deadline, tokens_per_pass=most))
         return found
 
-    def answer_of(
-        self, question: ExplainQuestion, outcome: Explained, prediction_id: str, latency_ms: float
-    ) -> ExplainedAnswer:
-        plain = self._task.answer_of(question, outcome.choice, prediction_id, latency_ms)
+    def answer(self, question: ExplainQuestion, outcome: Explained, stamp: Stamp) -> ExplainedAnswer:
+        plain = self._task.answer(question, outcome.choice, stamp)
         explanations = [
             explanation_of(case, found, question.choices[case.choice], self._baseline_name(case))
             for case, found in zip(outcome.cases, outcome.found, strict=True)
         ]
-        return ExplainedAnswer(**msgspec.structs.asdict(plain), explanations=explanations)
-
-    def _encode(self, parsed: Parsed[ExplainQuestion], answers: list[Any], headers: dict[str, str]) -> Reply:
-        self._count([answer for answer in answers if isinstance(answer, ExplainedAnswer)])
-        if not any(isinstance(q, ExplainQuestion) and q.explain.format == "html" for q in parsed.questions):
-            return super()._encode(parsed, answers, headers)
-        body = page(list(zip(parsed.questions, answers, strict=True))).encode()
-        return Reply(body, headers=headers | {"content-security-policy": PAGE_POLICY}, content_type=HTML)
-
-    def _count(self, answers: Sequence[ExplainedAnswer]) -> None:
-        explanations = [explanation for answer in answers for explanation in answer.explanations]
         self._totals["handler_explanations_total"] += len(explanations)
         self._totals["handler_explanations_incomplete_total"] += sum(
-            one.method in PROMISED and not one.complete for one in explanations
+            one.method in COMPLETE and not one.complete for one in explanations
         )
         self._totals["handler_explanation_milliseconds_total"] += round(sum(one.compute_ms for one in explanations))
+        return ExplainedAnswer(**msgspec.structs.asdict(plain), explanations=explanations)
+
+    def log_values(self, question: ExplainQuestion, outcome: Explained) -> Mapping[str, Any]:
+        return self._task.log_values(question, outcome.choice)
 
     def totals(self) -> dict[str, int]:
-        """How many, how many of them did not add up although their method promises it, and how long they took."""
+        """Explanations, those of a complete method that did not add up, and the time that all of them took."""
         return dict(self._totals)
 
     def _baseline_name(self, case: Case) -> str:
@@ -167,25 +168,9 @@ class Explainer(Task[ExplainQuestion, Explained]):
             return "zero"
         return case.options.baseline or next(iter(self.baselines))
 
-    def weight(self, question: ExplainQuestion) -> int:
-        return self._task.weight(question)
-
     def warm_up(self) -> None:
         """Explain one short question."""
         self.predict([ExplainQuestion("is water wet", ("yes", "no"))], deadline=float("inf"))
-
-
-def prefers_page(accept: str) -> bool:
-    """Whether an Accept header names HTML, and JSON not before it. Weights (`q=`) are not looked at."""
-    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    return "text/html" in kinds and "application/json" not in kinds[: kinds.index("text/html")]
-
-
-def wants_page(question: ExplainQuestion | HandlerError) -> ExplainQuestion | HandlerError:
-    """The same as a page, unless the question itself names a format."""
-    if isinstance(question, HandlerError) or question.explain.format is not None:
-        return question
-    return msgspec.structs.replace(question, explain=msgspec.structs.replace(question.explain, format="html"))
 
 
 def baselines_of(tokenizer: Any) -> dict[str, int]:

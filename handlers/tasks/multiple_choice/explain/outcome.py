@@ -28,7 +28,7 @@ class Found:
 
     @property
     def delta(self) -> float:
-        """What the scores' sum has too much: 0 if they share out the target's change completely."""
+        """Sum of the scores minus the target's change; 0 is complete."""
         return sum(self.scores) - (self.value - self.baseline_value)
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from handlers.core.task import ErrorBody
+from handlers.core.errors import HandlerError
 from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, Explanation, WordScore
 from handlers.tasks.multiple_choice.explain.request import ExplainQuestion
 
@@ -47,8 +47,8 @@ def page(rows: Sequence[tuple[object, object]]) -> str:
 
 def section(question: object, answer: object) -> Iterator[str]:
     if not isinstance(question, ExplainQuestion) or not isinstance(answer, ExplainedAnswer):
-        if isinstance(answer, ErrorBody):
-            yield f'<p class="warn">{escape(answer.error)}: {escape(answer.detail)}</p>'
+        if isinstance(answer, HandlerError):
+            yield f'<p class="warn">{escape(answer.error)}: {escape(str(answer))}</p>'
         return
     yield f"<h1>{escape(answer.label)} <span class='note'>{100 * answer.confidence:.1f} %</span></h1>"
     yield from (explained(question, answer, explanation) for explanation in answer.explanations)

@@ -26,10 +26,18 @@ SEED = 0
 """The same request gets the same answer."""
 
 
-class Game:
-    """The target as a function of which words are present; each row's logit is computed once per set of its words."""
+class DeadlinePassed(Exception):
+    """No time is left to compute the rest of a case."""
 
-    def __init__(self, model: WordModel, case: Case, tokens_per_pass: int) -> None:
+
+class Game:
+    """The target as a function of which words are present; each row's logit is computed once per set of its words.
+
+    Calls raise DeadlinePassed once the deadline (time.monotonic seconds) is over.
+    """
+
+    def __init__(self, model: WordModel, case: Case, tokens_per_pass: int, deadline: float = math.inf) -> None:
+        self.deadline = deadline
         self.words = len(case.words)
         self._model = model
         self._target = case.options.target
@@ -45,7 +53,8 @@ class Game:
     def logits(self, present: Tensor) -> Tensor:
         """Float32, (sets, rows)."""
         sets = (present > 0.5).numpy()
-        return torch.stack([row.logits(sets, self._model, self._tokens_per_pass) for row in self._rows], dim=1)
+        found = [row.logits(sets, self._model, self._tokens_per_pass, self.deadline) for row in self._rows]
+        return torch.stack(found, dim=1)
 
 
 class GameRow:
@@ -59,8 +68,8 @@ class GameRow:
         self._slot = torch.tensor([place.get(word, len(place)) for word in row.words])
         self._known: dict[bytes, float] = {}
 
-    def logits(self, sets: NDArray[np.bool_], model: WordModel, tokens_per_pass: int) -> Tensor:
-        """Float32, (sets,)."""
+    def logits(self, sets: NDArray[np.bool_], model: WordModel, tokens_per_pass: int, deadline: float) -> Tensor:
+        """Float32, (sets,). Raises DeadlinePassed."""
         here = sets[:, self._here]
         keys = [row.tobytes() for row in here]
         missing = {key: i for i, key in enumerate(keys) if key not in self._known}
@@ -68,6 +77,8 @@ class GameRow:
         step = fitting(len(self._slot), tokens_per_pass)
         found: list[float] = []
         for start in range(0, len(wanted), step):
+            if time.monotonic() > deadline:
+                raise DeadlinePassed
             found += self._compute(model, wanted[start : start + step]).tolist()
         self._known.update(zip(missing, found, strict=True))
         return torch.tensor([self._known[key] for key in keys])
@@ -82,30 +93,41 @@ class GameRow:
         return model.logits_showing(shown, ids, *rest)[:, 0]
 
 
-def occlusion(model: WordModel, case: Case, *, tokens_per_pass: int) -> Found:
-    """What the target loses when one word goes and all others stay."""
+def occlusion(model: WordModel, case: Case, deadline: float, *, tokens_per_pass: int) -> Found | None:
+    """What the target loses when one word goes and all others stay; None if the deadline came first."""
     started = time.monotonic()
-    game = Game(model, case, tokens_per_pass)
+    game = Game(model, case, tokens_per_pass, deadline)
     everything = torch.ones(1, game.words)
-    scores = Occlusion(game).attribute(everything, sliding_window_shapes=(1,), perturbations_per_eval=game.words)
-    value, nothing = ends(game)
+    try:
+        scores = Occlusion(game).attribute(everything, sliding_window_shapes=(1,), perturbations_per_eval=game.words)
+        value, nothing = ends(game)
+    except DeadlinePassed:
+        return None
     return Found(scores[0].tolist(), value, nothing, time.monotonic() - started)
 
 
-def shapley(model: WordModel, case: Case, deadline: float, *, tokens_per_pass: int) -> Found:
+def shapley(model: WordModel, case: Case, deadline: float, *, tokens_per_pass: int) -> Found | None:
     """Each word's share of the target's change, averaged over the orders in which words may come.
 
     Exactly, where going through all sets of words costs no more than the orders that were asked for. After the
-    deadline (time.monotonic seconds) no further order is tried. Source: Shapley 1953; Strumbelj and Kononenko 2010.
+    deadline (time.monotonic seconds) no further order is tried; None if not even the least was done by then.
+    Source: Shapley 1953; Strumbelj and Kononenko 2010.
     """
     started = time.monotonic()
-    game = Game(model, case, tokens_per_pass)
-    samples = case.options.samples or DEFAULT_SAMPLES
+    game = Game(model, case, tokens_per_pass, deadline)
+    try:
+        return share_out(game, case.options.samples or DEFAULT_SAMPLES, started)
+    except DeadlinePassed:
+        return None
+
+
+def share_out(game: Game, samples: int, started: float) -> Found:
+    """Raises DeadlinePassed."""
     value, nothing = ends(game)
     if 2**game.words <= max(samples * game.words, ALWAYS_EXACT):
         scores = enumerate_sets(game)
         return Found(scores, value, nothing, time.monotonic() - started, exact=True)
-    scores, spread, orders = sample_orders(game, samples, deadline)
+    scores, spread, orders = sample_orders(game, samples)
     return Found(scores, value, nothing, time.monotonic() - started, orders, spread, exact=False)
 
 
@@ -130,13 +152,16 @@ def enumerate_sets(game: Game) -> list[float]:
     return scores
 
 
-def sample_orders(game: Game, samples: int, deadline: float) -> tuple[list[float], list[float], int]:
-    """Mean scores over random orders, each with its reverse, their standard errors, and the number of orders."""
+def sample_orders(game: Game, samples: int) -> tuple[list[float], list[float], int]:
+    """Mean scores over random orders, each with its reverse, their standard errors, and the number of orders.
+
+    Raises DeadlinePassed before the second pair of orders is done; what is done later counts.
+    """
     method = ShapleyValueSampling(game)
     dice = np.random.default_rng(SEED)
     everything = torch.ones(1, game.words)
     pairs: list[NDArray[np.float64]] = []
-    while len(pairs) < 2 or (2 * len(pairs) < samples and time.monotonic() <= deadline):
+    while 2 * len(pairs) < max(samples, 4):
         order = dice.permutation(game.words)
 
         def both(_: int, __: int, order: NDArray[np.int64] = order) -> Iterator[Sequence[int]]:
@@ -144,7 +169,12 @@ def sample_orders(game: Game, samples: int, deadline: float) -> tuple[list[float
             yield order[::-1].tolist()
 
         method.permutation_generator = both
-        scores = method.attribute(everything, n_samples=2, perturbations_per_eval=game.words)
+        try:
+            scores = method.attribute(everything, n_samples=2, perturbations_per_eval=game.words)
+        except DeadlinePassed:
+            if len(pairs) < 2:
+                raise
+            break
         pairs.append(scores[0].double().numpy())
     table = np.stack(pairs)
     errors = table.std(0, ddof=1) / math.sqrt(len(pairs))

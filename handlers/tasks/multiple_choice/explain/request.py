@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from handlers.core.settings import ExplanationSettings
-from handlers.tasks.multiple_choice.task import Question
+from handlers.tasks.multiple_choice.schema import Question
 
 Method = Literal["integrated_gradients", "gradient_x_input", "shapley", "occlusion"]
 Target = Literal["logit", "probability", "margin"]
@@ -56,22 +56,6 @@ class ExplainQuestion(Question, frozen=True, forbid_unknown_fields=True, omit_de
     """A question as for predictions, and how to explain its answer."""
 
     explain: Options = Options()
-
-
-class CheckedDecoder:
-    """Decodes questions and holds them to a version's limits."""
-
-    def __init__(self, limits: ExplanationSettings, baselines: Collection[str]) -> None:
-        self._decoder = msgspec.json.Decoder(ExplainQuestion)
-        self._limits = limits
-        self._baselines = baselines
-
-    def decode(self, raw: Any) -> ExplainQuestion:
-        """Raises msgspec.ValidationError with the field's path."""
-        question = self._decoder.decode(raw)
-        for fault, path in faults(question, self._limits, self._baselines):
-            raise msgspec.ValidationError(f"{fault} - at `$.explain.{path}`")
-        return question
 
 
 def faults(

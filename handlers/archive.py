@@ -1,0 +1,152 @@
+"""An archive extracted to a folder: its files, its digest, its libraries, its samples, and the task that it holds.
+
+The root holds `entry.py`, `model-config.yaml`, `samples.json`, `metadata.json`, the `handlers/` package and `model/`,
+and `task.py` where the task is the user's own. Nothing is fetched: a missing file stops the load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from handlers.core.errors import HandlerError, LoadError
+from handlers.core.messages import Model
+from handlers.core.pipeline import Pipeline
+from handlers.core.samples import SAMPLES_FILE, Sample, read_json, read_samples
+from handlers.core.settings import Settings
+from handlers.core.task import Task
+from handlers.tasks import OWN_TASK, find_task
+
+MODEL_FOLDER = "model"
+METADATA_FILE = "metadata.json"
+CONFIG_FILE = "model-config.yaml"
+TASK_FILE = "task.py"
+DEFAULT_TOLERANCE = 0.05
+"""For an archive whose metadata names none."""
+
+
+def load(root: Path, model: Model, handler: Mapping[str, Any] | None, device: str = "cpu") -> Pipeline:
+    """Load and warm up the version of an archive extracted to `root`. Raises LoadError naming the cure."""
+    check_libraries(root)
+    task_type = task_of(root, handler)
+    settings = task_type.settings_type.load(handler)
+    pipeline = pipeline_of(task_type, root / MODEL_FOLDER, model, settings, device)
+    pipeline.warm_up()
+    return pipeline
+
+
+def task_of(root: Path, handler: Mapping[str, Any] | None) -> type[Task[Any, Any]]:
+    """The task that the `handler` section names. Raises LoadError."""
+    name = (handler or {}).get("task")
+    return find_task(str(name), root / TASK_FILE if name == OWN_TASK else None)
+
+
+def pipeline_of(
+    task_type: type[Task[Any, Any]], folder: Path, model: Model, settings: Settings, device: str
+) -> Pipeline:
+    """A pipeline round the task, loaded from `folder`. Raises LoadError, also for what the task's own code raises."""
+    try:
+        task = task_type(settings, device)
+        task.load(folder)
+        explainer = task.explainer() if settings.explanations is not None else None
+    except LoadError:
+        raise
+    except Exception as err:
+        raise LoadError(f"{task_type.__name__}.load raised {type(err).__name__}: {err}") from err
+    if settings.explanations is not None and explainer is None:
+        raise LoadError(f"{task_type.__name__} explains nothing; remove `explanations` from the recipe")
+    return Pipeline(task, model, explainer=None if explainer is None else Pipeline(explainer, model))
+
+
+def archive_digest(root: Path) -> str:
+    """SHA-256, in hex, of what an archive extracted to `root` holds.
+
+    metadata.json carries the digests of the sources and of every file, and is small; an archive that
+    torch-model-archiver alone laid out has none, so that all of it is read.
+    """
+    recorded = [root / METADATA_FILE, root / CONFIG_FILE]
+    files = recorded if all(path.is_file() for path in recorded) else sorted(p for p in root.rglob("*") if p.is_file())
+    whole = hashlib.sha256()
+    for path in files:
+        if "__pycache__" in path.parts:
+            continue
+        with path.open("rb") as file:
+            whole.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def read_metadata(root: Path) -> dict[str, Any]:
+    """metadata.json; empty for an archive that torch-model-archiver alone laid out. Raises LoadError."""
+    metadata: dict[str, Any] = read_json(root / METADATA_FILE, dict[str, Any], {})
+    return metadata
+
+
+def check_libraries(root: Path) -> None:
+    """Raise LoadError unless every library that the archive was verified with is here, in that version or later."""
+    from packaging.version import InvalidVersion, Version
+
+    wanted = read_metadata(root).get("libraries", {})
+    faults = []
+    try:
+        for library, verified in sorted(wanted.items()):
+            try:
+                found = importlib.metadata.version(library)
+            except importlib.metadata.PackageNotFoundError:
+                faults.append(f"{library} is not installed")
+                continue
+            if Version(found) < Version(verified):
+                faults.append(f"{library} is {found}")
+    except (AttributeError, TypeError, InvalidVersion) as err:
+        raise LoadError(f"{METADATA_FILE} is damaged ({err}); rebuild the archive with `marctl build`") from err
+    if faults:
+        needed = " ".join(f"'{library}>={verified}'" for library, verified in sorted(wanted.items()))
+        raise LoadError(f"the archive was verified with other libraries: {'; '.join(faults)}; pip install {needed}")
+
+
+def answers(pipeline: Pipeline, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The decoded answer, or error, to each of some sample requests, all asked in one batch. Raises LoadError."""
+    question_type = pipeline.task.question_type
+    try:
+        questions = [msgspec.convert(request, question_type) for request in requests]
+    except msgspec.ValidationError as err:
+        raise LoadError(f"{SAMPLES_FILE}: a request that this task does not take: {err}; rebuild the archive") from err
+    return [
+        {"error": result.error, "detail": str(result)}
+        if isinstance(result, HandlerError)
+        else msgspec.to_builtins(result)
+        for result in pipeline.predict(questions)
+    ]
+
+
+def check_samples(pipeline: Pipeline, root: Path) -> None:
+    """Ask a version the samples of its archive, extracted to `root`.
+
+    Raises LoadError at the first wrong answer: a version on damaged weights or another library must take no request.
+    """
+    samples, tolerance = read_samples(root), tolerance_of(read_metadata(root))
+    given = answers(pipeline, [sample.request for sample in samples])
+    for i, (sample, answer) in enumerate(zip(samples, given, strict=True)):
+        if faults := differences(type(pipeline.task), sample, answer, tolerance):
+            raise LoadError(
+                f"it answers its sample {i} wrongly: {'; '.join(faults)}; rebuild the archive with `marctl build`"
+            )
+
+
+def tolerance_of(metadata: Mapping[str, Any]) -> float:
+    """By how much a number in a sample's answer may differ."""
+    return float(metadata.get("sample_tolerance", DEFAULT_TOLERANCE))
+
+
+def differences(
+    task_type: type[Task[Any, Any]], sample: Sample, answer: Mapping[str, Any], tolerance: float
+) -> list[str]:
+    """Where an answer to a sample's request departs from what was expected; empty if it does not."""
+    if "error" in answer and "error" not in sample.expected:
+        return [f"the answer is an error: {answer['error']}: {answer.get('detail', '')}"]
+    return task_type.differences(sample.expected, answer, tolerance)

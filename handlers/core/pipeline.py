@@ -1,0 +1,512 @@
+"""The path of a prediction, the same for every task and every caller, in one direction.
+
+    decode -> look up -> predict -> keep -> answer -> record
+
+A server hands over a batch of requests and gets as many replies, in order. Offline callers (the build's check, an
+evaluation, a batch job) call `predict` with questions and get their answers. Whatever fails for one request is that
+request's failure: its neighbours get their answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from handlers.core.errors import Busy, HandlerError, ModelFault, NotSupported, OutOfTime, TooLarge, Unavailable
+from handlers.core.forms import Decoded, Form, Result, refusal, with_headers
+from handlers.core.json_form import JsonForm
+from handlers.core.messages import (
+    PROTOCOL_HEADER,
+    SAMPLE_HEADER,
+    STALE_HEADER,
+    START_HEADER,
+    TIMEOUT_HEADER,
+    Binary,
+    Logged,
+    Model,
+    Reply,
+    Request,
+    Stamp,
+)
+from handlers.core.raw_form import RawForm
+from handlers.core.settings import Settings
+from handlers.core.task import Task
+
+log = logging.getLogger(__name__)
+Made = TypeVar("Made")
+LARGE_SHARE = 8
+"""A request is large if it costs more than this part of the limit."""
+FOREVER = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One question on its way. Steps fill it in, and pass over it once it has an outcome or an error."""
+
+    question: Any
+    exchange: Exchange
+    outcome: Any = None
+    error: HandlerError | None = None
+    cache: str | None = None
+    """hit, miss, stale, or None where nothing was looked up."""
+    version: str | None = None
+    """Whose outcome it is, if another version's."""
+    answer: Any = None
+
+    @property
+    def open(self) -> bool:
+        return self.outcome is None and self.error is None
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request and what becomes of it."""
+
+    request: Request
+    form: Form
+    deadline: float
+    """In time.monotonic seconds."""
+    decoded: Decoded | None = None
+    items: list[Item] = field(default_factory=list)
+    reply: Reply | None = None
+    """Set where there is nothing to compute: an error, or a form's own answer."""
+    error: HandlerError | None = None
+    """Why the request failed as a whole."""
+    cost: int = 0
+
+    @property
+    def large(self) -> bool:
+        return self.cost > 0
+
+
+class Lookup(Protocol):
+    """What the cache knows of a batch."""
+
+    @property
+    def missing(self) -> Sequence[Item]:
+        """What is to be computed; the other items are settled, or equal to one of these."""
+
+    def keep(self, seconds: float) -> None:
+        """Settle the items that equal a computed one, and store what was computed, which took so long."""
+
+
+class Cache(Protocol):
+    """Earlier outcomes of equal questions."""
+
+    def look_up(self, items: Sequence[Item]) -> Lookup: ...
+
+    def totals(self) -> Mapping[str, int]: ...
+
+
+class RecordLog(Protocol):
+    """Where every question is recorded."""
+
+    def add(self, record: Logged) -> None: ...
+
+    def label(self, body: bytes | None) -> msgspec.Struct:
+        """Keep a true label. Raises HandlerError."""
+
+    def totals(self) -> Mapping[str, int]: ...
+
+
+class Nothing:
+    """The lookup without a cache: all is to be computed, nothing is kept."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        for item in items:
+            if item.exchange.request.header(STALE_HEADER) is not None:
+                item.error = Unavailable("this worker has no cache in which an earlier answer could be")
+        self.missing = [item for item in items if item.open]
+
+    def keep(self, seconds: float) -> None:
+        pass
+
+
+class Pipeline:
+    """One loaded version, with what a server puts round it: a cache, a log, further forms of requests."""
+
+    def __init__(
+        self,
+        task: Task[Any, Any],
+        model: Model,
+        *,
+        forms: Mapping[str, Form] | None = None,
+        explainer: Pipeline | None = None,
+    ) -> None:
+        """`forms`: by the value of the header that names a request's form. `explainer` answers explain requests."""
+        self.task = task
+        self.model = model
+        self.settings: Settings = task.settings
+        self.explainer = explainer
+        self.cache: Cache | None = None
+        """Set by a server; offline callers compute every answer."""
+        self.log: RecordLog | None = None
+        self.forms = dict(forms or {})
+        self.broken = False
+        """The process cannot compute any more, after a fault of its device, and must end."""
+        self._plain = task.form() or plain_form(task)
+        self._headers = {"x-model-version": model.version}
+        self._large = (self.settings.max_cost or 0) // LARGE_SHARE
+
+    # --- for servers
+
+    def answer(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply per request, in order. Never raises for anything that a client sent."""
+        deadline = time.monotonic() + self.settings.batch_seconds
+        if self.explainer is None:
+            return self._answer(requests, deadline)
+        # Predictions first: they are quick, and explanations may take all of the batch's time.
+        predicted = iter(self._answer([request for request in requests if not request.explain], deadline))
+        explained = iter(self.explainer._answer([request for request in requests if request.explain], deadline))
+        return [next(explained if request.explain else predicted) for request in requests]
+
+    def _answer(self, requests: Sequence[Request], deadline: float) -> list[Reply]:
+        started = time.monotonic()
+        batch = [self._decode(request, deadline) for request in requests]
+        items = [item for exchange in batch for item in exchange.items if item.error is None]
+        lookup = self._look_up(items)
+        computing = time.monotonic()
+        self._compute(lookup.missing, deadline)
+        self._guard_batch(lookup.keep, time.monotonic() - computing)
+        handler_ms = round((time.monotonic() - started) * 1000, 3)
+        for exchange in batch:
+            self._encode(exchange, handler_ms)
+        if self.log is not None:
+            for exchange in batch:
+                self._record(exchange, handler_ms, self.log)
+        return [with_headers(exchange.reply, self._headers) for exchange in batch if exchange.reply is not None]
+
+    # --- decode
+
+    def _decode(self, request: Request, batch_deadline: float) -> Exchange:
+        """The request's questions, each checked; a failure of the request as a whole has its reply at once."""
+        form = self._plain
+        exchange = Exchange(request, form, min(batch_deadline, deadline_of(request)))
+        try:
+            name = request.header(PROTOCOL_HEADER)
+            exchange.form = form = self._form_of(name) if name else form
+            self._refuse_explaining(request)
+            decoded = form.decode(request)
+            if isinstance(decoded, Reply):
+                exchange.reply = decoded
+                return exchange
+            exchange.decoded = decoded
+            exchange.items = [self._item(question, exchange) for question in decoded.questions]
+            if decoded.several:
+                name_places(exchange.items)
+            if not decoded.several and exchange.items[0].error is not None:
+                raise exchange.items[0].error
+            self._charge(exchange)
+        except Exception as err:
+            self._refuse(exchange, self._failure(err, request, "decoding"))
+        return exchange
+
+    def _form_of(self, name: str) -> Form:
+        form = self.forms.get(name)
+        if form is None:
+            raise NotSupported(f"{self.model} does not take requests in the form {name!r}; it takes plain JSON")
+        return form
+
+    def _refuse_explaining(self, request: Request) -> None:
+        if request.explain and not self.task.explains:
+            raise NotSupported(
+                f"{self.model} has no explainer workers. Add `explanations: {{workers: 1}}` to its recipe, rebuild, "
+                "register"
+            )
+
+    def _item(self, question: Any, exchange: Exchange) -> Item:
+        """A question, held to what the task itself checks."""
+        item = Item(question, exchange)
+        if isinstance(question, HandlerError):
+            item.question, item.error = None, question
+        else:
+            try:
+                self.task.check(question)
+            except Exception as err:
+                item.error = self._failure(err, exchange.request, "checking")
+        return item
+
+    def _charge(self, exchange: Exchange) -> None:
+        """What the request costs. Raises TooLarge beyond the limit."""
+        limit = self.settings.max_cost
+        if limit is None:
+            return
+        questions = [item.question for item in exchange.items if item.error is None]
+        cost = self.task.cost(questions)
+        if cost > limit:
+            unit = self.task.cost_unit
+            raise TooLarge(f"{cost:,} {unit}; one request may bring at most {limit:,}; send several requests")
+        # What costs little is not told apart.
+        exchange.cost = cost if cost > self._large else 0
+
+    # --- look up, predict, keep
+
+    def _look_up(self, items: Sequence[Item]) -> Lookup:
+        if self.cache is None:
+            return Nothing(items)
+        lookup = self._guard_batch(self.cache.look_up, items)
+        return Nothing([item for item in items if item.open]) if lookup is None else lookup
+
+    def _compute(self, items: Sequence[Item], batch_deadline: float) -> None:
+        """Give each item its outcome or error: small requests together, then large ones, the smallest first.
+
+        TorchServe answers a batch as a whole, so large requests may take only a share of the time: the first of them is
+        always computed, the others while the share lasts.
+        """
+        self._predict([item for item in items if not item.exchange.large], batch_deadline)
+        large: dict[int, list[Item]] = {}
+        for item in items:
+            if item.exchange.large:
+                large.setdefault(id(item.exchange), []).append(item)
+        share_ends = time.monotonic() + self.settings.large_seconds
+        for i, together in enumerate(sorted(large.values(), key=lambda group: group[0].exchange.cost)):
+            if i and time.monotonic() > share_ends:
+                for item in together:
+                    item.error = Busy(
+                        f"{self.model} has too many large requests at once, and small ones go first; "
+                        "send this one again, or its questions in several requests"
+                    )
+            else:
+                self._predict(together, min(batch_deadline, together[0].exchange.deadline))
+
+    def _predict(self, items: Sequence[Item], deadline: float) -> None:
+        """All at once; if that fails, one by one, so that a question which breaks the model breaks it alone."""
+        for item in items:
+            if item.open and time.monotonic() > item.exchange.deadline:
+                item.error = self._late()
+        waiting = [item for item in items if item.open]
+        if not waiting:
+            return
+        try:
+            outcomes = self.task.predict([item.question for item in waiting], deadline)
+            if len(outcomes) != len(waiting):
+                raise ValueError(f"predict gave {len(outcomes)} outcomes for {len(waiting)} questions")
+        except Exception as err:
+            self.broken = self.broken or is_unrecoverable(err)
+            if len(waiting) == 1 or self.broken:
+                for item in waiting:
+                    item.error = self._failure(err, item.exchange.request, "predicting")
+                return
+            for item in waiting:
+                self._predict([item], deadline)
+            return
+        for item, outcome in zip(waiting, outcomes, strict=True):
+            item.outcome = outcome
+            if outcome is None:
+                item.error = self._late()
+            elif isinstance(outcome, HandlerError):
+                item.outcome, item.error = None, outcome
+
+    def _late(self) -> OutOfTime:
+        return OutOfTime(
+            f"{self.model} did not get to this in time ({self.settings.batch_seconds:g} s for a batch, or less where "
+            "the gateway waits less); send it again, or fewer instances at a time"
+        )
+
+    # --- answer
+
+    def _encode(self, exchange: Exchange, handler_ms: float) -> None:
+        """The request's reply, which is an error where anything fails on the way to it."""
+        if exchange.reply is not None or exchange.decoded is None:
+            return
+        request, decoded = exchange.request, exchange.decoded
+        try:
+            results = [self._result(item, i, handler_ms) for i, item in enumerate(exchange.items)]
+            try:
+                exchange.reply = encoded(exchange, decoded, results)
+            except HandlerError:
+                raise
+            except Exception:
+                # One of several answers cannot be encoded, which is no fault of the others.
+                exchange.reply = encoded(exchange, decoded, [self._encodable(item) for item in exchange.items])
+        except Exception as err:
+            self._refuse(exchange, self._failure(err, request, "answering"))
+
+    def _result(self, item: Item, place: int, handler_ms: float) -> Result:
+        """A question's answer; its failure is its own."""
+        if item.error is not None:
+            return item.error
+        request = item.exchange.request
+        prediction_id = prediction_id_of(item.exchange, place)
+        try:
+            stamp = Stamp(prediction_id, self.model.name, item.version or self.model.version, handler_ms)
+            item.answer = self.task.answer(item.question, item.outcome, stamp)
+        except Exception as err:
+            item.error = self._failure(err, request, "answering")
+            return item.error
+        answer: msgspec.Struct = item.answer
+        return answer
+
+    def _encodable(self, item: Item) -> Result:
+        """An item's answer if JSON can hold it, else its error."""
+        if item.error is None:
+            try:
+                msgspec.json.encode(item.answer)
+            except Exception as err:
+                item.error = self._failure(err, item.exchange.request, "encoding")
+        answer: Result = item.error or item.answer
+        return answer
+
+    def _refuse(self, exchange: Exchange, error: HandlerError) -> None:
+        exchange.error = error
+        try:
+            exchange.reply = exchange.form.refuse(error, self._headers)
+        except Exception as err:
+            exchange.reply = refusal(self._failure(err, exchange.request, "refusing"), self._headers)
+
+    # --- record
+
+    def _record(self, exchange: Exchange, handler_ms: float, to: RecordLog) -> None:
+        """One record per question, of failures too; none of the version's own samples."""
+        request = exchange.request
+        if request.header(SAMPLE_HEADER) is not None or (exchange.decoded is None and exchange.error is None):
+            return
+        items = exchange.items or [Item(None, exchange)]
+        size = len(request.body or b"") // len(items)
+        for place, item in enumerate(items):
+            self._guard_batch(to.add, self._logged(item, place, size, handler_ms))
+
+    def _logged(self, item: Item, place: int, size: int, handler_ms: float) -> Logged:
+        exchange = item.exchange
+        request, error = exchange.request, item.error or exchange.error
+        kept = None
+        if error is None:
+            kept = self._guard_batch(self.task.log_values, item.question, item.outcome)
+        now_us = time.time_ns() // 1000
+        return Logged(
+            request_id=request.id,
+            prediction_id=prediction_id_of(exchange, place),
+            time_us=now_us,
+            headers=request.headers,
+            question=item.question,
+            kept=kept,
+            error=None if error is None else error.error,
+            code=200 if error is None else error.code,
+            cache=item.cache,
+            version=item.version,
+            queue_ms=queue_ms(request, now_us / 1000 - handler_ms),
+            handler_ms=handler_ms,
+            size_bytes=size,
+        )
+
+    # --- failures
+
+    def _failure(self, err: Exception, request: Request, step: str) -> HandlerError:
+        """The error to answer; what the client cannot mend is logged, once, with the request's id."""
+        if isinstance(err, HandlerError):
+            return err
+        log.error("%s: %s failed, request %s", self.model, step, printable(request.id), exc_info=err)
+        return ModelFault(f"model {self.model} failed on this request")
+
+    def _guard_batch(self, step: Callable[..., Made], *arguments: Any) -> Made | None:
+        """Whatever serves a batch as a whole must not fail it."""
+        try:
+            return step(*arguments)
+        except Exception:
+            log.exception("%s: %s failed", self.model, getattr(step, "__qualname__", step))
+            return None
+
+    # --- for offline callers
+
+    def predict(self, questions: Iterable[Any], deadline: float = FOREVER) -> list[Result]:
+        """An answer or an error per question, in order, without bytes, cache, log or limits of a request.
+
+        `deadline` is in time.monotonic seconds.
+        """
+        exchange = Exchange(Request(None, "offline"), self._plain, deadline)
+        exchange.items = [self._item(question, exchange) for question in questions]
+        started = time.monotonic()
+        self._predict(exchange.items, deadline)
+        spent_ms = round((time.monotonic() - started) * 1000, 3)
+        return [self._result(item, i, spent_ms) for i, item in enumerate(exchange.items)]
+
+    def warm_up(self) -> None:
+        """First passes, so that no client waits for them. Who asks why can wait longer than who asks what."""
+        (self.explainer or self).task.warm_up()
+
+    def totals(self) -> dict[str, int]:
+        """What cache, log and explainer count, for the metrics page."""
+        parts = (self.cache, self.log, None if self.explainer is None else self.explainer.task)
+        return {
+            name: value
+            for part in parts
+            if part is not None and hasattr(part, "totals")
+            for name, value in part.totals().items()
+        }
+
+
+def plain_form(task: Task[Any, Any]) -> Form:
+    """Raw bodies for tasks of Binary questions, JSON for all others."""
+    if task.question_type is Binary:
+        return RawForm(task.content_types, task.settings.max_instances)
+    return JsonForm(task.question_type, task.example or example_of(task.question_type), task.settings.max_instances)
+
+
+def example_of(question: type[msgspec.Struct]) -> str:
+    """`{"text": ...}`: the required fields of a question."""
+    names = [field.encode_name for field in msgspec.structs.fields(question) if field.required]
+    return "{" + ", ".join(f'"{name}": ...' for name in names) + "}"
+
+
+def name_places(items: Sequence[Item]) -> None:
+    """A task's check names a field of its question, `$.field`; in a request of several, the instance is named, too."""
+    for i, item in enumerate(items):
+        if item.error is not None and "`$.instances[" not in str(item.error):
+            item.error = type(item.error)(str(item.error).replace("`$", f"`$.instances[{i}]"))
+
+
+def encoded(exchange: Exchange, decoded: Decoded, results: Sequence[Result]) -> Reply:
+    """Raises the error of a lone question."""
+    if not decoded.several and isinstance(results[0], HandlerError):
+        raise results[0]
+    return exchange.form.encode(decoded, results, cache_headers(exchange.items))
+
+
+def prediction_id_of(exchange: Exchange, place: int) -> str:
+    several = exchange.decoded is not None and exchange.decoded.several
+    return f"{exchange.request.id}:{place}" if several else exchange.request.id
+
+
+def cache_headers(items: Sequence[Item]) -> dict[str, str]:
+    """Whether a reply's answers come from the cache: `hit` if all do; and whose they are, if not this version's."""
+    answered = [item for item in items if item.error is None]
+    states = {item.cache for item in answered}
+    if states <= {None}:
+        return {}
+    headers: dict[str, str] = {"x-cache": next(state for state in ("stale", "miss", "hit") if state in states)}
+    version = next((item.version for item in answered if item.version is not None), None)
+    return headers if version is None else {**headers, "x-model-version": version}
+
+
+def deadline_of(request: Request) -> float:
+    """When the gateway stops waiting, in time.monotonic seconds; never, if it has not said so."""
+    start, timeout = number_in(request.header(START_HEADER)), number_in(request.header(TIMEOUT_HEADER))
+    if start is None or timeout is None:
+        return FOREVER
+    return time.monotonic() + (start + timeout) / 1000 - time.time()
+
+
+def queue_ms(request: Request, began_ms: float) -> float | None:
+    """From the gateway to the worker's first look, both in milliseconds since 1970."""
+    start = number_in(request.header(START_HEADER))
+    return None if start is None else round(max(began_ms - start, 0), 3)
+
+
+def number_in(text: str | None) -> float | None:
+    """A non-negative decimal number; None for anything else."""
+    return float(text) if text is not None and text.replace(".", "", 1).isdecimal() and text.isascii() else None
+
+
+def printable(request_id: str) -> str:
+    """Clients choose request ids; the server's log is read line by line."""
+    return request_id if request_id.isascii() and request_id.isprintable() else repr(request_id)[:140]
+
+
+def is_unrecoverable(err: Exception) -> bool:
+    """A fault after which this process's device answers nothing but the same fault (CUDA's sticky errors)."""
+    return type(err).__name__ == "AcceleratorError" or "CUDA error:" in str(err)

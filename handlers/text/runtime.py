@@ -1,0 +1,49 @@
+"""What a runtime is: forward passes over token rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from handlers.text.tokenization import Row
+
+
+class Runtime(Protocol):
+    """`runtime` names library, number format and device: what else its values depend on."""
+
+    runtime: str
+
+    def run(self, rows: Sequence[Row], deadline: float) -> list[Any]:
+        """A value per row, in order: a number or a list of them, as the model's head gives.
+
+        None where the deadline (time.monotonic seconds) came first; the first pass is computed in any case.
+        """
+
+    def warm_up(self) -> None:
+        """Run the shapes that requests will bring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What decides how a model is computed on a processor."""
+
+    fast_int8: bool
+    """Multiplies 8-bit integers fast (VNNI)."""
+    fast_bfloat16: bool
+    """Multiplies bfloat16 numbers; elsewhere they are emulated, twenty times slower."""
+
+    @classmethod
+    def here(cls) -> Processor:
+        return cls(bool(torch.cpu._is_vnni_supported()), bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def warm_up(runtime: Runtime, max_tokens: int, n_lengths: int, rows_per_pass: int, pad_id: int) -> None:
+    """Passes of `n_lengths` row lengths, evenly spread up to the limit, full ones and single rows."""
+    step = max(max_tokens // n_lengths, 1)
+    for tokens in range(step, max_tokens + 1, step):
+        row = Row([pad_id] * tokens, tokens, truncated=False)
+        for count in (1, rows_per_pass):
+            runtime.run([row] * count, deadline=float("inf"))
