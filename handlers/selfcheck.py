@@ -1,8 +1,9 @@
-"""Answer the samples of an extracted archive, as a worker would but without a server.
+"""Answer the samples of an extracted archive, as a worker would but without a server, and compare the answers.
 
-    cd extracted-archive && python -m handlers.selfcheck
+    cd extracted-archive && python -m handlers.selfcheck [REFERENCE.json]
 
-Prints one JSON line: the answers, in order, or `{"error": ...}` with exit code 1 if the archive does not load.
+Prints one JSON line: `{"answers": [...], "faults": [...]}`, or `{"error": ...}` with exit code 1 if the archive does
+not load. REFERENCE.json holds what the model's own library answers, per sample, and is compared, too.
 """
 
 from __future__ import annotations
@@ -15,24 +16,34 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.archive import answers, load
+from handlers.archive import answers, differences, load, read_metadata, tolerance_of
 from handlers.core.errors import LoadError
 from handlers.core.messages import Model
-from handlers.core.samples import read_samples
+from handlers.core.samples import Sample, read_json, read_samples
 
 
-def answers_of(root: Path) -> list[Any]:
-    """The decoded answers to `samples.json`; raises LoadError if the archive does not load."""
+def check(root: Path, reference: list[dict[str, Any]]) -> dict[str, Any]:
+    """The decoded answers to `samples.json`, and where they depart from what was expected. Raises LoadError."""
     model = msgspec.json.decode((root / "MAR-INF" / "MANIFEST.json").read_bytes())["model"]
     config = yaml.safe_load((root / str(model["configFile"])).read_text())
     pipeline = load(root, Model(model["modelName"], model["modelVersion"]), config.get("handler"))
-    return answers(pipeline, [sample.request for sample in read_samples(root)])
+    samples, tolerance = read_samples(root), tolerance_of(read_metadata(root))
+    given = answers(pipeline, [sample.request for sample in samples])
+    task, faults = type(pipeline.task), []
+    for i, (sample, answer) in enumerate(zip(samples, given, strict=True)):
+        faults += [f"samples[{i}]: {fault}" for fault in differences(task, sample, answer, tolerance)]
+        if reference:
+            plain = Sample(sample.request, reference[i])
+            found = differences(task, plain, answer, tolerance)
+            faults += [f"samples[{i}], against the model's own library: {fault}" for fault in found]
+    return {"answers": given, "faults": faults}
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Exit code of the check; everything but the one line goes to standard error."""
     try:
-        result: Any = {"answers": answers_of(Path.cwd())}
+        reference = read_json(Path(arguments[0]), list[dict[str, Any]], []) if arguments else []
+        result: dict[str, Any] = check(Path.cwd(), reference)
     except LoadError as err:
         result = {"error": str(err)}
     except Exception as err:
@@ -43,4 +54,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -75,6 +75,12 @@ class Task(ABC, Generic[Question, Outcome]):
     """Of a true label: int, float or str; by default that of the first log column."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions that the archive is verified with, besides those of the core."""
+    explain_libraries: ClassVar[tuple[str, ...]] = ()
+    """The same, where a recipe asks for explanations."""
+    quick_explanation: ClassVar[Mapping[str, Any]] = {}
+    """Options of an explain request that is answered soonest."""
+    default_sample: ClassVar[Mapping[str, Any] | None] = None
+    """A request for a recipe that is written for a model folder, where the user gives none."""
     hub_class: ClassVar[str | None] = None
     """The transformers class that loads and saves the weights; None where `model/` is a copy of the recipe's folder."""
 
@@ -143,6 +149,16 @@ class Task(ABC, Generic[Question, Outcome]):
         return None
 
     @classmethod
+    def explain_types(cls) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
+        """Types of an explain request's question and answer; None if the task explains nothing."""
+        return None
+
+    @classmethod
+    def suggest(cls, folder: Path) -> dict[str, Any]:
+        """Settings for a recipe that is written for a model folder; empty to take the defaults."""
+        return {}
+
+    @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
         """What the model's own library answers, one request at a time, without the pipeline: the build's yardstick.
 
@@ -166,6 +182,21 @@ class Task(ABC, Generic[Question, Outcome]):
         return [
             text for name, wanted in expected.items() for text in different(name, wanted, answer.get(name), tolerance)
         ][:DIFFERENCES_SHOWN]
+
+    @classmethod
+    def is_right(cls, answer: Any, label: Any) -> bool:
+        """Whether an answer agrees with a true label: by default, whether the first log column is the label."""
+        return bool(cls.log_columns) and getattr(answer, cls.log_columns[0].name) == label
+
+    @classmethod
+    def chance(cls, question: Any) -> float | None:
+        """How often a guess is right; None where that cannot be said."""
+        return None
+
+    @classmethod
+    def identity(cls, question: Any) -> bytes:
+        """Equal for questions that ask the same, as an evaluation counts rows that repeat a training row."""
+        return msgspec.json.encode(question)
 
     @classmethod
     def request_from_words(cls, words: Sequence[str], **options: Any) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import torch
 
 from handlers.core.errors import LoadError
 
+USUAL_TOKENS = 128
+RESERVED_POSITIONS = 2
+"""RoBERTa counts positions from padding_idx + 1, so two of them can't be used."""
 LEAST_VOCABULARY = 0.5
 """Share of the model's vocabulary that its tokenizer must have; models round their tables up by far less."""
 
@@ -66,6 +69,13 @@ def refuse_other_head(folder: Path, hub_class: str) -> None:
                 f"{folder.name}/ holds a {architecture}, which has another head or none; expected a model fine-tuned "
                 f"with {hub_class} and saved with it"
             )
+
+
+def token_limit(folder: Path) -> int:
+    """The usual limit of a row's tokens, or less where the model's positions end earlier."""
+    tokenizer = load_tokenizer(folder)
+    positions = int(read_config(folder).get("max_position_embeddings") or USUAL_TOKENS + RESERVED_POSITIONS)
+    return int(min(USUAL_TOKENS, positions - RESERVED_POSITIONS, tokenizer.model_max_length))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
-from handlers.core.settings import Precision
-from handlers.tasks.multiple_choice.task import Question
-from scripts.build.recipe import NAME, RECIPE_FILE, Expected, Recipe, Sample, Version, Weights, read_version
+from handlers.core.errors import LoadError
+from handlers.core.messages import Binary
+from handlers.core.task import Task
+from handlers.tasks import find_task
+from scripts.build.build import lay_out_model
+from scripts.build.recipe import NAME, RECIPE_FILE, Recipe, Sample, Version, Weights, own_file, read_version
 from scripts.core.errors import UserError
 
-DEFAULT_SAMPLE = Question("What do people use to cut bread?", ("a knife", "a pillow", "a cloud"))
-USUAL_TOKENS = 128
-RESERVED_POSITIONS = 2
-"""RoBERTa counts positions from padding_idx + 1, so two of them can't be used."""
+DIGITS = 4
+"""Of a recorded answer's numbers; far below every tolerance."""
 
 
 def adopt(
@@ -26,72 +28,116 @@ def adopt(
     name: str,
     version: str,
     store: Path,
-    samples: Sequence[Question] = (),
+    requests: Sequence[Mapping[str, Any]] = (),
     *,
-    precision: Precision = "auto",
+    task: str = "multiple_choice",
+    settings: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Version:
-    """Write `<store>/<name>/<version>/model.yaml` for a `save_pretrained` folder and return the version.
+    """Write `<store>/<name>/<version>/model.yaml` for a model's folder and return the version.
 
-    The samples' expected answers are recorded from plain transformers in float32. Raises UserError if the folder holds
-    no multiple-choice model, or a recipe stands there already.
+    `task` is a name, or a Python file's path. The samples' expected answers are recorded from the model's own library,
+    in float32. Raises UserError if the folder does not hold such a model, or a recipe stands there already.
     """
-    from scripts.build.reference import plain_probabilities
-    from scripts.build.weights import load_weights
+    place = store / name / version
+    refuse_names(name, version)
+    if (place / RECIPE_FILE).exists() and not force:
+        raise UserError(f"{place / RECIPE_FILE} exists already; choose another --version, or add --force to replace it")
+    try:
+        kind = find_task(task, own_file(Path.cwd(), task))
+        refuse_folder(folder, kind)
+        own = {**kind.suggest(folder), **(settings or {})}
+        samples = record(folder, kind, [check(kind, request) for request in requests or default_requests(kind)], own)
+    except LoadError as err:
+        raise UserError(f"{folder}: {err}") from err
+    recipe = Recipe(
+        task=str(own_file(Path.cwd(), task) or task),
+        description=f"{name}, from {folder.resolve().name}",
+        weights=Weights(directory=str(folder.resolve())),
+        samples=samples,
+    )
+    place.mkdir(parents=True, exist_ok=True)
+    plain = Recipe(task="", description="", samples=samples)
+    content = {k: v for k, v in msgspec.to_builtins(recipe).items() if v != msgspec.to_builtins(plain)[k]}
+    content = {"task": content.pop("task"), **content, **own, "samples": msgspec.to_builtins(samples)}
+    (place / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return read_version(place)
 
+
+def record(
+    folder: Path, task: type[Task[Any, Any]], requests: Sequence[dict[str, Any]], settings: Mapping[str, Any]
+) -> list[Sample]:
+    """Samples with the answers that the model's own library gives."""
+    wanted = msgspec.convert({**settings, "task": "adopted"}, task.settings_type)
+    with tempfile.TemporaryDirectory(prefix="marctl-adopt-") as work:
+        draft = Recipe(task="", description="", weights=Weights(directory=str(folder.resolve())), samples=[])
+        model = Path(work, "model")
+        lay_out_model(Version(folder.resolve(), draft, task), model)
+        found = task.reference(model, requests, wanted)
+    if not found:
+        raise UserError("this task has no reference to record answers from; write the recipe by hand")
+    return [Sample(request, rounded(answer)) for request, answer in zip(requests, found, strict=True)]
+
+
+def rounded(value: Any) -> Any:
+    """The same JSON value with short numbers."""
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return {key: rounded(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def check(task: type[Task[Any, Any]], request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as plain data; raises UserError if the task does not take it."""
+    if task.question_type is Binary:
+        raise UserError("a task of raw bodies has no --from; write the recipe by hand: samples name their files")
+    try:
+        question = msgspec.convert(dict(request), task.question_type)
+    except msgspec.ValidationError as err:
+        raise UserError(f"a sample is no request of this task: {err}; expected {task.example}") from err
+    plain: dict[str, Any] = msgspec.to_builtins(question)
+    return plain
+
+
+def default_requests(task: type[Task[Any, Any]]) -> list[Mapping[str, Any]]:
+    if task.default_sample is None:
+        raise UserError("--samples: needed for this task; give a JSONL file of requests, one a line")
+    return [task.default_sample]
+
+
+def refuse_names(name: str, version: str) -> None:
     for kind, text in (("name", name), ("version", version)):
         if not NAME.fullmatch(text):
             raise UserError(
                 f"--{kind} {text!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit"
             )
-    if not (folder / "config.json").is_file():
+
+
+def refuse_folder(folder: Path, task: type[Task[Any, Any]]) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected one written by save_pretrained, model and tokenizer")
+    if task.hub_class and not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no config.json in it; expected a folder written by save_pretrained, model and tokenizer"
         )
-    place = store / name / version
-    if (place / RECIPE_FILE).exists() and not force:
-        raise UserError(f"{place / RECIPE_FILE} exists already; choose another --version, or add --force to replace it")
-    draft = Recipe(
-        task="multiple_choice",
-        description=f"{name}, from {folder.resolve().name}",
-        weights=Weights(directory=str(folder.resolve())),
-        precision=precision,
-        samples=[Sample(DEFAULT_SAMPLE, Expected(0))],
-    )
-    model, tokenizer = load_weights(Version(place.resolve(), draft))
-    limit = token_limit(model, tokenizer)
-    known = []
-    for question in samples or [DEFAULT_SAMPLE]:
-        probabilities = [round(p, 4) for p in plain_probabilities(model, tokenizer, question, limit)]
-        known.append(Sample(question, Expected(probabilities.index(max(probabilities)), probabilities)))
-    recipe = msgspec.structs.replace(draft, samples=known, max_tokens=limit)
-    place.mkdir(parents=True, exist_ok=True)
-    content = {key: value for key, value in msgspec.to_builtins(recipe).items() if value not in (None, [])}
-    (place / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    return read_version(place)
 
 
-def token_limit(model: Any, tokenizer: Any) -> int:
-    """The usual limit, or less where the model's positions end earlier."""
-    positions = getattr(model.config, "max_position_embeddings", USUAL_TOKENS + RESERVED_POSITIONS) - RESERVED_POSITIONS
-    return int(min(USUAL_TOKENS, positions, tokenizer.model_max_length))
-
-
-def read_samples(path: Path) -> list[Question]:
-    """Questions from a JSONL file, one request a line; raises UserError naming the line."""
-    questions = []
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Requests from a JSONL file, one a line; fields `label`, `id` and `expected` are left out. Raises UserError."""
+    requests = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as err:
         raise UserError(f"{path}: cannot read samples: {err}") from err
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             content = json.loads(line)
-            questions.append(
-                msgspec.convert(
-                    {key: content[key] for key in ("question", "choices", "context") if key in content}, Question
-                )
-            )
-        except (ValueError, TypeError) as err:
-            raise UserError(f'{path}:{number}: {err}; expected {{"question": ..., "choices": [...]}}') from err
-    return questions
+        except ValueError as err:
+            raise UserError(f"{path}:{number}: {err}; expected a request as JSON, one a line") from err
+        if not isinstance(content, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object, got {line[:60]}")
+        requests.append({key: value for key, value in content.items() if key not in ("label", "id", "expected")})
+    return requests

@@ -25,9 +25,13 @@ import yaml
 from safetensors import SafetensorError
 
 import handlers
-from handlers.tasks.multiple_choice.task import Answer, Question
+from handlers.archive import METADATA_FILE, MODEL_FOLDER, TASK_FILE
+from handlers.core.messages import Binary
+from handlers.core.samples import SAMPLES_FILE
+from handlers.core.task import Task
+from handlers.tasks import OWN_TASK
 from scripts.build.reader import EXPLAIN_CONFIG, MANIFEST, read_archive
-from scripts.build.recipe import Explanations, Recipe, Version, find_versions
+from scripts.build.recipe import Explanations, Version, Weights, find_versions
 from scripts.build.verify import verify
 from scripts.core.errors import UserError
 
@@ -35,8 +39,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip file can hold; archives must not tell when they were built."""
 TEMP = tempfile.gettempdir()
 CREATED_ON = "01/01/1980 00:00:00"
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "msgspec", "numpy", "packaging", "PyYAML")
-"""What the handlers need at run time; Captum, too, where a recipe asks for explanations."""
+LIBRARIES = ("msgspec", "numpy", "packaging", "PyYAML")
+"""What every archive needs at run time, besides its task's own libraries."""
 HANDLERS = Path(handlers.__file__).parent
 
 Notify = Callable[[str], None]
@@ -86,16 +90,19 @@ def is_current(target: Path, sources: str) -> bool:
 def source_digest(version: Version) -> str:
     """SHA-256 over all that an archive is made from: recipe, weights, handlers, library versions; no path, no date."""
     weights = version.recipe.weights
-    recipe = msgspec.to_builtins(version.recipe)
+    recipe = msgspec.to_builtins(version.recipe) | {"settings": version.task_settings}
     recipe.pop("training")
-    recipe["weights"].pop("directory", None)
+    recipe["weights"] = msgspec.to_builtins(weights) | {"directory": None}
     parts: dict[str, Any] = {
         "name": str(version),
         "recipe": recipe,
+        "requests": version.requests,
         "metadata": version.metadata,
-        "libraries": library_versions(explains=bool(version.recipe.explanations)),
+        "libraries": library_versions(version),
     }
     parts |= {f"handlers/{path}": digest(HANDLERS / path) for path in handler_files()}
+    if version.task_file:
+        parts["task"] = digest(version.task_file)
     if weights.delta and (version.folder / weights.delta).exists():
         parts["delta"] = digest(version.folder / weights.delta)
     if weights.directory:
@@ -109,10 +116,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def library_versions(*, explains: bool = False) -> dict[str, str]:
+def library_versions(version: Version) -> dict[str, str]:
     """Installed versions, without local parts such as torch's `+cpu`: they name a build, not another interface."""
-    names = (*LIBRARIES, "captum") if explains else LIBRARIES
-    return {name: importlib.metadata.version(name).split("+")[0] for name in names}
+    names = {*LIBRARIES, *version.task.libraries, *version.recipe.libraries}
+    names |= set(version.task.explain_libraries) if version.recipe.explanations else set()
+    return {name: importlib.metadata.version(name).split("+")[0] for name in sorted(names)}
 
 
 def handler_files() -> list[Path]:
@@ -120,25 +128,39 @@ def handler_files() -> list[Path]:
     return sorted(path.relative_to(HANDLERS) for path in HANDLERS.rglob("*.py"))
 
 
-def lay_out(version: Version, stage: Path, sources: str) -> list[list[float]]:
-    """Write everything that goes into the archive below `stage`; returns plain transformers' answers to the samples."""
-    from scripts.build.reference import plain_probabilities
+def lay_out(version: Version, stage: Path, sources: str) -> list[dict[str, Any]]:
+    """Write everything that goes into the archive below `stage`; returns the reference's answers to the samples."""
+    lay_out_model(version, stage / MODEL_FOLDER)
+    for path in handler_files():
+        (stage / "handlers" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(HANDLERS / path, stage / "handlers" / path)
+    if version.task_file:
+        shutil.copyfile(version.task_file, stage / TASK_FILE)
+    recipe, requests = version.recipe, version.requests
+    if recipe.explanations:
+        (stage / EXPLAIN_CONFIG).write_text(yaml.safe_dump(explain_config(version, recipe.explanations)))
+    samples = zip(requests, recipe.samples, strict=True)
+    write_json(stage / SAMPLES_FILE, [{"request": request, "expected": s.expected} for request, s in samples])
+    write_json(stage / METADATA_FILE, metadata(version, sources, stage))
+    return version.task.reference(stage / MODEL_FOLDER, requests, version.settings)
+
+
+def lay_out_model(version: Version, folder: Path) -> None:
+    """The model as its task loads it: saved anew by transformers, or a copy of the recipe's folder."""
+    folder.mkdir(parents=True)
+    if version.task.hub_class is None:
+        if version.recipe.weights != Weights():
+            from scripts.build.sources import locate
+
+            shutil.copytree(locate(version), folder, dirs_exist_ok=True)
+        return
     from scripts.build.weights import load_weights, quiet_transformers
 
     model, tokenizer = load_weights(version)
     with quiet_transformers():
-        model.save_pretrained(stage / "model")
-        tokenizer.save_pretrained(stage / "model")
-    forget_origin(stage / "model")
-    for path in handler_files():
-        (stage / "handlers" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(HANDLERS / path, stage / "handlers" / path)
-    recipe = version.recipe
-    if recipe.explanations:
-        (stage / EXPLAIN_CONFIG).write_text(yaml.safe_dump(explain_config(recipe, recipe.explanations)))
-    write_json(stage / "samples.json", msgspec.to_builtins(recipe.samples))
-    write_json(stage / "metadata.json", metadata(version, sources, stage))
-    return [plain_probabilities(model, tokenizer, sample.request, recipe.max_tokens) for sample in recipe.samples]
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    forget_origin(folder)
 
 
 def forget_origin(model_folder: Path) -> None:
@@ -159,16 +181,13 @@ def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
     return {
         "model": version.model,
         "version": version.version,
-        "task": recipe.task,
+        "task": OWN_TASK if version.task_file else recipe.task,
         "description": recipe.description,
-        "framework": "pytorch",
-        "runtime": recipe.runtime,
-        "precision": recipe.precision,
+        "settings": version.task_settings,
         "licence": recipe.licence,
         "data": msgspec.to_builtins(recipe.data),
-        "libraries": library_versions(explains=bool(recipe.explanations)),
-        "input_schema": msgspec.json.schema(Question),
-        "output_schema": msgspec.json.schema(Answer),
+        "libraries": library_versions(version),
+        **declared(version.task),
         "sample_tolerance": recipe.sample_tolerance,
         "sources": sources,
         "files": {str(p.relative_to(stage)): digest(p) for p in sorted(stage.rglob("*")) if p.is_file()},
@@ -176,8 +195,26 @@ def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
     }
 
 
-def server_config(recipe: Recipe) -> dict[str, Any]:
+def declared(task: type[Task[Any, Any]]) -> dict[str, Any]:
+    """What others must know of a task without running its code: its schemas, and what is logged of its answers."""
+    label = {int: "int", float: "float"}.get(task.label_type, "str")
+    found: dict[str, Any] = {
+        "input_schema": None if task.question_type is Binary else msgspec.json.schema(task.question_type),
+        "content_types": list(task.content_types),
+        "output_schema": msgspec.json.schema(task.answer_type),
+        "log_columns": [{"name": column.name, "type": column.type} for column in task.log_columns],
+        "label_type": label,
+        "tensors": bool(task.inputs),
+    }
+    if explained := task.explain_types():
+        found |= {"explain_input_schema": msgspec.json.schema(explained[0])}
+        found |= {"explain_output_schema": msgspec.json.schema(explained[1])}
+    return found
+
+
+def server_config(version: Version) -> dict[str, Any]:
     """model-config.yaml: TorchServe's own keys (ModelConfig.java, 0.12.0), and the handler's section."""
+    recipe = version.recipe
     return {
         "minWorkers": recipe.workers,
         "maxWorkers": max(recipe.workers, 1),
@@ -187,25 +224,15 @@ def server_config(recipe: Recipe) -> dict[str, Any]:
         "responseTimeout": recipe.response_timeout_s,
         "startupTimeout": recipe.startup_timeout_s,
         "deviceType": "cpu",
-        "handler": {
-            "task": recipe.task,
-            "precision": recipe.precision,
-            "max_tokens": recipe.max_tokens,
-            "rows_per_pass": recipe.rows_per_pass,
-            "threads": recipe.threads,
-            "batch_seconds": recipe.response_timeout_s / 2,
-            "log": msgspec.to_builtins(recipe.log),
-            "cache": msgspec.to_builtins(recipe.cache),
-        },
+        "handler": version.handler,
     }
 
 
-def explain_config(recipe: Recipe, explanations: Explanations) -> dict[str, Any]:
-    """The same for the workers that explain."""
-    config = server_config(recipe)
+def explain_config(version: Version, explanations: Explanations) -> dict[str, Any]:
+    """The same for explainer workers."""
+    config = server_config(version)
     limits = ("max_steps", "max_samples", "max_words", "tokens_per_pass")
     handler = config["handler"] | {
-        "precision": "float32",
         "cache": False,
         "log": {"input": "none", "share": 0},
         "nice": explanations.nice,
@@ -228,7 +255,7 @@ def run_archiver(version: Version, stage: Path, work: Path) -> Path:
     It runs as a process of its own, with a temp folder of its own, because it deletes <temp>/<model name> first.
     """
     config = work / "model-config.yaml"
-    config.write_text(yaml.safe_dump(server_config(version.recipe), sort_keys=True))
+    config.write_text(yaml.safe_dump(server_config(version), sort_keys=True))
     temp, out = work / "temp", work / "out"
     temp.mkdir()
     out.mkdir()

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from handlers.samples import DEFAULT_TOLERANCE, SAMPLES_FILE, Sample
+from handlers.archive import DEFAULT_TOLERANCE
+from handlers.core.samples import SAMPLES_FILE, Sample
+from handlers.core.task import Task
+from handlers.tasks import TASKS, find_task
 from scripts.core.errors import UserError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -32,6 +35,15 @@ class Archive:
     metadata: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     """Path inside the archive -> bytes."""
+
+    @property
+    def task(self) -> type[Task[Any, Any]]:
+        """A task that comes with the package, or else the plain Task, whose class methods do for any other.
+
+        Nothing in the archive is run to find it.
+        """
+        name = self.metadata.get("task")
+        return find_task(name) if name in TASKS else Task
 
     @property
     def explains(self) -> bool:

@@ -6,18 +6,23 @@ and evaluation write: what a registry wants to know of a version.
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
-from dataclasses import dataclass
+from base64 import b64encode
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from handlers.core.settings import CacheSettings, Log, Precision
-from handlers.tasks.multiple_choice.task import Question
+from handlers.core.errors import LoadError
+from handlers.core.messages import Binary
+from handlers.core.settings import CacheSettings, Log, Settings
+from handlers.core.task import Task
+from handlers.tasks import OWN_TASK, find_task
 from scripts.core.errors import UserError
 from scripts.core.explainers import SUFFIX, is_explainer
 from scripts.core.faults import listed, schema_faults
@@ -26,6 +31,9 @@ RECIPE_FILE = "model.yaml"
 METADATA_FILE = "metadata.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """torch-model-archiver's own rule (model_packaging_utils.py)."""
+
+PARTS = "#/$defs/"
+PART = PARTS + "{name}"
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -79,17 +87,14 @@ class Explanations(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sample(Struct, frozen=True, forbid_unknown_fields=True):
-    """A request whose answer is known; every archive answers its samples before it is used."""
+    """A request whose answer is known; every archive answers its samples before it is used.
 
-    request: Question
-    expected: Expected
+    `request` is a question as clients send it; that of a raw body is `{file: cat.png, content_type: image/png}`, the
+    file beside the recipe. `expected` holds fields of the answer; numbers are compared within the recipe's tolerance.
+    """
 
-
-class Expected(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """`probabilities`, where given, are compared within the recipe's tolerance."""
-
-    prediction: Annotated[int, Meta(ge=0)]
-    probabilities: list[float] | None = None
+    request: dict[str, Any]
+    expected: dict[str, Any]
 
 
 class TrainingRun(Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,15 +148,15 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of model.yaml."""
+    """The content of model.yaml, but for the task's own settings, which stand beside these."""
 
-    task: Literal["multiple_choice"]
+    task: str
+    """A task that comes with the package, or a Python file, relative to the recipe, that defines one: ./sentiment.py"""
     description: str
-    weights: Weights
-    runtime: Literal["torch"] = "torch"
-    precision: Precision = "auto"
-    max_tokens: Annotated[int, Meta(ge=8)] = 128
-    rows_per_pass: Positive | None = None
+    weights: Weights = Weights()
+    """None at all for a task of one's own that has no files."""
+    libraries: list[str] = []
+    """Further distributions that a task of one's own needs; the archive asks for the versions that are installed."""
     threads: Positive = 1
     workers: Positive = 1
     batching: Batching = Batching()
@@ -163,7 +168,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     startup_timeout_s: Positive = 180
     samples: Annotated[list[Sample], Meta(min_length=1)]
     sample_tolerance: Annotated[float, Meta(gt=0, lt=1)] = 0.03
-    """Largest allowed difference of a sample's probabilities, over all precisions that the version may run in."""
+    """Largest allowed difference of a number in a sample's answer, over all precisions that the version may run in."""
     licence: str | None = None
     data: list[Source] = []
     training: Training | None = None
@@ -175,6 +180,39 @@ class Version:
 
     folder: Path
     recipe: Recipe
+    task: type[Task[Any, Any]]
+    task_settings: dict[str, Any] = field(default_factory=dict)
+    """The task's own, as they stand in the recipe."""
+
+    @property
+    def task_file(self) -> Path | None:
+        """Where a task of the user's own is defined."""
+        return own_file(self.folder, self.recipe.task)
+
+    @property
+    def handler(self) -> dict[str, Any]:
+        """The `handler` section of model-config.yaml."""
+        recipe = self.recipe
+        return {
+            **self.task_settings,
+            "task": OWN_TASK if self.task_file else recipe.task,
+            "threads": recipe.threads,
+            "batch_seconds": recipe.response_timeout_s / 2,
+            "log": msgspec.to_builtins(recipe.log),
+            "cache": msgspec.to_builtins(recipe.cache),
+        }
+
+    @cached_property
+    def settings(self) -> Any:
+        """What the version will be served with, as its task's settings type."""
+        return msgspec.convert(self.handler, self.task.settings_type)
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """The samples' requests as the task takes them: a raw body's file is read."""
+        if self.task.question_type is not Binary:
+            return [sample.request for sample in self.recipe.samples]
+        return [raw_request(self.folder, sample.request) for sample in self.recipe.samples]
 
     @property
     def model(self) -> str:
@@ -222,23 +260,93 @@ def read_version(folder: Path) -> Version:
     ]
     if is_explainer(folder.parent.name):
         faults.append(f"model name {folder.parent.name!r}: the ending {SUFFIX!r} is kept for workers that explain")
-    faults += schema_faults(recipe_schema(), content)
-    if not faults:
-        recipe = msgspec.convert(content, Recipe)
-        faults += meaning_faults(folder, recipe)
+    task = None
+    try:
+        task = task_of(folder, content)
+    except LoadError as err:
+        faults.append(f"task: {err}")
+    if task is not None:
+        faults += schema_faults(recipe_schema(task), content)
+    if faults or task is None:
+        raise UserError(listed(path, faults))
+    names = own_settings(task)
+    settings = {name: value for name, value in content.items() if name in names}
+    recipe = msgspec.convert({name: value for name, value in content.items() if name not in names}, Recipe)
+    version = Version(folder, recipe, task, settings)
+    faults = meaning_faults(version)
     if faults:
         raise UserError(listed(path, faults))
-    return Version(folder, recipe)
+    return version
 
 
-def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of model.yaml."""
-    return msgspec.json.schema(Recipe)
+def own_file(folder: Path, task: str) -> Path | None:
+    """The file that a recipe's `task` names; None for a task that comes with the package."""
+    return (folder / task).resolve() if task.endswith(".py") else None
 
 
-def meaning_faults(folder: Path, recipe: Recipe) -> list[str]:
+def task_of(folder: Path, content: Any) -> type[Task[Any, Any]]:
+    """The task that a recipe names. Raises LoadError."""
+    name = content.get("task") if isinstance(content, dict) else None
+    if not isinstance(name, str):
+        raise LoadError(f"expected the name of a task or a Python file, got {name!r}")
+    return find_task(name, own_file(folder, name))
+
+
+def own_settings(task: type[Task[Any, Any]]) -> set[str]:
+    """Names of the settings that this task has beyond those of every task."""
+    return {f.name for f in msgspec.structs.fields(task.settings_type)} - {
+        f.name for f in msgspec.structs.fields(Settings)
+    }
+
+
+def recipe_schema(task: type[Task[Any, Any]]) -> dict[str, Any]:
+    """JSON Schema of a recipe for this task: the recipe's fields, the task's own settings, its requests in samples."""
+    (recipe, settings), parts = msgspec.json.schema_components([Recipe, task.settings_type], ref_template=PART)
+    own = parts[settings["$ref"].removeprefix(PARTS)]["properties"]
+    parts["Recipe"]["properties"] |= {name: own[name] for name in own_settings(task)}
+    if task.question_type is not Binary:
+        # Types of a user's own may have any name.
+        [question], theirs = msgspec.json.schema_components([task.question_type], ref_template=f"{PARTS}task.{{name}}")
+        parts |= {f"task.{name}": part for name, part in theirs.items()}
+        parts["Sample"]["properties"]["request"] = question
+    return {**recipe, "$defs": parts}
+
+
+def raw_request(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """A raw body's sample with its file's content, in Base64 as JSON needs it."""
+    content = (folder / str(request["file"])).read_bytes()
+    return {"data": b64encode(content).decode(), "content_type": str(request.get("content_type", ""))}
+
+
+def meaning_faults(version: Version) -> list[str]:
     """What the schema can't see: files that must exist, fields that go together, samples that make sense."""
-    weights, faults = recipe.weights, []
+    recipe = version.recipe
+    wanted = version.task.hub_class is not None or recipe.weights != Weights()
+    faults = weight_faults(version.folder, recipe.weights, recipe.training) if wanted else []
+    if recipe.explanations and version.task.explain_types() is None:
+        faults.append(f"explanations: task {recipe.task} explains nothing; remove the section")
+    for i, sample in enumerate(recipe.samples):
+        if version.task.question_type is Binary:
+            faults += [f"samples[{i}].request{fault}" for fault in raw_faults(version.folder, sample.request)]
+        found = version.task.expected_faults(sample.request, sample.expected)
+        faults += [f"samples[{i}].expected{fault}" for fault in found]
+    for library in recipe.libraries:
+        try:
+            importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            faults.append(f"libraries: {library} is not installed; pip install {library}, or remove it")
+    return faults
+
+
+def raw_faults(folder: Path, request: dict[str, Any]) -> list[str]:
+    name = request.get("file")
+    if not isinstance(name, str) or set(request) - {"file", "content_type"}:
+        return [f": expected {{file: NAME, content_type: TYPE}}, got {request!r}"]
+    return [] if (folder / name).is_file() else [f".file: no file {folder / name}"]
+
+
+def weight_faults(folder: Path, weights: Weights, training: Training | None) -> list[str]:
+    faults = []
     sources = [name for name in ("directory", "hub", "package") if getattr(weights, name)]
     if len(sources) != 1:
         given = " and ".join(sources) or "none"
@@ -252,19 +360,8 @@ def meaning_faults(folder: Path, recipe: Recipe) -> list[str]:
         faults.append(f"weights.revision: missing; name the commit of {weights.hub}, or two builds may differ")
     if weights.package and not weights.path:
         faults.append("weights.path: missing; name the folder of the model's files inside the package")
-    if weights.delta and not (folder / weights.delta).is_file() and recipe.training is None:
+    if weights.delta and not (folder / weights.delta).is_file() and training is None:
         faults.append(f"weights.delta: no file {folder / weights.delta}; train it, or remove the line")
-    for i, sample in enumerate(recipe.samples):
-        count = len(sample.request.choices)
-        if sample.expected.prediction >= count:
-            faults.append(
-                f"samples[{i}].expected.prediction: {sample.expected.prediction}, "
-                f"but there are {count} choices, counted from 0"
-            )
-        if sample.expected.probabilities is not None and len(sample.expected.probabilities) != count:
-            faults.append(
-                f"samples[{i}].expected.probabilities: {len(sample.expected.probabilities)} of them for {count} choices"
-            )
     return faults
 
 

@@ -8,51 +8,43 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handlers.samples import Sample, differences
 from scripts.build.reader import Archive, read_archive
 from scripts.core.errors import UserError
 
 TIMEOUT_S = 600
+REFERENCE_FILE = "reference.json"
 
 
-def verify(path: Path, reference: Sequence[Sequence[float]] = ()) -> Archive:
-    """Raises UserError listing every sample answered otherwise than the recipe, or plain transformers, expects.
+def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
+    """Raises UserError listing every sample answered otherwise than the recipe, or the reference, expects.
 
-    reference: probabilities by plain transformers, per sample.
+    reference: what the model's own library answers, per sample, as a sample's `expected`.
     """
     archive = read_archive(path)
-    answers = selfcheck(path, f"{archive.name} {archive.version}")
-    faults = []
-    for i, (sample, answer) in enumerate(zip(archive.samples, answers, strict=True)):
-        faults += [f"samples[{i}]: {fault}" for fault in differences(sample, answer, archive.tolerance)]
-        if reference:
-            plain = Sample(
-                sample.request, {"prediction": answer.get("prediction"), "probabilities": list(reference[i])}
-            )
-            faults += [
-                f"samples[{i}], against plain transformers: {fault}"
-                for fault in differences(plain, answer, archive.tolerance)
-            ]
+    title = f"{archive.name} {archive.version}"
+    faults = selfcheck(path, title, reference)["faults"]
     if faults:
-        head = f"{archive.name} {archive.version}: the archive does not answer its samples as expected; it was not kept"
+        head = f"{title}: the archive does not answer its samples as expected; it was not kept"
         cure = "if only the last digits differ, set `precision: float32` or a wider `sample_tolerance` in model.yaml"
         raise UserError("\n  ".join([head, *faults, cure]))
     return archive
 
 
-def selfcheck(path: Path, title: str) -> list[dict[str, Any]]:
-    """The archive's own answers to its samples, from a process that sees the archive's copy of `handlers/` alone."""
-    with tempfile.TemporaryDirectory(prefix="marctl-verify-") as root:
+def selfcheck(path: Path, title: str, reference: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """`answers` to the samples and `faults`, from a process that sees the archive's own copy of `handlers/` alone."""
+    with tempfile.TemporaryDirectory(prefix="marctl-verify-") as work:
+        root, beside = Path(work, "archive"), Path(work, REFERENCE_FILE)
         with zipfile.ZipFile(path) as file:
             file.extractall(root)
-        env = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        beside.write_text(json.dumps(list(reference)))
+        env = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "handlers.selfcheck"],
+                [sys.executable, "-m", "handlers.selfcheck", str(beside)],
                 cwd=root,
                 env=env,
                 capture_output=True,
@@ -63,10 +55,10 @@ def selfcheck(path: Path, title: str) -> list[dict[str, Any]]:
         except subprocess.TimeoutExpired as err:
             raise UserError(f"{title}: no answer to its samples within {TIMEOUT_S} s; it was not kept") from err
     try:
-        result = json.loads(done.stdout)
+        result: dict[str, Any] = json.loads(done.stdout)
     except ValueError as err:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise UserError(f"{title}: the archive could not be checked: {last}") from err
     if "error" in result:
         raise UserError(f"{title}: the archive does not load: {result['error']}; it was not kept")
-    return list(result["answers"])
+    return result

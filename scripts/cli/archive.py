@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import click
 
 from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
 from scripts.core.errors import UserError
+
+BRIEF = 200
 
 
 @click.command()
@@ -25,14 +28,13 @@ from scripts.core.errors import UserError
 @click.option(
     "--samples",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="With --from: JSONL of questions to check it with.",
+    help="With --from: JSONL of requests to check it with.",
 )
+@click.option("--task", default="multiple_choice", show_default=True, help="With --from: its task, or ./a_file.py.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
-    default="auto",
-    show_default=True,
-    help="With --from: arithmetic.",
+    help="With --from: arithmetic [default: auto].",
 )
 @click.option("--force", is_flag=True, help="Build even if nothing changed; with --from, replace the recipe.")
 def build(
@@ -44,7 +46,8 @@ def build(
     name: str | None,
     new_version: str | None,
     samples: Path | None,
-    precision: Any,
+    task: str,
+    precision: str | None,
     force: bool,
 ) -> None:
     """Build the archives of all recipes, of one MODEL, or of one VERSION.
@@ -64,9 +67,10 @@ def build(
     if source is not None:
         if not name or not new_version or model:
             raise click.UsageError("--from takes --name and --version, and no MODEL; see the example in --help")
-        questions = read_samples(samples) if samples else []
+        requests = read_samples(samples) if samples else []
         note(f"{name} {new_version}: reading {source}")
-        versions = [adopt(source, name, new_version, recipes, questions, precision=precision, force=force)]
+        settings = {"precision": precision} if precision else {}
+        versions = [adopt(source, name, new_version, recipes, requests, task=task, settings=settings, force=force)]
     elif name or new_version or samples:
         raise click.UsageError("--name, --version and --samples go with --from")
     else:
@@ -146,7 +150,7 @@ def describe(content: dict[str, Any]) -> str:
         "size": f"{content['bytes']:,} bytes in {len(content['files'])} files",
         "task": known.get("task"),
         "what": known.get("description"),
-        "precision": known.get("precision"),
+        "settings": ", ".join(f"{name} {value}" for name, value in known.get("settings", {}).items()),
         "licence": known.get("licence"),
         "trained": known.get("trained"),
         "verified with": libraries,
@@ -156,6 +160,11 @@ def describe(content: dict[str, Any]) -> str:
         shares = ", ".join(f"{name} {100 * score['accuracy']:.1f} %" for name, score in scores.items())
         lines.append(f"{'accuracy, ' + split:<14} {shares}")
     for sample in content["samples"]:
-        choices = sample["request"]["choices"]
-        lines.append(f"{'sample':<14} {sample['request']['question']} -> {choices[sample['expected']['prediction']]}")
+        lines.append(f"{'sample':<14} {brief(sample['request'])} -> {brief(sample['expected'])}")
     return "\n".join([*lines, "", *(f"{size:>12,}  {name}" for name, size in content["files"].items())])
+
+
+def brief(content: dict[str, Any]) -> str:
+    """JSON in one short line."""
+    text = json.dumps(content, ensure_ascii=False)
+    return text if len(text) <= BRIEF else text[: BRIEF - 1] + "…"

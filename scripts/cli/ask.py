@@ -11,28 +11,24 @@ from scripts.cli.explained import explained
 from scripts.cli.output import common, result
 from scripts.core.errors import UserError
 
-BAR = 24
 DEFAULT_MODEL = "mcqa"
 TIMEOUT_S = 60
 METHODS = ("integrated_gradients", "gradient_x_input", "shapley", "occlusion")
 TARGETS = ("logit", "probability", "margin")
-SHOWN = {"prediction", "probabilities", "model", "model_version", "latency_ms"}
 
 
 @click.command()
 @common
-@click.argument("question")
-@click.argument("choices", nargs=-1, required=True)
-@click.option("--context", help="What the question is about.")
+@click.argument("words", nargs=-1, required=True)
+@click.option("--context", help="What a multiple-choice question is about.")
 @click.option("--model", help="Ask this model [default: the only one that is served, or mcqa].")
-@click.option("--version", help="Ask this version [default: as the model's traffic says].")
+@click.option("--version", help="Ask this version [default: as the model's traffic policy says].")
 @click.option("--explain", is_flag=True, help="Tell which words speak for the answer, and which against it.")
 @click.option("--method", type=click.Choice(METHODS), help="How to explain [default: integrated_gradients].")
 @click.option("--target", type=click.Choice(TARGETS), help="What to explain of the answer [default: logit].")
 def ask(
     state: Path,
-    question: str,
-    choices: tuple[str, ...],
+    words: tuple[str, ...],
     context: str | None,
     model: str | None,
     version: str | None,
@@ -40,9 +36,11 @@ def ask(
     method: str | None,
     target: str | None,
 ) -> None:
-    """Ask the running stack one multiple-choice QUESTION with two or more CHOICES.
+    """Ask the running stack: a question and its choices, or the request as JSON.
 
+    \b
     Example: marctl ask "What do people use to cut bread?" "a pillow" "a knife" --explain
+             marctl ask --model embed '{"input_text": "a knife"}'
     """
     import requests
 
@@ -51,17 +49,19 @@ def ask(
     from scripts.stack.state import State
     from scripts.stack.versions import Stack
 
-    if len(choices) < 2:
-        raise click.UsageError("expected at least two CHOICES")
     options = {name: value for name, value in (("method", method), ("target", target)) if value}
     if options and not explain:
         raise click.UsageError(f"--{next(iter(options))} is for --explain")
     stack = Stack.open(State(state))
     model = model or the_model(models_in(stack.management.models()))
+    task = task_of(stack, model, version)
+    try:
+        request = task.request_from_words(words, context=context)
+    except ValueError as err:
+        raise click.UsageError(f"{model}: {err}") from err
     path = "explanations" if explain else "predictions"
     url = f"{stack.running.predictions}/{path}/{model}" + (f"/{version}" if version else "")
-    body: dict[str, Any] = {"question": question, "choices": choices} | ({"context": context} if context else {})
-    body |= {"explain": options} if explain else {}
+    body = request | ({"explain": options} if explain else {})
     try:
         response = client_session(stack.running).post(url, json=body, timeout=TIMEOUT_S)
         answer = response.json()
@@ -69,10 +69,16 @@ def ask(
         raise UserError(f"no answer from {url}: {err}; look at `marctl status`") from err
     if response.status_code != 200:
         raise UserError(f"{answer.get('error') or answer.get('type')}: {answer.get('detail') or answer.get('message')}")
-    # Another handler than ours answers in its own form.
-    text = picture(choices, answer) if answer.keys() >= SHOWN else response.text
-    texts = {"context": context or "", "question": question} | {f"choices[{i}]": c for i, c in enumerate(choices)}
-    result(answer, "\n\n".join([text, *(explained(texts, found) for found in answer.get("explanations", []))]))
+    text = f"{task.show(request, answer)}{signature(answer)}"
+    result(answer, "\n\n".join([text, *(explained(texts(request), found) for found in answer.get("explanations", []))]))
+
+
+def task_of(stack: Any, model: str, version: str | None) -> Any:
+    """The task of the version to be asked, which knows how to write a request and show an answer."""
+    from scripts.build.reader import read_archive
+
+    served = stack.management.describe(model, version or stack.management.default_version(model))
+    return read_archive(Path(stack.running.store) / served.archive).task
 
 
 def the_model(served: list[str]) -> str:
@@ -84,14 +90,20 @@ def the_model(served: list[str]) -> str:
     raise UserError(f"name one with --model; served are: {', '.join(served) or 'none'}")
 
 
-def picture(choices: tuple[str, ...], answer: dict[str, Any]) -> str:
-    """The choices with bars, the chosen one marked."""
-    width = max(map(len, choices))
-    lines = []
-    for i, (choice, share) in enumerate(zip(choices, answer["probabilities"], strict=True)):
-        mark = ">" if i == answer["prediction"] else " "
-        lines.append(f"{mark} {choice.ljust(width)}  {'█' * round(share * BAR):<{BAR}} {100 * share:5.1f} %")
-    cut = ", the question was cut to the model's limit" if answer.get("truncated") else ""
-    return "\n".join(
-        [*lines, f"  {answer['model']} {answer['model_version']}, {answer['latency_ms']:.1f} ms in the worker{cut}"]
-    )
+def signature(answer: dict[str, Any]) -> str:
+    """Who answered, and how fast; nothing for an answer of another form."""
+    if not answer.keys() >= {"model", "model_version", "latency_ms"}:
+        return ""
+    cut = ", the request was cut to the model's limit" if answer.get("truncated") else ""
+    return f"\n  {answer['model']} {answer['model_version']}, {answer['latency_ms']:.1f} ms in the worker{cut}"
+
+
+def texts(request: dict[str, Any]) -> dict[str, str]:
+    """Field to text, as explanations name fields; the context comes first, as the model reads it."""
+    found = {"context": request.get("context") or ""}
+    for name, value in request.items():
+        if isinstance(value, str):
+            found[name] = value
+        elif isinstance(value, list):
+            found |= {f"{name}[{i}]": text for i, text in enumerate(value) if isinstance(text, str)}
+    return found

@@ -69,10 +69,10 @@ def evaluate(
     store: Path,
     write: bool,
 ) -> None:
-    """Accuracy of built archives on labelled questions, through the serving code.
+    """Accuracy of built archives on labelled rows, through the serving code.
 
-    Rows are JSON lines {"question", "choices", "label", "context"?}. Where train.jsonl stands beside a file, accuracy
-    is also told without the rows that stand in it.
+    Rows are JSON lines of a request's fields and `label`, such as {"question", "choices", "label"}. Where train.jsonl
+    stands beside a file, accuracy is also told without the rows that stand in it.
 
     Example: marctl eval mcqa 1.0 2.0 --data ./data
     """
@@ -80,19 +80,19 @@ def evaluate(
     from scripts.train.evaluate import evaluate as score
     from scripts.train.evaluate import open_archive
     from scripts.train.job import write_metadata
-    from scripts.train.questions import find_split, read_questions
+    from scripts.train.questions import find_files
 
     if bool(data) == bool(files):
         raise click.UsageError("give either --data or --file")
-    datasets = find_split(data, split) if data else [read_questions(path) for path in files]
+    paths = find_files(data, split) if data else list(files)
     table: dict[str, list[Score]] = {}
     for version in versions:
         path = store / f"{model}-{version}.mar"
         if not path.exists():
             raise UserError(f"{path}: not built; run: marctl build {model} {version}")
         note(f"{model} {version}: loading")
-        with open_archive(path) as task:
-            table[version] = [score(task, dataset) for dataset in datasets]
+        with open_archive(path) as pipeline:
+            table[version] = [score(pipeline, file) for file in paths]
         if write:
             item = read_version(recipes / model / version)
             accuracy = item.metadata.get("accuracy", {}) | {split: {s.dataset: s.record() for s in table[version]}}

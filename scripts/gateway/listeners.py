@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from handlers.redis.log import SAMPLE_HEADER
+from handlers.core.messages import SAMPLE_HEADER
 from scripts.gateway.clusters import fallback_cluster, plain_cluster
 from scripts.gateway.names import (
     ADMIN,

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from handlers.core.task import ErrorBody
+from handlers.core.messages import ErrorBody
 from handlers.protocols.open_inference import JSON_LENGTH_HEADER, InferRequest, InferResponse, ModelMetadata
 from handlers.redis.log import Feedback
 from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer
 from handlers.tasks.multiple_choice.explain.request import ExplainQuestion
-from handlers.tasks.multiple_choice.task import Answer, Question
+from handlers.tasks.multiple_choice.schema import Answer, Question
 from scripts.core.explainers import models_in
 from scripts.core.order import version_order
 from scripts.gateway.names import FALLBACK_HEADER, VERSION_HEADER, Json

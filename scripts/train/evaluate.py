@@ -1,4 +1,4 @@
-"""Accuracy of an archive on labelled questions, through the code that serves."""
+"""Accuracy of an archive on labelled rows, through the code that serves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.core.task import Request, Task
-from handlers.loading import load_task
-from handlers.tasks.multiple_choice.task import Answer
+from handlers.archive import load
+from handlers.core.errors import HandlerError
+from handlers.core.messages import Model
+from handlers.core.pipeline import Pipeline
+from handlers.core.task import Task
 from scripts.build.reader import read_archive
 from scripts.core.errors import UserError
 from scripts.core.progress import track
-from scripts.train.questions import Dataset, LabelledQuestion, read_questions
+from scripts.train.questions import dataset_name
 
 BATCH = 32
 
@@ -57,67 +60,99 @@ class Score:
         return record
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """One row of a data file: a task's question, and its true label."""
+
+    question: Any
+    label: Any
+
+
 @contextmanager
-def open_archive(path: Path) -> Iterator[Task[Any, Any]]:
-    """The archive's task in this process, from a temporary copy of its files."""
+def open_archive(path: Path) -> Iterator[Pipeline]:
+    """The archive's version in this process, from a temporary copy of its files."""
     archive = read_archive(path)
     with tempfile.TemporaryDirectory(prefix="marctl-eval-") as root:
         with zipfile.ZipFile(path) as file:
             file.extractall(root)
         config = yaml.safe_load(Path(root, archive.manifest["model"]["configFile"]).read_text())
-        yield load_task(Path(root), archive.name, archive.version, config.get("handler"))
+        yield load(Path(root), Model(archive.name, archive.version), config.get("handler"))
 
 
-def evaluate(task: Task[Any, Any], dataset: Dataset) -> Score:
-    """Ask every question and count the right answers; raises UserError if one is refused."""
-    bodies = [request_body(question) for question in dataset.questions]
-    starts = range(0, len(bodies), BATCH)
-    predictions: list[int] = []
+def read_rows(path: Path, task: type[Task[Any, Any]]) -> list[Labelled]:
+    """JSON lines of a task's question, with a `label` beside its fields, and perhaps an `id`.
+
+    Raises UserError naming the line and field of the first bad row.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as err:
+        raise UserError(f"{path}: {err.strerror}; expected a JSONL file of labelled rows") from err
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = msgspec.json.decode(line, type=dict[str, Any])
+            label: Any = msgspec.convert(fields.pop("label"), task.label_type)
+            fields.pop("id", None)
+            found.append(Labelled(msgspec.convert(fields, task.question_type), label))
+        except KeyError as err:
+            raise UserError(
+                f"{path}:{number}: no label; expected the question's fields and `label` beside them"
+            ) from err
+        except (msgspec.DecodeError, UnicodeDecodeError) as err:
+            raise UserError(f"{path}:{number}: {err}") from err
+    if not found:
+        raise UserError(f"{path}: no rows in the file; expected one JSON object a line")
+    return found
+
+
+def evaluate(pipeline: Pipeline, path: Path) -> Score:
+    """Ask every row of a data file and count the right answers; raises UserError if one is refused."""
+    task, rows = type(pipeline.task), read_rows(path, type(pipeline.task))
+    starts = range(0, len(rows), BATCH)
+    hits: list[bool] = []
     cpu_seconds = 0.0
-    with track(f"{task.name} {task.version} on {dataset.name}", total=len(starts)) as progress:
+    with track(f"{pipeline.model} on {dataset_name(path)}", total=len(starts)) as progress:
         for start in starts:
-            requests = [Request(body, str(start + i)) for i, body in enumerate(bodies[start : start + BATCH])]
+            batch = rows[start : start + BATCH]
             began = time.process_time()
-            replies = task.answer(requests)
+            results = pipeline.predict([row.question for row in batch])
             cpu_seconds += time.process_time() - began
-            for request, reply in zip(requests, replies, strict=True):
-                if reply.code != 200:
-                    raise UserError(f"{dataset.path}:{int(request.id) + 1}: {reply.body.decode()}")
-                predictions.append(msgspec.json.decode(reply.body, type=Answer).prediction)
+            for i, (row, answer) in enumerate(zip(batch, results, strict=True)):
+                if isinstance(answer, HandlerError):
+                    raise UserError(f"{path}, row {start + i + 1}: {answer.error}: {answer}")
+                hits.append(task.is_right(answer, row.label))
             progress("")
-    hits = [p == q.label for p, q in zip(predictions, dataset.questions, strict=True)]
-    fresh = [hit for hit, repeated in zip(hits, repeats(dataset), strict=True) if not repeated]
+    fresh = [hit for hit, repeated in zip(hits, repeats(path, rows, task), strict=True) if not repeated]
     some_repeat = len(fresh) < len(hits)
     return Score(
-        dataset=dataset.name,
+        dataset=dataset_name(path),
         questions=len(hits),
         right=sum(hits),
-        chance=sum(1 / len(q.choices) for q in dataset.questions) / len(hits),
+        chance=chance(task, rows),
         cpu_seconds=cpu_seconds,
         right_unrepeated=sum(fresh) if some_repeat else None,
         unrepeated=len(fresh) if some_repeat else None,
     )
 
 
-def repeats(dataset: Dataset) -> list[bool]:
-    """For each question, whether it stands in `train.jsonl` beside the file, its choices in whatever order."""
-    train = dataset.path.with_name("train.jsonl")
-    if train == dataset.path or not train.exists():
-        return [False] * len(dataset.questions)
-    seen = {identity(question) for question in read_questions(train).questions}
-    return [identity(question) in seen for question in dataset.questions]
+def chance(task: type[Task[Any, Any]], rows: Sequence[Labelled]) -> float:
+    """What guessing gives: the task's own word, or the share of the most frequent label."""
+    known = [task.chance(row.question) for row in rows]
+    if None not in known:
+        return sum(share for share in known if share is not None) / len(rows)
+    return Counter(row.label for row in rows).most_common(1)[0][1] / len(rows)
 
 
-def identity(question: LabelledQuestion) -> tuple[Any, ...]:
-    return (question.context, question.question, frozenset(question.choices))
-
-
-def request_body(question: LabelledQuestion) -> bytes:
-    """The request that a client would send for it."""
-    body: dict[str, Any] = {"question": question.question, "choices": question.choices}
-    if question.context is not None:
-        body["context"] = question.context
-    return msgspec.json.encode(body)
+def repeats(path: Path, rows: Sequence[Labelled], task: type[Task[Any, Any]]) -> list[bool]:
+    """For each row, whether it stands in `train.jsonl` beside the file, too."""
+    train = path.with_name("train.jsonl")
+    if train == path or not train.exists():
+        return [False] * len(rows)
+    seen = {task.identity(row.question) for row in read_rows(train, task)}
+    return [task.identity(row.question) in seen for row in rows]
 
 
 def mean_accuracy(scores: Sequence[Score]) -> float:

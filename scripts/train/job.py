@@ -18,7 +18,7 @@ import yaml
 from msgspec.structs import replace
 from torch import Tensor
 
-from handlers.tasks.multiple_choice.task import Question, first_text
+from handlers.tasks.multiple_choice.schema import Question, first_text
 from handlers.text.first_token import use_first_token_only
 from handlers.text.tokenization import PairEncoder
 from scripts.build.build import digest
@@ -65,7 +65,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
     deltas = delta_digests([*([start] if start else []), *teachers.values()])
     claim(work, version, datasets, deltas)
     notify(f"{version}: tokenizing {len(asked) + len(against):,} questions")
-    encoder = PairEncoder(tokenizer, version.recipe.max_tokens)
+    encoder = PairEncoder(tokenizer, version.settings.max_tokens)
     examples = tokenize(encoder, as_pairs(asked))
     logits: list[Tensor | None] | None = None
     if teachers:
@@ -96,7 +96,7 @@ def claim(work: Path, version: Version, datasets: Sequence[Dataset], deltas: Map
         {
             "training": recipe.training,
             "weights": recipe.weights,
-            "max_tokens": recipe.max_tokens,
+            "max_tokens": version.settings.max_tokens,
             "data": {dataset.name: dataset.sha256 for dataset in datasets},
             "teachers or start": {as_named(folder, version): digested for folder, digested in deltas.items()},
         }
@@ -244,7 +244,7 @@ def opinions(
     said: dict[int, Tensor] = {}
     for teacher in {one.folder: one for one in teachers.values()}.values():
         model, its_tokenizer = load_weights(teacher)
-        encoder = PairEncoder(its_tokenizer, teacher.recipe.max_tokens)
+        encoder = PairEncoder(its_tokenizer, teacher.settings.max_tokens)
         readable = examples
         if its_tokenizer.get_vocab() != tokenizer.get_vocab():
             if training.noisy_copies:

@@ -32,7 +32,7 @@ def model_card(version: Version) -> str:
     source = weights.hub or (f"{weights.package} (Python package)" if weights.package else "a local folder")
     lines = [f"# {version.model} {version.version}", "", recipe.description.strip(), ""]
     lines += [
-        f"- Task: {recipe.task.replace('_', ' ')}, at most {recipe.max_tokens} tokens a choice",
+        f"- Task: {recipe.task.replace('_', ' ')}, at most {version.settings.max_tokens} tokens a choice",
         f"- Base weights: {source}",
     ]
     if weights.layers is not None:

@@ -60,9 +60,14 @@ def dataset_name(path: Path) -> str:
     return path.parent.name if path.stem in {"train", "dev", "test", "validation"} else path.stem
 
 
-def find_split(data: Path, split: str) -> list[Dataset]:
+def find_files(data: Path, split: str) -> list[Path]:
     """Every `<data>/<set>/<split>.jsonl`, by name."""
     paths = sorted(data.glob(f"*/{split}.jsonl"))
     if not paths:
         raise UserError(f"{data}: no */{split}.jsonl below it; expected one folder per data set")
-    return [read_questions(path) for path in paths]
+    return paths
+
+
+def find_split(data: Path, split: str) -> list[Dataset]:
+    """The questions of every `<data>/<set>/<split>.jsonl`, by name."""
+    return [read_questions(path) for path in find_files(data, split)]

@@ -36,8 +36,14 @@ class MultipleChoice(Task[Question, Choice]):
     answer_type: ClassVar[type[msgspec.Struct]] = Answer
     example: ClassVar[str] = '{"question": "...", "choices": ["...", "..."]}'
     cost_unit: ClassVar[str] = "tokens"
+    quick_explanation: ClassVar[Mapping[str, Any]] = {"method": "gradient_x_input"}
+    default_sample: ClassVar[Mapping[str, Any] | None] = {
+        "question": "What do people use to cut bread?",
+        "choices": ["a knife", "a pillow", "a cloud"],
+    }
     hub_class: ClassVar[str | None] = "AutoModelForMultipleChoice"
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+    explain_libraries: ClassVar[tuple[str, ...]] = ("captum",)
     inputs: ClassVar[tuple[Column, ...]] = (
         Column("question", "BYTES"),
         Column("choices", "BYTES", wide=True),
@@ -154,6 +160,19 @@ class MultipleChoice(Task[Question, Choice]):
         return Explainer(self)
 
     @classmethod
+    def explain_types(cls) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:
+        from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer
+        from handlers.tasks.multiple_choice.explain.request import ExplainQuestion
+
+        return ExplainQuestion, ExplainedAnswer
+
+    @classmethod
+    def suggest(cls, folder: Path) -> dict[str, Any]:
+        from handlers.text.hub import token_limit
+
+        return {"max_tokens": token_limit(folder)}
+
+    @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
         from handlers.tasks.multiple_choice.reference import plain_answers
 
@@ -187,6 +206,15 @@ class MultipleChoice(Task[Question, Choice]):
         return found + super().differences(rest, answer, tolerance)
 
     @classmethod
+    def chance(cls, question: Question) -> float:
+        return 1 / len(question.choices)
+
+    @classmethod
+    def identity(cls, question: Question) -> bytes:
+        """The choices in whatever order."""
+        return msgspec.json.encode((question.context, question.question, sorted(set(question.choices))))
+
+    @classmethod
     def request_from_words(cls, words: Sequence[str], **options: Any) -> dict[str, Any]:
         if len(words) < 3:
             raise ValueError("expected a question and at least two choices")
@@ -198,7 +226,8 @@ class MultipleChoice(Task[Question, Choice]):
         """The choices with bars, the chosen one marked."""
         width = max(map(len, request["choices"]))
         return "\n".join(
-            f"{'>' if i == answer['prediction'] else ' '} {choice:<{width}}  {share:6.1%} {'█' * round(share * BAR)}"
+            f"{'>' if i == answer['prediction'] else ' '} {choice:<{width}}  {'█' * round(share * BAR):<{BAR}} "
+            f"{100 * share:5.1f} %"
             for i, (choice, share) in enumerate(zip(request["choices"], answer["probabilities"], strict=True))
         )
 
