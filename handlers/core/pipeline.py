@@ -461,9 +461,12 @@ def name_places(items: Sequence[Item]) -> None:
 
 
 def encoded(exchange: Exchange, decoded: Decoded, results: Sequence[Result]) -> Reply:
-    """Raises the error of a lone question."""
-    if not decoded.several and isinstance(results[0], HandlerError):
-        raise results[0]
+    """Raises the error of a lone question, and of a request of which the server could not answer anything."""
+    first = results[0]
+    if isinstance(first, HandlerError):
+        at_fault = all(isinstance(result, HandlerError) and result.code >= 500 for result in results)
+        if at_fault or not decoded.several:
+            raise first
     return exchange.form.encode(decoded, results, cache_headers(exchange.items))
 
 

@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Questions in one request."""
     batch_seconds: Annotated[float, Meta(gt=0)] = 30.0
     """Time for one server batch; what is not computed by then is answered 504, so that the worker is never killed."""
-    large_seconds: Annotated[float, Meta(gt=0)] = 0.25
+    large_seconds: Annotated[float, Meta(gt=0)] = 0.1
     """Time in one server batch for large requests beyond the first of them: those that cost more than an eighth of
     `max_cost`. Small ones are computed first, and large ones that find no time left are answered 503, try again."""
     log: Log = Log()
