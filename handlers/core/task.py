@@ -189,6 +189,11 @@ class Task(ABC, Generic[Question, Outcome]):
         return bool(cls.log_columns) and getattr(answer, cls.log_columns[0].name) == label
 
     @classmethod
+    def label_fault(cls, question: Any, label: Any) -> str | None:
+        """Why a label cannot be this question's; None if it can."""
+        return None
+
+    @classmethod
     def chance(cls, question: Any) -> float | None:
         """How often a guess is right; None where that cannot be said."""
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from scripts.build.build import lay_out_model
 from scripts.build.recipe import NAME, RECIPE_FILE, Recipe, Sample, Version, Weights, own_file, read_version
 from scripts.core.errors import UserError
 
+BESIDE = ("label", "id", "expected")
+"""What may stand beside a request's fields in a file of samples."""
 DIGITS = 4
 """Of a recorded answer's numbers; far below every tolerance."""
 
@@ -31,13 +32,14 @@ def adopt(
     requests: Sequence[Mapping[str, Any]] = (),
     *,
     task: str = "multiple_choice",
-    settings: Mapping[str, Any] | None = None,
     force: bool = False,
+    **settings: Any,
 ) -> Version:
     """Write `<store>/<name>/<version>/model.yaml` for a model's folder and return the version.
 
-    `task` is a name, or a Python file's path. The samples' expected answers are recorded from the model's own library,
-    in float32. Raises UserError if the folder does not hold such a model, or a recipe stands there already.
+    `task` is a name, or a Python file's path; `settings` are the task's own. The samples' expected answers are recorded
+    from the model's own library, in float32. Raises UserError if the folder does not hold such a model, or a recipe
+    stands there already.
     """
     place = store / name / version
     refuse_names(name, version)
@@ -46,7 +48,7 @@ def adopt(
     try:
         kind = find_task(task, own_file(Path.cwd(), task))
         refuse_folder(folder, kind)
-        own = {**kind.suggest(folder), **(settings or {})}
+        own = {**kind.suggest(folder), **settings}
         samples = record(folder, kind, [check(kind, request) for request in requests or default_requests(kind)], own)
     except LoadError as err:
         raise UserError(f"{folder}: {err}") from err
@@ -123,21 +125,24 @@ def refuse_folder(folder: Path, task: type[Task[Any, Any]]) -> None:
         )
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Requests from a JSONL file, one a line; fields `label`, `id` and `expected` are left out. Raises UserError."""
-    requests = []
+def read_samples(path: Path, task: str = "multiple_choice") -> list[dict[str, Any]]:
+    """Requests from a JSONL file, one a line; fields `label`, `id` and `expected` are left out.
+
+    Raises UserError naming the line of the first that the task does not take.
+    """
     try:
+        kind = find_task(task, own_file(Path.cwd(), task))
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
+    except (OSError, UnicodeDecodeError, LoadError) as err:
         raise UserError(f"{path}: cannot read samples: {err}") from err
+    requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
-        except ValueError as err:
+            content = msgspec.json.decode(line, type=dict[str, Any])
+            fields = {key: value for key, value in content.items() if key not in BESIDE}
+            requests.append(check(kind, fields))
+        except (msgspec.DecodeError, UserError) as err:
             raise UserError(f"{path}:{number}: {err}; expected a request as JSON, one a line") from err
-        if not isinstance(content, dict):
-            raise UserError(f"{path}:{number}: expected a JSON object, got {line[:60]}")
-        requests.append({key: value for key, value in content.items() if key not in ("label", "id", "expected")})
     return requests

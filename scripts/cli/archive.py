@@ -67,10 +67,10 @@ def build(
     if source is not None:
         if not name or not new_version or model:
             raise click.UsageError("--from takes --name and --version, and no MODEL; see the example in --help")
-        requests = read_samples(samples) if samples else []
+        requests = read_samples(samples, task) if samples else []
         note(f"{name} {new_version}: reading {source}")
         settings = {"precision": precision} if precision else {}
-        versions = [adopt(source, name, new_version, recipes, requests, task=task, settings=settings, force=force)]
+        versions = [adopt(source, name, new_version, recipes, requests, task=task, force=force, **settings)]
     elif name or new_version or samples:
         raise click.UsageError("--name, --version and --samples go with --from")
     else:

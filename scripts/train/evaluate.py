@@ -96,13 +96,16 @@ def read_rows(path: Path, task: type[Task[Any, Any]]) -> list[Labelled]:
             fields = msgspec.json.decode(line, type=dict[str, Any])
             label: Any = msgspec.convert(fields.pop("label"), task.label_type)
             fields.pop("id", None)
-            found.append(Labelled(msgspec.convert(fields, task.question_type), label))
+            question = msgspec.convert(fields, task.question_type)
         except KeyError as err:
             raise UserError(
                 f"{path}:{number}: no label; expected the question's fields and `label` beside them"
             ) from err
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise UserError(f"{path}:{number}: {err}") from err
+        if fault := task.label_fault(question, label):
+            raise UserError(f"{path}:{number}: {fault}")
+        found.append(Labelled(question, label))
     if not found:
         raise UserError(f"{path}: no rows in the file; expected one JSON object a line")
     return found

@@ -24,14 +24,13 @@ import requests
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-from handlers.tasks.multiple_choice.task import Question
+from handlers.tasks.multiple_choice.reference import plain_probabilities
 from loadtest.gateway.hostile import LOG_LINES, hostile_bodies
 from scripts.build.adopt import adopt
 from scripts.build.build import build
-from scripts.build.reference import plain_probabilities
-from tests.handlers.tasks.multiple_choice.test_task import FLOAT32_BOUND, some_questions
 from tests.live.conftest import PROJECT, Site
 from tests.live.envoys import until
+from tests.questions import FLOAT32_BOUND, some_questions
 
 pytestmark = pytest.mark.live
 
@@ -74,8 +73,7 @@ def test_answers_equal_plain_transformers_under_concurrency(url: str, tiny_model
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda question: post(url, question).json(), questions))
     for question, answer in zip(questions, answers, strict=True):
-        asked = Question(question["question"], tuple(question["choices"]), question.get("context"))
-        expected = plain_probabilities(model, tokenizer, asked, 126)
+        expected = plain_probabilities(model, tokenizer, question, 126)
         assert answer["probabilities"] == pytest.approx(expected, abs=FLOAT32_BOUND)
 
 

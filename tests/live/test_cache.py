@@ -20,9 +20,9 @@ from handlers.redis.cache import PREFIX
 from scripts.build.adopt import adopt
 from scripts.build.build import build
 from tests.handlers.redis.test_cache import OWN_FIELDS
-from tests.handlers.tasks.multiple_choice.test_task import some_questions
 from tests.live.conftest import Site
 from tests.live.envoys import until
+from tests.questions import some_questions
 
 pytestmark = pytest.mark.live
 KINDS = {"1.0": "bert", "2.0": "roberta"}

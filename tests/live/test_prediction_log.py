@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from handlers.loading import load_multiple_choice
 
 from handlers.core.settings import Settings
 from handlers.core.task import Request
-from handlers.loading import load_multiple_choice
 from scripts.build.adopt import adopt
 from scripts.build.build import build
 from scripts.build.recipe import read_version
 from scripts.records.reader import read
-from tests.handlers.tasks.multiple_choice.test_task import FLOAT32_BOUND, some_questions
 from tests.live.conftest import Site
 from tests.live.envoys import until
+from tests.questions import FLOAT32_BOUND, some_questions
 
 pytestmark = pytest.mark.live
 QUESTIONS = some_questions(150, seed=11)

@@ -206,6 +206,11 @@ class MultipleChoice(Task[Question, Choice]):
         return found + super().differences(rest, answer, tolerance)
 
     @classmethod
+    def label_fault(cls, question: Question, label: int) -> str | None:
+        count = len(question.choices)
+        return None if 0 <= label < count else f"label is {label}, but there are {count} choices, counted from 0"
+
+    @classmethod
     def chance(cls, question: Question) -> float:
         return 1 / len(question.choices)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from handlers.archive import load
 from handlers.core.errors import LoadError
-from handlers.loading import load_task
+from handlers.core.messages import Model
 from scripts.build import build as build_module
 from scripts.build.adopt import adopt
 from scripts.build.build import build, library_versions
@@ -133,7 +134,7 @@ def test_archive_answers_with_its_own_handlers_and_no_installed_copy(built: Path
     marked = source.replace("confidence=round(", "confidence=7 + round(")
     assert marked != source
     changed = rewrite(built, tmp_path / "changed.mar", {"handlers/tasks/multiple_choice/task.py": marked.encode()})
-    assert selfcheck(changed, "quiz 1.0")[0]["confidence"] > 7
+    assert selfcheck(changed, "quiz 1.0")["answers"][0]["confidence"] > 7
 
 
 def test_archive_needs_no_network(built: Path, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_archive_needs_no_network(built: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("model/model.safetensors", b"", "does not hold a multiple-choice model"),
+        ("model/model.safetensors", b"", "does not hold a model for AutoModelForMultipleChoice"),
         ("model/tokenizer.json", None, "tokenizer"),
         ("model/config.json", None, "config.json is missing"),
         (
@@ -166,7 +167,7 @@ def test_archive_needs_no_network(built: Path, tmp_path: Path) -> None:
         ("metadata.json", json.dumps({"libraries": {"nosuchlib": "1"}}).encode(), "nosuchlib is not installed"),
         ("model-config.yaml", b"handler: {task: multiple_choice, max_tokns: 3}", "max_tokns"),
         ("model-config.yaml", b"handler: {task: multiple_choice, max_tokens: 3}", "raise max_tokens"),
-        ("model-config.yaml", b"handler: {task: nonsense}", "expected one of multiple_choice"),
+        ("model-config.yaml", b"handler: {task: nonsense}", "expected one of .*multiple_choice"),
         ("model-config.yaml", b"minWorkers: 1", "no `handler` section"),
     ],
 )
@@ -176,7 +177,7 @@ def test_broken_archive_tells_what_is_wrong(
     root = extract(rewrite(built, tmp_path / "broken.mar", {name: content}), tmp_path / "root")
     config = yaml.safe_load((root / "model-config.yaml").read_text())
     with pytest.raises(LoadError, match=words):
-        load_task(root, "quiz", "1.0", config.get("handler"))
+        load(root, Model("quiz", "1.0"), config.get("handler"))
 
 
 def test_archive_that_does_not_load_fails_its_verification(built: Path, tmp_path: Path) -> None:
@@ -185,9 +186,9 @@ def test_archive_that_does_not_load_fails_its_verification(built: Path, tmp_path
         verify(broken)
 
 
-def test_archive_records_what_it_was_verified_with(built: Path) -> None:
+def test_archive_records_what_it_was_verified_with(built: Path, version: Version) -> None:
     metadata = read_archive(built).metadata
-    assert metadata["libraries"] == library_versions()
+    assert metadata["libraries"] == library_versions(version)
     assert metadata["input_schema"]["$defs"]["Question"]["required"] == ["question", "choices"]
 
 

