@@ -26,7 +26,10 @@ def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
     """
     archive = read_archive(path)
     title = f"{archive.name} {archive.version}"
-    faults = selfcheck(path, title, reference)["faults"]
+    found = selfcheck(path, title, reference)
+    faults = found["faults"]
+    if faults and found["log"]:
+        raise UserError(f"{title}: the model fails on its samples; it was not kept: {found['log'].splitlines()[-1]}")
     if faults:
         head = f"{title}: the archive does not answer its samples as expected; it was not kept"
         cure = "if only the last digits differ, set `precision: float32` or a wider `sample_tolerance` in model.yaml"
@@ -35,7 +38,10 @@ def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
 
 
 def selfcheck(path: Path, title: str, reference: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """`answers` to the samples and `faults`, from a process that sees the archive's own copy of `handlers/` alone."""
+    """`answers` to the samples, `faults`, and the `log` of what failed.
+
+    From a process that sees the archive's own copy of `handlers/` alone.
+    """
     with tempfile.TemporaryDirectory(prefix="marctl-verify-") as work:
         root, beside = Path(work, "archive"), Path(work, REFERENCE_FILE)
         with zipfile.ZipFile(path) as file:
@@ -61,4 +67,5 @@ def selfcheck(path: Path, title: str, reference: Sequence[Mapping[str, Any]] = (
         raise UserError(f"{title}: the archive could not be checked: {last}") from err
     if "error" in result:
         raise UserError(f"{title}: the archive does not load: {result['error']}; it was not kept")
-    return result
+    failed = "failed, request" in done.stderr
+    return result | {"log": done.stderr.strip() if failed else ""}

@@ -106,6 +106,8 @@ def finish_load(stack: Stack, archive: Archive, logs: Mark, notify: Notify) -> S
     served = wait_ready(stack, archive.name, archive.version, logs)
     asked = ask_samples(stack.running.inference, archive, served.response_timeout_s) if served.ready else 0
     samples = f"{asked} sample answers as expected" if asked else "no samples to ask"
+    if not archive.metadata:
+        samples += "; it was not built by marctl, so its answers are neither cached nor logged"
     notify(f"{served}: ready after {logs.elapsed_s():.1f} s, {served.ready} of {served.asked} workers, {samples}")
     return served
 

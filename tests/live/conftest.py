@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -49,12 +50,19 @@ class Site:
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
         command = [*MARCTL, *arguments, "--state", str(self.state)]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=PROJECT, env=self.environ, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command, cwd=PROJECT, env=self.environ, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_interrupts
+        )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         process = self.popen(*arguments)
         out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def run_build(self) -> subprocess.CompletedProcess[str]:
+        """`marctl build` of all recipes of this site."""
+        command = [*MARCTL, "build", "--recipes", str(self.folder / "recipes"), "--store", str(self.store)]
+        return subprocess.run(command, cwd=PROJECT, env=self.environ, capture_output=True, text=True, check=False)
 
     def call(self, *arguments: str) -> Any:
         """The JSON result of a command that must succeed."""
@@ -89,6 +97,11 @@ class Site:
         return [
             p for p in found if any(mark in word for word in p.info["cmdline"] or []) and is_server(p.info["cmdline"])
         ]
+
+
+def hear_interrupts() -> None:
+    """A shell that starts the tests in the background lets them, and their children, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_server(words: list[str]) -> bool:

@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from handlers.loading import load_multiple_choice
 
-from handlers.core.settings import Settings
-from handlers.core.task import Request
 from scripts.build.adopt import adopt
 from scripts.build.build import build
 from scripts.build.recipe import read_version
 from scripts.records.reader import read
+from tests.handlers.loading import ask, load
 from tests.live.conftest import Site
 from tests.live.envoys import until
 from tests.questions import FLOAT32_BOUND, some_questions
@@ -81,10 +79,7 @@ def log(site: Site, answers: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def in_process(tiny_model: Callable[[str], Path], kind: str) -> list[dict[str, Any]]:
-    same = Settings(task="multiple_choice", precision="float32", max_tokens=TOKENS)
-    task = load_multiple_choice(tiny_model(kind), "quiz", "1.0", same, "cpu")
-    replies = task.answer([Request(json.dumps(question).encode(), str(i)) for i, question in enumerate(QUESTIONS)])
-    return [json.loads(reply.body) for reply in replies]
+    return [answer for _, answer in ask(load(tiny_model(kind), max_tokens=TOKENS), QUESTIONS)]
 
 
 def test_every_answer_is_in_the_log_as_the_client_got_it(log: list[dict[str, Any]], answers: dict[str, Any]) -> None:

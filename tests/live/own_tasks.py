@@ -1,0 +1,68 @@
+"""Tasks as a user would write them, each a file of its own, outside of the package."""
+
+SENTIMENT = """\
+import msgspec
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from handlers import Task
+
+
+class Text(msgspec.Struct, forbid_unknown_fields=True):
+    text: str
+
+
+class Sentiment(msgspec.Struct):
+    label: str
+    score: float
+
+
+class SentimentTask(Task[Text, Sentiment]):
+    libraries = ("torch", "transformers")
+
+    def load(self, folder):
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+    @torch.inference_mode()
+    def predict(self, questions, deadline):
+        inputs = self.tokenizer([q.text for q in questions], padding=True, truncation=True, return_tensors="pt")
+        shares = self.model(**inputs).logits.softmax(-1)
+        return [Sentiment(self.model.config.id2label[int(row.argmax())], float(row.max())) for row in shares]
+"""
+
+BRIGHTNESS = """\
+import io
+
+import msgspec
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from handlers import Binary, Invalid, Task
+
+
+class Seen(msgspec.Struct):
+    label: str
+    brightness: float
+
+
+class Brightness(Task[Binary, Seen]):
+    content_types = ("image/*",)
+    libraries = ("torch", "pillow", "numpy")
+
+    def load(self, folder):
+        self.weights = torch.load(folder / "weights.pt")
+
+    def check(self, question):
+        try:
+            Image.open(io.BytesIO(question.data)).verify()
+        except (UnidentifiedImageError, OSError, SyntaxError) as err:
+            raise Invalid("the body is no image that Pillow can read; send a PNG or a JPEG") from err
+
+    def predict(self, questions, deadline):
+        pixels = [Image.open(io.BytesIO(q.data)).convert("RGB").resize((8, 8)) for q in questions]
+        stack = torch.stack([torch.from_numpy(np.array(image)).float() for image in pixels]) / 255
+        means = (stack.flatten(1) @ self.weights).flatten().tolist()
+        return [Seen("light" if mean > 0.5 else "dark", mean) for mean in means]
+"""
