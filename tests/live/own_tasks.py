@@ -1,35 +1,11 @@
 """Tasks as a user would write them, each a file of its own, outside of the package."""
 
-SENTIMENT = """\
-import msgspec
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+import re
+from pathlib import Path
 
-from handlers import Task
-
-
-class Text(msgspec.Struct, forbid_unknown_fields=True):
-    text: str
-
-
-class Sentiment(msgspec.Struct):
-    label: str
-    score: float
-
-
-class SentimentTask(Task[Text, Sentiment]):
-    libraries = ("torch", "transformers")
-
-    def load(self, folder):
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-
-    @torch.inference_mode()
-    def predict(self, questions, deadline):
-        inputs = self.tokenizer([q.text for q in questions], padding=True, truncation=True, return_tensors="pt")
-        shares = self.model(**inputs).logits.softmax(-1)
-        return [Sentiment(self.model.config.id2label[int(row.argmax())], float(row.max())) for row in shares]
-"""
+README = (Path(__file__).parents[2] / "README.md").read_text()
+[SENTIMENT] = [code for code in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S) if "Task[" in code]
+"""The README's example."""
 
 BRIGHTNESS = """\
 import io
