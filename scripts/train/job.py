@@ -90,7 +90,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
 
 
 def claim(work: Path, version: Version, datasets: Sequence[Dataset], deltas: Mapping[Path, str]) -> None:
-    """Note in `work` what its checkpoints come from; raises UserError if it holds those of anything else."""
+    """Record in `work` what its checkpoints belong to. Raises UserError if it holds those of another training."""
     recipe, path = version.recipe, work / CLAIM_FILE
     now = msgspec.to_builtins(
         {
@@ -204,7 +204,7 @@ def ready_start(
 def ensure_trained(
     needed: Version, role: str, version: Version, data: Path, work: Path, notify: Callable[[str], None]
 ) -> None:
-    """Train what `version` needs if its delta is missing; raises UserError if that is itself."""
+    """Train a version that `version` depends on if its delta is missing. Raises UserError if a version needs itself."""
     if needed.folder.resolve() == version.folder.resolve():
         raise UserError(f"{version}: {role} is {version} itself; name another version")
     delta = needed.recipe.weights.delta
@@ -215,7 +215,7 @@ def ensure_trained(
 
 
 def as_named(folder: Path, version: Version) -> str:
-    """Another version's folder as `version`'s recipe names it: as seen from beside its own."""
+    """Another version's folder as a recipe names it: relative to the folder that holds `version`'s own."""
     return os.path.relpath(folder, version.folder.parent)
 
 

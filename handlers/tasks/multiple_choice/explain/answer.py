@@ -1,4 +1,4 @@
-"""What a client reads of an explanation."""
+"""The part of an answer that explains it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIGITS = 6
 
 
 class WordScore(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A word and what it does for the target, in the target's own unit; below 0 it speaks against it.
+    """A word's contribution to the target, in the target's unit; a negative score counts against it.
 
     `field[start:end]` of the client's own string, counted in characters (Unicode code points).
     """
@@ -33,7 +33,7 @@ class WordScore(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Stretch(msgspec.Struct, frozen=True):
-    """A part of a string that the model did not see: cut at the token limit, or of characters it has no token for."""
+    """A part of a string that the model did not see, cut at the token limit or without a token of its own."""
 
     field: str
     start: int
@@ -41,7 +41,7 @@ class Stretch(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Why a choice has the target that it has. Scores sum to `value` - `baseline_value` + `delta`."""
+    """Explains one choice's target. Scores sum to `value` - `baseline_value` + `delta`."""
 
     choice: int
     label: str
@@ -64,13 +64,13 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
 
 class ExplainedAnswer(Answer, frozen=True, kw_only=True):
-    """The answer as for a prediction, computed in float32, and why."""
+    """A prediction's answer, computed in float32, with its explanations."""
 
     explanations: list[Explanation]
 
 
 def explanation_of(case: Case, found: Found, label: str, baseline: str) -> Explanation:
-    """Whole words in the client's terms."""
+    """One case as the client reads it: whole words, and their places in the client's own strings."""
     spread: Sequence[float | None] = found.spread or [None] * len(case.words)
     words = [
         WordScore(

@@ -1,4 +1,4 @@
-"""One explanation as the methods see it: token rows, and the words whose presence is weighed.
+"""One explanation as the methods see it: token rows, and the words whose contributions are computed.
 
 The question and the context stand in the row of every choice: such a word is present in all of a case's rows or absent
 from all of them.
@@ -125,7 +125,7 @@ class Collector:
         return CaseRow(row.ids, row.second_at, words)
 
     def _take(self, text: Aligned, kept: Span, field: str | None) -> list[int]:
-        """The word numbers of a text's kept tokens; field None is context and question in one."""
+        """Word numbers of a text's kept tokens; field None means context and question together."""
         keys = [self._key(span, field) for span in text.spans]
         for key, span in zip(keys, text.spans, strict=True):
             self._all[key] = self._local(span, field)
@@ -154,7 +154,7 @@ class Collector:
         return "context" if context and span[0] < len(context) else "question"
 
     def _local(self, span: Span, field: str | None) -> Span:
-        """A span of the first text in the string that it came from."""
+        """A span of the joined first text, as a span of the context or of the question."""
         context = self._question.context
         if field is not None or not context:
             return span
@@ -174,7 +174,7 @@ class Collector:
         return found
 
     def not_seen(self) -> list[tuple[str, int, int]]:
-        """Stretches of words that no row has a token of."""
+        """Stretches of words of which no row has a token."""
         found: list[tuple[str, int, int]] = []
         before = None
         for key, (start, end) in self._all.items():

@@ -1,4 +1,4 @@
-"""Answers explain requests: a task of its own beside the predictions', so that its path and its errors are the same."""
+"""Answers explain requests: a task beside the one that predicts, so that both share one pipeline and its errors."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
     def _explain_by(
         self, method: Method, cases: Sequence[Case], deadline: float, *, first: bool
     ) -> Sequence[Found | None]:
-        """By one method. What comes first is explained even after the deadline, or nobody ever would be."""
+        """By one method. The first case is explained even past the deadline, so that some progress is always made."""
         most = self._limits.tokens_per_pass
         if not cases or (not first and time.monotonic() > deadline):
             return [None] * len(cases)
@@ -160,7 +160,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         return self._task.log_values(question, outcome.choice)
 
     def totals(self) -> dict[str, int]:
-        """Explanations, those of a complete method that did not add up, and the time that all of them took."""
+        """Counts explanations, those of complete methods that did not add up, and milliseconds spent."""
         return dict(self._totals)
 
     def _baseline_name(self, case: Case) -> str:

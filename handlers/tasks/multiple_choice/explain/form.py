@@ -19,7 +19,7 @@ PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class ExplainForm(JsonForm):
-    """A page where the question asks for one, or the request's `Accept` header prefers one."""
+    """Answers with an HTML page where the question asks for one, or the `Accept` header prefers one."""
 
     def __init__(self, example: str, max_instances: int) -> None:
         super().__init__(ExplainQuestion, example, max_instances)

@@ -102,7 +102,7 @@ class WordModel:
 
 @contextmanager
 def removed(handle: RemovableHandle) -> Iterator[None]:
-    """Take a hook away at the end of the block, whatever happens in it."""
+    """Remove a hook at the end of the block, also after an error."""
     try:
         yield
     finally:

@@ -128,7 +128,7 @@ def results(
 
 
 def per_word(case: Case, scores: Sequence[Sequence[float]]) -> list[float]:
-    """Scores of a case's tokens, (rows, tokens), added up by word; special tokens and padding are nobody's."""
+    """Sum a case's token scores, (rows, tokens), by word; special tokens and padding are left out."""
     total = [0.0] * len(case.words)
     for row, values in zip(case.rows, scores, strict=True):
         for word, value in zip(row.words, values, strict=False):

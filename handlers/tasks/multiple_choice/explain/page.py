@@ -116,7 +116,7 @@ def opening(word: WordScore, most: float) -> str:
 
 
 def chart(words: Sequence[WordScore], most: float) -> str:
-    """The heaviest words as bars, for to the right, against to the left; standard errors as whiskers."""
+    """The heaviest words as bars: to the right for the choice, to the left against it. Whiskers are standard errors."""
     ranked = sorted(words, key=lambda word: -abs(word.score))[:BARS]
     if not ranked or not most:
         return ""

@@ -1,6 +1,6 @@
-"""Methods that take words away and look what the target does: Shapley values and occlusion.
+"""Methods that remove words and observe the target: Shapley values and occlusion.
 
-Both see a case as a game of its words: a vector with 1 for each word that is present.
+Both treat a case as a cooperative game whose players are its words: a vector with 1 for each word that is present.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def shapley(model: WordModel, case: Case, deadline: float, *, tokens_per_pass: i
 
 
 def share_out(game: Game, samples: int, started: float) -> Found:
-    """Raises DeadlinePassed."""
+    """Exact or sampled Shapley values of a game that began at `started`. Raises DeadlinePassed."""
     value, nothing = ends(game)
     if 2**game.words <= max(samples * game.words, ALWAYS_EXACT):
         scores = enumerate_sets(game)

@@ -53,7 +53,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class ExplainQuestion(Question, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A question as for predictions, and how to explain its answer."""
+    """A question as for predictions, with options for its explanation."""
 
     explain: Options = Options()
 
@@ -61,7 +61,7 @@ class ExplainQuestion(Question, frozen=True, forbid_unknown_fields=True, omit_de
 def faults(
     question: ExplainQuestion, limits: ExplanationSettings, baselines: Collection[str]
 ) -> Iterator[tuple[str, str]]:
-    """What types alone can't say: the fault, and which option has it."""
+    """Faults that types alone cannot express: the text, and the option at fault."""
     options, last = question.explain, len(question.choices) - 1
     for name, most in (("n_steps", limits.max_steps), ("samples", limits.max_samples)):
         given = getattr(options, name)
