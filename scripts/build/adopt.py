@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 import yaml
 
+from handlers.archive import answers, pipeline_of
 from handlers.core.errors import LoadError
-from handlers.core.messages import Binary
+from handlers.core.messages import Binary, Model
+from handlers.core.pipeline import example_of
+from handlers.core.settings import Settings
 from handlers.core.task import Task
 from handlers.tasks import find_task
 from scripts.build.build import lay_out_model
@@ -20,6 +23,7 @@ from scripts.core.errors import UserError
 
 BESIDE = ("label", "id", "expected")
 """What may stand beside a request's fields in a file of samples."""
+STAMP = ("prediction_id", "model", "model_version", "latency_ms")
 DIGITS = 4
 """Of a recorded answer's numbers; far below every tolerance."""
 
@@ -45,11 +49,13 @@ def adopt(
     refuse_names(name, version)
     if (place / RECIPE_FILE).exists() and not force:
         raise UserError(f"{place / RECIPE_FILE} exists already; choose another --version, or add --force to replace it")
+    kind = task_named(task)
     try:
-        kind = find_task(task, own_file(Path.cwd(), task))
         refuse_folder(folder, kind)
         own = {**kind.suggest(folder), **settings}
-        samples = record(folder, kind, [check(kind, request) for request in requests or default_requests(kind)], own)
+        samples = record(
+            place.resolve(), folder, kind, [check(kind, request) for request in requests or default_requests(kind)], own
+        )
     except LoadError as err:
         raise UserError(f"{folder}: {err}") from err
     recipe = Recipe(
@@ -66,19 +72,43 @@ def adopt(
     return read_version(place)
 
 
+def task_named(task: str) -> type[Task[Any, Any]]:
+    """A task by name, or from a Python file; raises UserError."""
+    try:
+        return find_task(task, own_file(Path.cwd(), task))
+    except LoadError as err:
+        raise UserError(f"--task {task}: {err}") from err
+
+
 def record(
-    folder: Path, task: type[Task[Any, Any]], requests: Sequence[dict[str, Any]], settings: Mapping[str, Any]
+    place: Path,
+    folder: Path,
+    task: type[Task[Any, Any]],
+    requests: Sequence[dict[str, Any]],
+    settings: Mapping[str, Any],
 ) -> list[Sample]:
-    """Samples with the answers that the model's own library gives."""
+    """Samples with the answers that the model's own library gives, or the task itself where it has no reference."""
     wanted = msgspec.convert({**settings, "task": "adopted"}, task.settings_type)
     with tempfile.TemporaryDirectory(prefix="marctl-adopt-") as work:
         draft = Recipe(task="", description="", weights=Weights(directory=str(folder.resolve())), samples=[])
         model = Path(work, "model")
-        lay_out_model(Version(folder.resolve(), draft, task), model)
-        found = task.reference(model, requests, wanted)
-    if not found:
-        raise UserError("this task has no reference to record answers from; write the recipe by hand")
+        lay_out_model(Version(place, draft, task), model)
+        found = task.reference(model, requests, wanted) or own_answers(task, model, requests, wanted)
     return [Sample(request, rounded(answer)) for request, answer in zip(requests, found, strict=True)]
+
+
+def own_answers(
+    task: type[Task[Any, Any]], model: Path, requests: Sequence[dict[str, Any]], settings: Settings
+) -> list[dict[str, Any]]:
+    """What the task answers, without what every answer carries."""
+    from scripts.build.weights import quiet_transformers
+
+    with quiet_transformers():
+        given = answers(pipeline_of(task, model, Model("adopted", "0"), settings, "cpu"), list(requests))
+    for answer in given:
+        if "error" in answer:
+            raise UserError(f"the task fails on a sample: {answer['detail']}")
+    return [{name: value for name, value in answer.items() if name not in STAMP} for answer in given]
 
 
 def rounded(value: Any) -> Any:
@@ -97,7 +127,9 @@ def check(task: type[Task[Any, Any]], request: Mapping[str, Any]) -> dict[str, A
     try:
         question = msgspec.convert(dict(request), task.question_type)
     except msgspec.ValidationError as err:
-        raise UserError(f"a sample is no request of this task: {err}; expected {task.example}") from err
+        raise UserError(
+            f"a sample is no request of this task: {err}; expected {task.example or example_of(task.question_type)}"
+        ) from err
     plain: dict[str, Any] = msgspec.to_builtins(question)
     return plain
 
@@ -131,9 +163,9 @@ def read_samples(path: Path, task: str = "multiple_choice") -> list[dict[str, An
     Raises UserError naming the line of the first that the task does not take.
     """
     try:
-        kind = find_task(task, own_file(Path.cwd(), task))
+        kind = task_named(task)
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, LoadError) as err:
+    except (OSError, UnicodeDecodeError) as err:
         raise UserError(f"{path}: cannot read samples: {err}") from err
     requests = []
     for number, line in enumerate(lines, 1):
@@ -144,5 +176,5 @@ def read_samples(path: Path, task: str = "multiple_choice") -> list[dict[str, An
             fields = {key: value for key, value in content.items() if key not in BESIDE}
             requests.append(check(kind, fields))
         except (msgspec.DecodeError, UserError) as err:
-            raise UserError(f"{path}:{number}: {err}; expected a request as JSON, one a line") from err
+            raise UserError(f"{path}:{number}: {err}") from err
     return requests

@@ -47,7 +47,13 @@ def selfcheck(path: Path, title: str, reference: Sequence[Mapping[str, Any]] = (
         with zipfile.ZipFile(path) as file:
             file.extractall(root)
         beside.write_text(json.dumps(list(reference)))
-        env = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(root),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TQDM_DISABLE": "1",
+        }
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "handlers.selfcheck", str(beside)],

@@ -236,7 +236,7 @@ def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis: Redis
     ours |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp))
     if redis is not None:
         ours[redis_server.URL_VARIABLE] = redis.url
-    ours |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    ours |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     return {"OMP_NUM_THREADS": "1"} | kept | ours
 
 
