@@ -42,7 +42,9 @@ def load(root: Path, model: Model, handler: Mapping[str, Any] | None, device: st
 
 def task_of(root: Path, handler: Mapping[str, Any] | None) -> type[Task[Any, Any]]:
     """The task that the `handler` section names. Raises LoadError."""
-    name = (handler or {}).get("task")
+    if not handler:
+        raise LoadError("model-config.yaml has no `handler` section; rebuild the archive with `marctl build`")
+    name = handler.get("task")
     return find_task(str(name), root / TASK_FILE if name == OWN_TASK else None)
 
 

@@ -127,9 +127,8 @@ def check(task: type[Task[Any, Any]], request: Mapping[str, Any]) -> dict[str, A
     try:
         question = msgspec.convert(dict(request), task.question_type)
     except msgspec.ValidationError as err:
-        raise UserError(
-            f"a sample is no request of this task: {err}; expected {task.example or example_of(task.question_type)}"
-        ) from err
+        example = task.example or example_of(task.question_type)
+        raise UserError(f"a sample is no request of this task: {err}; expected {example}") from err
     plain: dict[str, Any] = msgspec.to_builtins(question)
     return plain
 

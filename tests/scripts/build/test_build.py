@@ -166,7 +166,11 @@ def test_archive_needs_no_network(built: Path, tmp_path: Path) -> None:
         ),
         ("metadata.json", json.dumps({"libraries": {"nosuchlib": "1"}}).encode(), "nosuchlib is not installed"),
         ("model-config.yaml", b"handler: {task: multiple_choice, max_tokns: 3}", "max_tokns"),
-        ("model-config.yaml", b"handler: {task: multiple_choice, max_tokens: 3}", "raise max_tokens"),
+        (
+            "model-config.yaml",
+            b"handler: {task: multiple_choice, max_tokens: 3}",
+            "Expected `int` >= 8 - at `\\$.max_tokens`",
+        ),
         ("model-config.yaml", b"handler: {task: nonsense}", "expected one of .*multiple_choice"),
         ("model-config.yaml", b"minWorkers: 1", "no `handler` section"),
     ],
