@@ -89,7 +89,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
 
 def check_libraries(root: Path) -> None:
     """Raise LoadError unless every library that the archive was verified with is here, in that version or later."""
-    from packaging.version import InvalidVersion, Version
+    from packaging.version import Version
 
     wanted = read_metadata(root).get("libraries", {})
     faults = []
@@ -102,7 +102,7 @@ def check_libraries(root: Path) -> None:
                 continue
             if Version(found) < Version(verified):
                 faults.append(f"{library} is {found}")
-    except (AttributeError, TypeError, InvalidVersion) as err:
+    except (AttributeError, TypeError, ValueError) as err:
         raise LoadError(f"{METADATA_FILE} is damaged ({err}); rebuild the archive with `marctl build`") from err
     if faults:
         needed = " ".join(f"'{library}>={verified}'" for library, verified in sorted(wanted.items()))
@@ -139,8 +139,13 @@ def check_samples(pipeline: Pipeline, root: Path) -> None:
 
 
 def tolerance_of(metadata: Mapping[str, Any]) -> float:
-    """By how much a number in a sample's answer may differ."""
-    return float(metadata.get("sample_tolerance", DEFAULT_TOLERANCE))
+    """By how much a number in a sample's answer may differ. Raises LoadError."""
+    tolerance = metadata.get("sample_tolerance", DEFAULT_TOLERANCE)
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise LoadError(
+            f"{METADATA_FILE} is damaged (sample_tolerance is {tolerance!r}); rebuild the archive with `marctl build`"
+        )
+    return float(tolerance)
 
 
 def differences(

@@ -138,7 +138,7 @@ def test_all_forms_share_a_batch_and_each_gets_its_own_answer(quiz: Pipeline) ->
     body, length = InferenceServerClient.generate_request_body(triton_inputs([GOOD], binary=True))
     good = Request(json.dumps(GOOD).encode(), "id-1")
     sent = [good, request("open", body, length), request("open", b"{"), request("open-metadata", None), good]
-    replies = quiz.answer( sent)
+    replies = quiz.answer(sent)
     assert [reply.code for reply in replies] == [200, 200, 400, 200, 200]
     assert json.loads(replies[0].body)["prediction"] == json.loads(replies[4].body)["prediction"]
 
@@ -174,8 +174,16 @@ DEEP = b'{"inputs": [{"name": "question", "datatype": "BYTES", "shape": [1], "da
         ({"inputs": [tensor("question", ["a", "b"]), CHOICES]}, 422, "different numbers of rows"),
         ({"inputs": [tensor("question", [], [0]), tensor("choices", [], [0, 2])]}, 422, "at least one instance"),
         ({"inputs": [tensor("question", [7]), CHOICES]}, 422, "Expected `str`, got `int` - at `question[0]`"),
-        ({"inputs": [QUESTION, tensor("choices", ["a", "", "b"], [1, 3])]}, 422, "choice 2 is empty - at `choices[0, 1]`"),
-        ({"inputs": [QUESTION, tensor("choices", ["a", ""], [1, 2])]}, 422, "1 choice; at least 2 are needed - at `choices[0]`"),
+        (
+            {"inputs": [QUESTION, tensor("choices", ["a", "", "b"], [1, 3])]},
+            422,
+            "choice 2 is empty - at `choices[0, 1]`",
+        ),
+        (
+            {"inputs": [QUESTION, tensor("choices", ["a", ""], [1, 2])]},
+            422,
+            "1 choice; at least 2 are needed - at `choices[0]`",
+        ),
         ({"inputs": [TWO, tensor("choices", ["a", "b", 3, "c"], [2, 2])]}, 422, "got `int` - at `choices[1, 0]`"),
         ({"inputs": [tensor("question", ["Why?", ""]), TWICE]}, 422, "question is empty - at `question[1]`"),
         ({"inputs": [{"name": "question", "datatype": "BYTES", "shape": [1]}, CHOICES]}, 422, "question has no data"),
@@ -190,7 +198,11 @@ DEEP = b'{"inputs": [{"name": "question", "datatype": "BYTES", "shape": [1], "da
             413,
             "7 instances; at most 6 are allowed",
         ),
-        ({"inputs": [tensor("question", None, [1], parameters={"binary_data_size": 5}), CHOICES]}, 422, "at `inputs[0].data`"),
+        (
+            {"inputs": [tensor("question", None, [1], parameters={"binary_data_size": 5}), CHOICES]},
+            422,
+            "at `inputs[0].data`",
+        ),
     ],
     ids=lambda value: repr(value)[:60] if isinstance(value, str) else None,
 )
@@ -228,7 +240,7 @@ def test_raw_tensors_are_read_within_their_bounds(quiz: Pipeline, raw: bytes, si
 @pytest.mark.parametrize("length", ["-1", "x", "99999", ""])
 def test_a_wrong_length_of_the_json_is_refused(quiz: Pipeline, length: str) -> None:
     headers = {"x-inference-protocol": "open", "inference-header-content-length": length}
-    reply = quiz.answer( [Request(b'{"inputs": []}', "id", headers=headers)])[0]
+    reply = quiz.answer([Request(b'{"inputs": []}', "id", headers=headers)])[0]
     assert (reply.code, b"inference-header-content-length" in reply.body) == (422, True)
 
 

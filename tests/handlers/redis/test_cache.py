@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.archive import archive_digest
 from handlers.core.messages import FAILED_HEADER, STALE_HEADER, Reply, Request
 from handlers.core.pipeline import Pipeline
 from handlers.core.settings import CacheSettings
@@ -200,26 +199,6 @@ def test_no_two_of_many_questions_collide_across_models_and_versions(
         w.broken = True
         assert [bare(reply) for reply in w.ask(*questions)] == expected
     assert len(server.client.keys(f"{PREFIX}:*")) == 3 * len({json.dumps(q) for q in questions})
-
-
-def test_what_is_in_an_archive_changes_its_digest(tmp_path: Path) -> None:
-    (tmp_path / "handlers").mkdir()
-    (tmp_path / "handlers" / "a.py").write_text("1")
-    (tmp_path / "w").write_text("2")
-    digests = [archive_digest(tmp_path)]
-    (tmp_path / "w").write_text("3")
-    digests.append(archive_digest(tmp_path))
-    (tmp_path / "w").rename(tmp_path / "v")
-    digests.append(archive_digest(tmp_path))
-    (tmp_path / "metadata.json").write_text("{}")
-    (tmp_path / "model-config.yaml").write_text("a: 1")
-    digests.append(archive_digest(tmp_path))
-    (tmp_path / "model-config.yaml").write_text("a: 2")
-    digests.append(archive_digest(tmp_path))
-    assert len(set(digests)) == 5
-    (tmp_path / "handlers" / "__pycache__").mkdir()
-    (tmp_path / "handlers" / "__pycache__" / "a.pyc").write_text("4")
-    assert archive_digest(tmp_path) == digests[-1]
 
 
 # --- once
