@@ -42,8 +42,8 @@ class FaultError(Exception):
     """Not one that a client could have caused."""
 
 
-def fail_at(step: str, text: str) -> None:
-    if text == step:
+def fail_at(step: str, question: Any) -> None:
+    if getattr(question, "text", question) == step:
         raise FaultError(f"secret of {step}")
 
 
@@ -82,20 +82,20 @@ class Small(Task[Text, Length]):
         return SmallForm(Text, '{"text": "..."}', self.settings.max_instances)
 
     def check(self, question: Text) -> None:
-        fail_at("check", question.text)
+        fail_at("check", question)
         if question.text == "refuse":
             raise Invalid("refuse")
 
     def cost(self, questions: Sequence[Text]) -> int:
         for question in questions:
-            fail_at("cost", question.text)
+            fail_at("cost", question)
         return sum(len(question.text) for question in questions)
 
     def predict(self, questions: Sequence[Text], deadline: float) -> Sequence[Any]:
         self.batches.append([question.text for question in questions])
         time.sleep(self.seconds * len(questions))
         for question in questions:
-            fail_at("predict", question.text)
+            fail_at("predict", question)
             if question.text == "wait and fail":
                 time.sleep(0.1)
                 raise FaultError("after some time")
@@ -111,15 +111,15 @@ class Small(Task[Text, Length]):
         return special.get(text, Length(len(text)))
 
     def answer(self, question: Text, outcome: Length, stamp: Stamp) -> msgspec.Struct:
-        fail_at("answer", question.text)
+        fail_at("answer", question)
         return super().answer(question, outcome, stamp)
 
     def log_values(self, question: Text, outcome: Length) -> Mapping[str, Any]:
-        fail_at("log_values", question.text)
+        fail_at("log_values", question)
         return super().log_values(question, outcome)
 
     def fits(self, question: Text, outcome: Length) -> bool:
-        fail_at("fits", question.text)
+        fail_at("fits", question)
         return True
 
 
@@ -130,8 +130,7 @@ class ListLog:
         self.records: list[Logged] = []
 
     def add(self, record: Logged) -> None:
-        if record.question is not None:
-            fail_at("add", record.question.text)
+        fail_at("add", record.question)
         self.records.append(record)
 
     def label(self, body: bytes | None) -> msgspec.Struct:
