@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from handlers.core.pipeline import Pipeline
 from handlers.core.samples import SAMPLES_FILE, Sample, read_json, read_samples
 from handlers.core.settings import Settings
 from handlers.core.task import Task
-from handlers.tasks import OWN_TASK, find_task
+from handlers.tasks import OWN_TASK, find_task, line_of
 
 MODEL_FOLDER = "model"
 METADATA_FILE = "metadata.json"
@@ -36,7 +38,8 @@ def load(root: Path, model: Model, handler: Mapping[str, Any] | None, device: st
     task_type = task_of(root, handler)
     settings = task_type.settings_type.load(handler)
     pipeline = pipeline_of(task_type, root / MODEL_FOLDER, model, settings, device)
-    pipeline.warm_up()
+    with told(task_type, "warm_up"):
+        pipeline.warm_up()
     return pipeline
 
 
@@ -52,17 +55,27 @@ def pipeline_of(
     task_type: type[Task[Any, Any]], folder: Path, model: Model, settings: Settings, device: str
 ) -> Pipeline:
     """A pipeline round the task, loaded from `folder`. Raises LoadError, also for what the task's own code raises."""
-    try:
+    with told(task_type, "load"):
         task = task_type(settings, device)
         task.load(folder)
+    with told(task_type, "explainer"):
         explainer = task.explainer() if settings.explanations is not None else None
-    except LoadError:
-        raise
-    except Exception as err:
-        raise LoadError(f"{task_type.__name__}.load raised {type(err).__name__}: {err}") from err
     if settings.explanations is not None and explainer is None:
         raise LoadError(f"{task_type.__name__} explains nothing; remove `explanations` from the recipe")
     return Pipeline(task, model, explainer=None if explainer is None else Pipeline(explainer, model))
+
+
+@contextmanager
+def told(task_type: type[Task[Any, Any]], step: str) -> Iterator[None]:
+    """Make a LoadError of whatever a step of the task raises, with its place in the task's file."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except Exception as err:
+        file = Path(inspect.getfile(task_type))
+        place = f"{file.name}{line_of(err, file)}"
+        raise LoadError(f"{task_type.__name__}.{step} raised {type(err).__name__} ({place}): {err}") from err
 
 
 def archive_digest(root: Path) -> str:
@@ -91,7 +104,7 @@ def read_metadata(root: Path) -> dict[str, Any]:
 
 def check_libraries(root: Path) -> None:
     """Raise LoadError unless every library that the archive was verified with is here, in that version or later."""
-    from packaging.version import InvalidVersion, Version
+    from packaging.version import Version
 
     wanted = read_metadata(root).get("libraries", {})
     faults = []
@@ -104,7 +117,7 @@ def check_libraries(root: Path) -> None:
                 continue
             if Version(found) < Version(verified):
                 faults.append(f"{library} is {found}")
-    except (AttributeError, TypeError, InvalidVersion) as err:
+    except (AttributeError, TypeError, ValueError) as err:
         raise LoadError(f"{METADATA_FILE} is damaged ({err}); rebuild the archive with `marctl build`") from err
     if faults:
         needed = " ".join(f"'{library}>={verified}'" for library, verified in sorted(wanted.items()))
@@ -141,8 +154,13 @@ def check_samples(pipeline: Pipeline, root: Path) -> None:
 
 
 def tolerance_of(metadata: Mapping[str, Any]) -> float:
-    """By how much a number in a sample's answer may differ."""
-    return float(metadata.get("sample_tolerance", DEFAULT_TOLERANCE))
+    """By how much a number in a sample's answer may differ. Raises LoadError."""
+    tolerance = metadata.get("sample_tolerance", DEFAULT_TOLERANCE)
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise LoadError(
+            f"{METADATA_FILE} is damaged (sample_tolerance is {tolerance!r}); rebuild the archive with `marctl build`"
+        )
+    return float(tolerance)
 
 
 def differences(

@@ -73,7 +73,10 @@ class JsonForm(Form):
 
     def _without_model(self, body: bytes) -> bytes:
         """The gateway has read `model`; beside a bare question it is no field of the question's."""
-        fields = self._object.decode(body)
+        try:
+            fields = self._object.decode(body)
+        except DECODING as err:
+            raise NotJson(f"the body is not JSON: {plain(err)}; expected {self._example}") from err
         return msgspec.json.encode({name: value for name, value in fields.items() if name != "model"})
 
     def _decode_instances(self, instances: list[msgspec.Raw]) -> Decoded:
@@ -120,15 +123,18 @@ def schema_error(
     kind, comparison, number = bound[1], bound[2], int(bound[3])
     try:
         found, name = value_at(decoded(), inner), name_of(inner or path)
+        count = len(found)
     except DECODING as broken:
         return NotJson(f"not JSON: {plain(broken)}{where}{expected}")
+    except (LookupError, TypeError):  # a key that stands twice: another one's value is at that place
+        return Invalid(f"{said}{where}{expected}")
     if kind == "array" and comparison == "<=":
-        return TooLarge(f"{len(found):,} {name}; at most {number:,} are allowed{where}")
+        return TooLarge(f"{count:,} {name}; at most {number:,} are allowed{where}")
     if kind == "array":
-        return Invalid(f"{counted(len(found), name)}; at least {number:,} are needed{where}{expected}")
+        return Invalid(f"{counted(count, name)}; at least {number:,} are needed{where}{expected}")
     if comparison == ">=":
-        return Invalid(f"{name} is {'empty' if not found else 'too short'}{where}{expected}")
-    return Invalid(f"{name} has {len(found):,} characters; at most {number:,} are allowed{where}")
+        return Invalid(f"{name} is {'too short' if count else 'empty'}{where}{expected}")
+    return Invalid(f"{name} has {count:,} characters; at most {number:,} are allowed{where}")
 
 
 def value_at(value: Any, path: str) -> Any:

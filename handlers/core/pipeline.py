@@ -77,6 +77,8 @@ class Exchange:
     """Set where there is nothing to compute: an error, or a form's own answer."""
     error: HandlerError | None = None
     """Why the request failed as a whole."""
+    logged: bool = False
+    """A fault of this request stands in the log; the same one would follow for each of its questions."""
     cost: int = 0
 
     @property
@@ -163,16 +165,20 @@ class Pipeline:
         # Predictions first: they are quick, and explanations may take all of the batch's time.
         predicted = iter(self._answer([request for request in requests if not request.explain], deadline))
         explained = iter(self.explainer._answer([request for request in requests if request.explain], deadline))
+        self.broken = self.broken or self.explainer.broken
         return [next(explained if request.explain else predicted) for request in requests]
 
     def _answer(self, requests: Sequence[Request], deadline: float) -> list[Reply]:
         started = time.monotonic()
         batch = [self._decode(request, deadline) for request in requests]
-        items = [item for exchange in batch for item in exchange.items if item.error is None]
+        waiting = [exchange for exchange in batch if exchange.reply is None]
+        items = [item for exchange in waiting for item in exchange.items if item.error is None]
         lookup = self._look_up(items)
         computing = time.monotonic()
         self._compute(lookup.missing, deadline)
         self._guard_batch(lookup.keep, time.monotonic() - computing)
+        # Those that equal a computed one, where the cache failed to settle them.
+        self._compute([item for item in items if item.open], deadline)
         handler_ms = round((time.monotonic() - started) * 1000, 3)
         for exchange in batch:
             self._encode(exchange, handler_ms)
@@ -203,7 +209,7 @@ class Pipeline:
                 raise exchange.items[0].error
             self._charge(exchange)
         except Exception as err:
-            self._refuse(exchange, self._failure(err, request, "decoding"))
+            self._refuse(exchange, self._failure(err, exchange, "decoding"))
         return exchange
 
     def _form_of(self, name: str) -> Form:
@@ -228,7 +234,7 @@ class Pipeline:
             try:
                 self.task.check(question)
             except Exception as err:
-                item.error = self._failure(err, exchange.request, "checking")
+                item.error = self._failure(err, exchange, "checking")
         return item
 
     def _charge(self, exchange: Exchange) -> None:
@@ -290,7 +296,7 @@ class Pipeline:
             self.broken = self.broken or is_unrecoverable(err)
             if len(waiting) == 1 or self.broken:
                 for item in waiting:
-                    item.error = self._failure(err, item.exchange.request, "predicting")
+                    item.error = self._failure(err, item.exchange, "predicting")
                 return
             for item in waiting:
                 self._predict([item], deadline)
@@ -314,7 +320,7 @@ class Pipeline:
         """The request's reply, which is an error where anything fails on the way to it."""
         if exchange.reply is not None or exchange.decoded is None:
             return
-        request, decoded = exchange.request, exchange.decoded
+        decoded = exchange.decoded
         try:
             results = [self._result(item, i, handler_ms) for i, item in enumerate(exchange.items)]
             try:
@@ -325,19 +331,18 @@ class Pipeline:
                 # One of several answers cannot be encoded, which is no fault of the others.
                 exchange.reply = encoded(exchange, decoded, [self._encodable(item) for item in exchange.items])
         except Exception as err:
-            self._refuse(exchange, self._failure(err, request, "answering"))
+            self._refuse(exchange, self._failure(err, exchange, "answering"))
 
     def _result(self, item: Item, place: int, handler_ms: float) -> Result:
         """A question's answer; its failure is its own."""
         if item.error is not None:
             return item.error
-        request = item.exchange.request
         prediction_id = prediction_id_of(item.exchange, place)
         try:
             stamp = Stamp(prediction_id, self.model.name, item.version or self.model.version, handler_ms)
             item.answer = self.task.answer(item.question, item.outcome, stamp)
         except Exception as err:
-            item.error = self._failure(err, request, "answering")
+            item.error = self._failure(err, item.exchange, "answering")
             return item.error
         answer: msgspec.Struct = item.answer
         return answer
@@ -348,7 +353,7 @@ class Pipeline:
             try:
                 msgspec.json.encode(item.answer)
             except Exception as err:
-                item.error = self._failure(err, item.exchange.request, "encoding")
+                item.error = self._failure(err, item.exchange, "encoding")
         answer: Result = item.error or item.answer
         return answer
 
@@ -357,7 +362,7 @@ class Pipeline:
         try:
             exchange.reply = exchange.form.refuse(error, self._headers)
         except Exception as err:
-            exchange.reply = refusal(self._failure(err, exchange.request, "refusing"), self._headers)
+            exchange.reply = refusal(self._failure(err, exchange, "refusing"), self._headers)
 
     # --- record
 
@@ -369,14 +374,15 @@ class Pipeline:
         items = exchange.items or [Item(None, exchange)]
         size = len(request.body or b"") // len(items)
         for place, item in enumerate(items):
-            self._guard_batch(to.add, self._logged(item, place, size, handler_ms))
+            try:
+                to.add(self._logged(item, place, size, handler_ms))
+            except Exception as err:
+                self._failure(err, exchange, "recording")
 
     def _logged(self, item: Item, place: int, size: int, handler_ms: float) -> Logged:
         exchange = item.exchange
         request, error = exchange.request, item.error or exchange.error
-        kept = None
-        if error is None:
-            kept = self._guard_batch(self.task.log_values, item.question, item.outcome)
+        kept = self.task.log_values(item.question, item.outcome) if error is None else None
         now_us = time.time_ns() // 1000
         return Logged(
             request_id=request.id,
@@ -396,11 +402,13 @@ class Pipeline:
 
     # --- failures
 
-    def _failure(self, err: Exception, request: Request, step: str) -> HandlerError:
+    def _failure(self, err: Exception, exchange: Exchange, step: str) -> HandlerError:
         """The error to answer; what the client cannot mend is logged, once, with the request's id."""
         if isinstance(err, HandlerError):
             return err
-        log.error("%s: %s failed, request %s", self.model, step, printable(request.id), exc_info=err)
+        if not exchange.logged:
+            log.error("%s: %s failed, request %s", self.model, step, printable(exchange.request.id), exc_info=err)
+            exchange.logged = True
         return ModelFault(f"model {self.model} failed on this request")
 
     def _guard_batch(self, step: Callable[..., Made], *arguments: Any) -> Made | None:

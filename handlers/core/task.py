@@ -226,7 +226,7 @@ class Task(ABC, Generic[Question, Outcome]):
 
 def type_arguments(cls: type) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
     """The two types in `class Name(Task[Question, Outcome])`; None if a parent has named them. Raises TypeError."""
-    for base in getattr(cls, "__orig_bases__", ()):
+    for base in cls.__dict__.get("__orig_bases__", ()):  # its own, not those that it inherits
         if typing.get_origin(base) is Task:
             question, outcome = typing.get_args(base)
             break

@@ -306,7 +306,8 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes | None) -> Any:
     try:
         return decoder.decode(body or b"")
     except msgspec.ValidationError as err:
-        raise Invalid(str(err)) from err
+        # In the protocol's own terms, `inputs[0].shape`; `$.` begins a path in a task's question.
+        raise Invalid(str(err).replace("`$.", "`")) from err
     except DECODING as err:
         raise NotJson(f"the request is not JSON: {plain(err)}") from err
 

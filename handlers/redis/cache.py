@@ -17,6 +17,7 @@ Keys: `marctl:cache:MODEL:VERSION:` and 32 bytes; what is beside them is told at
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 import time
@@ -28,10 +29,12 @@ import msgspec
 
 from handlers.core.errors import Unavailable
 from handlers.core.messages import FAILED_HEADER, STALE_HEADER, Model
-from handlers.core.pipeline import Item
+from handlers.core.pipeline import Item, printable
 from handlers.core.settings import CacheSettings
 from handlers.core.task import Task
 from handlers.redis.link import RedisLink
+
+log = logging.getLogger(__name__)
 
 HIT, MISS, STALE = "hit", "miss", "stale"
 PREFIX = "marctl:cache"
@@ -87,8 +90,9 @@ class Cache:
         self._entry: Any = entry
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(entry).decode
-        # Struct fields come in the order of their declaration, the keys of mappings sorted.
-        self._canonical = msgspec.json.Encoder(order="deterministic").encode
+        # Struct fields come in the order of their declaration, the keys of mappings sorted. Not JSON, in which NaN, the
+        # infinities and nothing at all are the same `null`.
+        self._canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 
     def look_up(self, items: Sequence[Item]) -> Lookup:
         """Settle what is known from before; one round trip, and one more for each request that wants nothing else."""
@@ -103,7 +107,7 @@ class Cache:
 
     def _recall(self, item: Item, version: str) -> None:
         """Give the item the last answer that a version of this model gave to the same question, or its error."""
-        entry = self._known(item.question, version)
+        entry = self._known(item, version)
         if entry is None:
             item.error = Unavailable(
                 f"model {self._model.name} {version} failed, and it has no answer to this question from before"
@@ -112,17 +116,17 @@ class Cache:
         self.stale += 1
         item.outcome, item.cache, item.version = entry.outcome, STALE, version
 
-    def _known(self, question: msgspec.Struct, version: str) -> Any:
+    def _known(self, item: Item, version: str) -> Any:
         name = self._model.name
         identity = self._link.ask(("GET", identity_key(name, version)))
         if not identity or identity[0] is None:
             return None
-        key = digest_of(identity[0], self._canonical(question))
+        key = digest_of(identity[0], self._canonical(item.question))
         replies = self._link.ask(("MGET", *generation_keys(name, version), key_prefix(name, version) + key))
         if not replies or replies[0] is None:
             return None
         first, second, value = replies[0]
-        return self.entry_in(value, generation_of(first, second), question)
+        return self.entry_in(value, generation_of(first, second), item)
 
     def totals(self) -> dict[str, int]:
         """For the metrics page."""
@@ -152,21 +156,25 @@ class Cache:
         generation = generation_of(first, second)
         held = {}
         for (key, item), value in zip(wanted.items(), values, strict=True):
-            entry = self.entry_in(value, generation, item.question)
+            entry = self.entry_in(value, generation, item)
             if entry is not None:
                 held[key] = entry
         return held, generation
 
-    def entry_in(self, value: bytes | None, generation: bytes, question: msgspec.Struct) -> Any:
+    def entry_in(self, value: bytes | None, generation: bytes, item: Item) -> Any:
         """The entry in a value; None if there is none, if it was purged, or if it cannot be this question's."""
         if value is None:
             return None
         try:
             entry = self._decode(value)
-            if not self._task.fits(question, entry.outcome):
+            if not self._task.fits(item.question, entry.outcome):
                 raise msgspec.ValidationError("it does not answer this question")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.damaged += 1
+            return None
+        except Exception:
+            self.damaged += 1
+            log.exception("%s: fits failed, request %s", self._model, printable(item.exchange.request.id))
             return None
         return entry if entry.generation == generation else None
 
@@ -185,7 +193,11 @@ class Cache:
         commands: list[tuple[bytes | str | int, ...]] = []
         for key, outcome in outcomes.items():
             life_s = settings.ttl_s * (1 - settings.jitter * random.random())
-            value = self._encode(self._entry(generation, now + life_s, cost_s, outcome))
+            try:
+                value = self._encode(self._entry(generation, now + life_s, cost_s, outcome))
+            except Exception as err:  # whatever the task puts into an outcome
+                log.error("%s: an outcome cannot be kept in the cache: %s: %s", self._model, type(err).__name__, err)
+                continue
             commands.append(("SET", self._prefix + key, value, "PX", round((life_s + settings.stale_s) * 1000) + 1))
         if time.monotonic() - self._announced_at > ANNOUNCE_EVERY_S:
             self._announced_at = time.monotonic()

@@ -50,7 +50,7 @@ def task_in(file: Path) -> type[Task[Any, Any]]:
     sys.modules[OWN_MODULE] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         raise LoadError(f"{file.name}{line_of(err, file)}: {type(err).__name__}: {err}") from err
     found = [
         kind
@@ -65,14 +65,17 @@ def task_in(file: Path) -> type[Task[Any, Any]]:
         raise LoadError(f"{file.name} defines {len(ready)} tasks ({names}); expected one")
     if found:
         lacking = ", ".join(sorted(getattr(found[0], "__abstractmethods__", ())))
-        raise LoadError(f"{file.name}: {found[0].__name__} does not define {lacking}; see handlers/core/task.py")
+        line = inspect.getsourcelines(found[0])[1]
+        raise LoadError(
+            f"{file.name}, line {line}: {found[0].__name__} does not define {lacking}; see handlers/core/task.py"
+        )
     raise LoadError(
         f"{file.name} defines no task; expected a class like `class Sentiment(Task[Text, Label])`, "
         "with `from handlers import Task`"
     )
 
 
-def line_of(err: Exception, file: Path) -> str:
+def line_of(err: BaseException, file: Path) -> str:
     """`, line 12`: the last place in the file that an error went through."""
     if isinstance(err, SyntaxError) and err.lineno:
         return f", line {err.lineno}"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from handlers.archive import archive_digest, check_samples, load
-from handlers.core.errors import HandlerError, LoadError, NotSupported
+from handlers.core.errors import HandlerError, LoadError, ModelFault, NotSupported
 from handlers.core.forms import encode_json, refusal
 from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline
+from handlers.core.pipeline import Pipeline, printable
 from handlers.protocols.open_inference import forms
 from handlers.redis.cache import open_cache
 from handlers.redis.log import open_log
@@ -24,6 +24,8 @@ from handlers.torchserve.heartbeat import begin_heartbeat
 from handlers.torchserve.memory import keep_memory
 from handlers.torchserve.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
 from handlers.torchserve.worker_socket import read_in_pieces
+
+log = logging.getLogger(__name__)
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 BODY_FIELDS = ("body", "data")
@@ -86,6 +88,9 @@ def take_label(pipeline: Pipeline, request: Request) -> Reply:
         feedback = pipeline.log.label(request.body)
     except HandlerError as err:
         return refusal(err, headers)
+    except Exception:
+        log.exception("%s: keeping a label failed, request %s", pipeline.model, printable(request.id))
+        return refusal(ModelFault(f"model {pipeline.model} failed on this label"), headers)
     return Reply(encode_json(feedback), 202, "Accepted", headers)
 
 

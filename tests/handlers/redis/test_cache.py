@@ -15,15 +15,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from tokenizers import normalizers
 
-from handlers.core.settings import CacheSettings, Settings
-from handlers.core.task import FAILED_HEADER, STALE_HEADER, Reply, Request
-from handlers.loading import archive_digest, load_multiple_choice
+from handlers.core.messages import FAILED_HEADER, STALE_HEADER, Reply, Request
+from handlers.core.pipeline import Pipeline
+from handlers.core.settings import CacheSettings
 from handlers.redis.cache import PREFIX, Cache, key_prefix, open_cache
 from handlers.redis.link import RedisLink
-from handlers.text.tokenization import forgets_form
-from tests.handlers.tasks.multiple_choice.test_task import some_questions
+from tests.handlers.loading import load
+from tests.handlers.tasks.multiple_choice.test_task import some_questions, watch
 from tests.redis_servers import TestRedis, memory_left
 
 PATIENCE_S = 10.0
@@ -48,38 +47,50 @@ def own_server(tmp_path: Path) -> Iterator[TestRedis]:
 
 
 class Worker:
-    """A loaded version with its own line to Redis; `forwards` lists the rows of each forward pass asked for."""
+    """A loaded version with its own line to Redis; `forwards` lists the rows of each run of its model."""
 
     def __init__(
-        self, folder: Path, url: str, *, version: str = "1.0", name: str = "quiz", digest: str = "d", **cache: Any
+        self,
+        folder: Path,
+        url: str,
+        *,
+        version: str = "1.0",
+        name: str = "quiz",
+        digest: str = "d",
+        precision: str = "float32",
+        **cache: Any,
     ) -> None:
-        settings = Settings(
-            task="multiple_choice", precision="float32", max_tokens=64, threads=1, cache=CacheSettings(**cache)
+        # No question is large, so that a batch is one run of the model.
+        self.quiz = load(
+            folder, name=name, version=version, precision=precision, cache=cache or True, max_request_tokens=1 << 20
         )
-        self.task = load_multiple_choice(folder, name, version, settings, "cpu")
         self.link = RedisLink(url, reply_timeout_s=1.0)
         self.link.wait_closed(PATIENCE_S)
-        self.cache = self.task.cache = Cache(settings.cache, self.task, digest, self.link)  # type: ignore[arg-type]  # it is one
+        self.cache = self.quiz.cache = cache_of(self.quiz, digest, self.link)
         self.forwards: list[int] = []
-        self._scores = self.task.scorer.scores
-        self.task.scorer.scores = self._watched
         self.broken = False
+        watch(self.quiz, self._count)
 
-    def _watched(self, rows: Any, deadline: float) -> Any:
+    def _count(self, rows: Any) -> None:
         if self.broken:
             raise RuntimeError("broken")
         self.forwards.append(len(rows))
-        return self._scores(rows, deadline)
 
     def ask(self, *bodies: Any, **headers: str) -> list[Reply]:
         """The replies to one batch; every request has these headers."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         raw = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies]
-        return self.task.answer([Request(body, f"id-{os.urandom(4).hex()}", header=named.get) for body in raw])
+        return self.quiz.answer([Request(body, f"id-{os.urandom(4).hex()}", headers=named) for body in raw])
 
     def state(self, body: Any, **headers: str) -> str | None:
         [reply] = self.ask(body, **headers)
         return reply.headers.get("x-cache")
+
+
+def cache_of(pipeline: Pipeline, digest: str, link: RedisLink) -> Cache:
+    settings = pipeline.settings.cache_settings
+    assert settings is not None
+    return Cache(settings, pipeline.task, pipeline.model, digest, link)
 
 
 @pytest.fixture
@@ -148,13 +159,13 @@ def test_all_that_changes_the_answer_does(worker: Worker) -> None:
 
 
 def test_labels_are_the_clients_own_words(worker: Worker) -> None:
-    """Equal for the model, whatever Unicode's form; each client gets back what it wrote."""
+    """Two Unicode forms of one text are two questions."""
     forms = [unicodedata.normalize(form, "naïve é") for form in ("NFC", "NFD")]
     assert forms[0] != forms[1]
-    for form, state in zip(forms, ("miss", "hit"), strict=True):
+    for form in forms:
         [reply] = worker.ask({"question": "Which?", "choices": [form, form + "!"]})
         answer = json.loads(reply.body)
-        assert reply.headers["x-cache"] == state
+        assert reply.headers["x-cache"] == "miss"
         assert answer["label"] == [form, form + "!"][answer["prediction"]]
 
 
@@ -170,13 +181,8 @@ def test_versions_models_archives_and_runtimes_never_share_answers(
         Worker(folder, server.url, name="quiz2"),
         Worker(folder, server.url, digest="e"),
     ]
-    bfloat = load_multiple_choice(
-        folder, "quiz", "1.0", Settings(task="multiple_choice", precision="bfloat16", max_tokens=64), "cpu"
-    )
-    bfloat.cache = Cache(CacheSettings(), bfloat, "d", first.link)
-    assert [other.state(QUESTION) for other in others] == ["miss"] * 3
-    [reply] = bfloat.answer([Request(json.dumps(QUESTION).encode(), "id")])
-    assert reply.headers["x-cache"] == "miss"
+    others.append(Worker(folder, server.url, precision="bfloat16"))
+    assert [other.state(QUESTION) for other in others] == ["miss"] * 4
     assert len(server.client.keys(f"{PREFIX}:*")) == 5
 
 
@@ -193,108 +199,6 @@ def test_no_two_of_many_questions_collide_across_models_and_versions(
         w.broken = True
         assert [bare(reply) for reply in w.ask(*questions)] == expected
     assert len(server.client.keys(f"{PREFIX}:*")) == 3 * len({json.dumps(q) for q in questions})
-
-
-def test_what_is_in_an_archive_changes_its_digest(tmp_path: Path) -> None:
-    (tmp_path / "handlers").mkdir()
-    (tmp_path / "handlers" / "a.py").write_text("1")
-    (tmp_path / "w").write_text("2")
-    digests = [archive_digest(tmp_path)]
-    (tmp_path / "w").write_text("3")
-    digests.append(archive_digest(tmp_path))
-    (tmp_path / "w").rename(tmp_path / "v")
-    digests.append(archive_digest(tmp_path))
-    (tmp_path / "metadata.json").write_text("{}")
-    (tmp_path / "model-config.yaml").write_text("a: 1")
-    digests.append(archive_digest(tmp_path))
-    (tmp_path / "model-config.yaml").write_text("a: 2")
-    digests.append(archive_digest(tmp_path))
-    assert len(set(digests)) == 5
-    (tmp_path / "handlers" / "__pycache__").mkdir()
-    (tmp_path / "handlers" / "__pycache__" / "a.pyc").write_text("4")
-    assert archive_digest(tmp_path) == digests[-1]
-
-
-# --- Unicode
-
-
-def test_a_tokenizer_that_tells_forms_apart_gets_them_apart(
-    server: TestRedis, tiny_model: Callable[[str], Path]
-) -> None:
-    roberta = Worker(tiny_model("roberta"), server.url)
-    for form in ("NFC", "NFD"):
-        assert roberta.state({"question": unicodedata.normalize(form, "é?"), "choices": ["a", "b"]}) == "miss"
-
-
-@pytest.mark.parametrize("kind", ["bert", "deberta", "roberta", "bertweet"])
-def test_texts_of_one_canonical_form_have_the_same_tokens(kind: str, tiny_model: Callable[[str], Path]) -> None:
-    """Every character that has another form, and the tokenizer's own tokens written in other characters."""
-    encoder = load_multiple_choice(
-        tiny_model(kind), "quiz", "1.0", Settings(task="multiple_choice", precision="float32", max_tokens=64), "cpu"
-    ).encoder
-    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and unicodedata.decomposition(chr(c))]
-    texts = [f"a{c}b" for c in characters if unicodedata.normalize("NFD", c) != c]
-    assert len(texts) > 2000
-    texts += [
-        "[MASK]",
-        "[MAS\u212a]",
-        "<s>",
-        "<s>\u0338",
-        "<s\u226f",
-        "[SEP]\u0338",
-        "a\u0323\u0307b",
-        "a\u0307\u0323b",
-    ]
-    forms = [f for text in texts for f in (text, *(unicodedata.normalize(n, text) for n in ("NFC", "NFD")))]
-    tokens = encoder.tokenize(forms)
-    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
-    normalized = backend.normalizer.normalize_str if backend and backend.normalizer else str
-    by_form: dict[str, tuple[list[int], str]] = {}
-    for form in dict.fromkeys(forms):
-        seen = tokens[form], normalized(form)
-        assert by_form.setdefault(encoder.canonical(form), seen) == seen, ascii(form)
-    folds = encoder.canonical("e\u0301") == "é"
-    assert folds == (kind in ("bert", "deberta"))
-
-
-NORMALIZERS = {
-    "lowercase": (normalizers.Lowercase(), False),
-    "bert, uncased": (normalizers.BertNormalizer(lowercase=True), True),
-    "bert, cased": (normalizers.BertNormalizer(lowercase=False), False),
-    "bert, cased without accents": (normalizers.BertNormalizer(lowercase=False, strip_accents=True), True),
-    "bert, uncased with accents": (normalizers.BertNormalizer(lowercase=True, strip_accents=False), False),
-    "composed first": (normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), True),
-    "nothing": (normalizers.Sequence([]), False),
-    "digits replaced": (normalizers.Replace("1", "2"), False),
-}
-
-
-@pytest.mark.parametrize("name", NORMALIZERS)
-def test_only_a_normalizer_that_forgets_the_form_counts_as_one(name: str) -> None:
-    normalizer, forgets = NORMALIZERS[name]
-    assert forgets_form(json.loads(normalizer.__getstate__())) == forgets
-    every = (chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and unicodedata.decomposition(chr(c)))
-    different = [
-        c
-        for c in every
-        if normalizer.normalize_str(f"a{c}b") != normalizer.normalize_str(f"a{unicodedata.normalize('NFD', c)}b")
-    ]
-    # Characters of the newest Unicode may be unknown to the library; `canonical` asks it for each text.
-    assert (len(different) < 10) == forgets
-
-
-def test_json_around_a_text_does_not_compose_with_it(worker: Worker) -> None:
-    """The whole question is normalized as one text: what stands between two strings must not melt into them."""
-    questions = [
-        {"question": q, "choices": ["a", c]}
-        for q in ("x\n", "x\n\u0303", "x\\\u0303", "\u0338x", "x", 'x"\u0338')
-        for c in ("n\u0303", "\u0338", "\u0338=", "\\n\u0303")
-    ]
-    assert {worker.state(question) for question in questions} == {"miss"}
-    fresh = Worker.ask(worker, *questions, cache_control="no-store")
-    for a, b in zip(worker.ask(*questions), fresh, strict=True):
-        assert json.loads(a.body)["label"] == json.loads(b.body)["label"]
-        assert json.loads(a.body)["probabilities"] == pytest.approx(json.loads(b.body)["probabilities"], abs=1e-5)
 
 
 # --- once
@@ -327,15 +231,18 @@ def test_500_equal_questions_in_batches_are_computed_once(worker: Worker) -> Non
 
 
 def test_a_version_may_have_none(server: TestRedis, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = worker.task
+    task, model = worker.quiz.task, worker.quiz.model
     monkeypatch.setenv("REDIS_URL", server.url)
-    assert open_cache(task, "d") is not None
+    assert open_cache(task, model, "d") is not None
     for cache, has in ((False, False), (True, True), (CacheSettings(ttl_s=1.0), True)):
         task.settings = msgspec.structs.replace(task.settings, cache=cache)
-        assert (open_cache(task, "d") is not None) == has
-    monkeypatch.delenv("REDIS_URL")
-    assert open_cache(task, "d") is None
-    task.cache = None
+        assert (open_cache(task, model, "d") is not None) == has
+    monkeypatch.setattr(task, "cached", False)
+    assert open_cache(task, model, "d") is None
+    monkeypatch.undo()
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert open_cache(task, model, "d") is None
+    worker.quiz.cache = None
     assert worker.state(QUESTION) is None
 
 
@@ -412,7 +319,7 @@ def test_early_refresh_follows_the_paper(worker: Worker, monkeypatch: pytest.Mon
     monkeypatch.setattr(random, "random", random.Random(3).random)
     entry = worker.cache._entry(b"/", 100.0, 0.5, None)
     for left_s in (0.0, 0.1, 0.5, 1.0, 2.0):
-        drawn = sum(worker.cache._is_due(entry, 100.0 - left_s) for _ in range(20_000)) / 20_000
+        drawn = sum(worker.cache.is_due(entry, 100.0 - left_s) for _ in range(20_000)) / 20_000
         assert drawn == pytest.approx(math.exp(-left_s / 0.5), abs=0.02)
 
 
@@ -449,13 +356,17 @@ def test_a_purged_answer_is_computed_anew(server: TestRedis, worker: Worker) -> 
 
 
 def damaged(value: bytes) -> Iterator[bytes]:
+    """What is no entry, and entries that cannot be this question's."""
     yield b""
     yield b"garbage"
     yield os.urandom(len(value))
     yield value[:-1]
     yield value + b"\0"
-    for position in range(len(value)):
-        yield value[:position] + bytes([value[position] ^ 1]) + value[position + 1 :]
+    generation, expires, cost_s, (probabilities, truncated) = msgspec.msgpack.decode(value)
+    for wrong in ([], probabilities[:-1], [*probabilities, 0.0], [-1.0, 1.0, 1.0], [0.5, 0.5, 0.5], [math.nan] * 3):
+        yield msgspec.msgpack.encode([generation, expires, cost_s, [wrong, truncated]])
+    yield msgspec.msgpack.encode([generation, "soon", cost_s, [probabilities, truncated]])
+    yield msgspec.msgpack.encode([generation, expires, cost_s, [probabilities]])
 
 
 def test_damaged_values_are_counted_and_overwritten(server: TestRedis, worker: Worker) -> None:
@@ -468,16 +379,6 @@ def test_damaged_values_are_counted_and_overwritten(server: TestRedis, worker: W
         assert (reply.headers["x-cache"], bare(reply)) == ("miss", bare(known))
         assert worker.state(QUESTION) == "hit"
     assert worker.cache.damaged == len(broken)
-
-
-def test_a_value_under_another_key_is_not_taken(server: TestRedis, worker: Worker) -> None:
-    other = {"question": "Who?", "choices": ["a", "b", "c"]}
-    worker.ask(QUESTION)
-    [key] = server.client.keys(f"{PREFIX}:*")
-    worker.ask(other)
-    [another] = set(server.client.keys(f"{PREFIX}:*")) - {key}
-    server.client.set(another, server.client.get(key))
-    assert worker.state(other) == "miss"
 
 
 def test_a_key_of_another_type_is_counted_as_a_miss(server: TestRedis, worker: Worker) -> None:
@@ -541,7 +442,7 @@ def test_a_worker_serves_the_last_answer_of_another_version(
     assert standby.ask(QUESTION, **wanted | {FAILED_HEADER: "3.0"})[0].code == 503
     assert standby.forwards == []
     assert standby.state(QUESTION, **{FAILED_HEADER: "2.0"}) == "miss"
-    standby.task.cache = None
+    standby.quiz.cache = None
     assert standby.ask(QUESTION, **wanted)[0].code == 503
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,29 +10,46 @@ import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from handlers.core.errors import LoadError
-from handlers.core.settings import Settings
-from handlers.text.choose import load_scorer
-from handlers.text.packed_runtime import PackedScorer
+from handlers.text.choose import load_runtime
+from handlers.text.packed_runtime import PackedRuntime
+from handlers.text.runtime import Processor, Runtime
+from handlers.text.settings import TextSettings
 from handlers.text.tokenization import PairEncoder, Row
-from handlers.text.torch_runtime import TorchScorer
+from handlers.text.torch_runtime import TorchRuntime
 
 TEXTS = ["Where do people cut bread?", "a knife", "orange juice on his cereal", "Why not 3 or 42?"]
 FOREVER = float("inf")
+HUB_CLASS = "AutoModelForMultipleChoice"
+PLAIN = Processor(fast_int8=False, fast_bfloat16=False)
+"""One that multiplies float32 numbers only, which every machine can do."""
+PROCESSORS = [Processor(fast_int8, fast_bfloat16) for fast_int8 in (False, True) for fast_bfloat16 in (False, True)]
 
 
-def settings(**changes: Any) -> Settings:
-    return Settings(**{"task": "multiple_choice", "precision": "float32", "max_tokens": 64} | changes)
+def settings(**changes: Any) -> TextSettings:
+    return TextSettings(**{"task": "multiple_choice", "precision": "float32", "max_tokens": 64} | changes)
 
 
-def load(folder: Path, samples: int = 0, **changes: Any) -> tuple[Any, list[Row]]:
+def load(folder: Path, samples: int = 0, processor: Processor = PLAIN, **changes: Any) -> tuple[Runtime, list[Row]]:
     encoder = PairEncoder(AutoTokenizer.from_pretrained(folder), 64)
     rows = encoder.encode([(first, second) for first in TEXTS for second in TEXTS])
-    return load_scorer(folder, encoder, settings(**changes), "cpu", rows[:samples]), rows
+    given = settings(**changes)
+    return load_runtime(folder, HUB_CLASS, encoder, given, "cpu", rows[:samples], processor), rows
+
+
+def only_where_computable(processor: Processor) -> None:
+    """Skip where this machine's own processor cannot do what the tested one does fast."""
+    here = Processor.here()
+    if processor.fast_int8 and not here.fast_int8:
+        pytest.skip("this processor has no 8-bit integer instructions (VNNI)")
+    if processor.fast_int8 and "ONEDNN_MAX_CPU_ISA" in os.environ:
+        pytest.skip("oneDNN is held to older instructions, in which sums of 8-bit products saturate")
+    if processor.fast_bfloat16 and not here.fast_bfloat16:
+        pytest.skip("this processor emulates bfloat16, twenty times slower")
 
 
 @pytest.mark.parametrize(
     ("kind", "runtime"),
-    [("bert", PackedScorer), ("roberta", PackedScorer), ("bertweet", PackedScorer), ("distilbert", TorchScorer)],
+    [("bert", PackedRuntime), ("roberta", PackedRuntime), ("bertweet", PackedRuntime), ("distilbert", TorchRuntime)],
 )
 def test_packs_the_models_it_knows_and_leaves_others_to_their_own_code(
     kind: str, runtime: type, tiny_model: Callable[[str], Path]
@@ -47,8 +65,8 @@ def test_packed_scores_are_those_of_padded_rows(
     packed, rows = load(tiny_model(kind), rows_per_pass=rows_per_pass)
     model = AutoModelForMultipleChoice.from_pretrained(tiny_model(kind)).eval()
     encoder = PairEncoder(AutoTokenizer.from_pretrained(tiny_model(kind)), 64)
-    padded = TorchScorer.of(model, encoder, settings(), "cpu")
-    assert packed.scores(rows, FOREVER) == pytest.approx(padded.scores(rows, FOREVER), abs=1e-4)
+    padded = TorchRuntime.of(model, encoder, settings(), "cpu")
+    assert packed.run(rows, FOREVER) == pytest.approx(padded.run(rows, FOREVER), abs=1e-4)
 
 
 def test_padding_token_in_a_text_takes_no_position_as_in_roberta(tiny_model: Callable[[str], Path]) -> None:
@@ -58,29 +76,62 @@ def test_padding_token_in_a_text_takes_no_position_as_in_roberta(tiny_model: Cal
     with torch.inference_mode():
         tensor = torch.tensor([[ids]])
         expected = model(input_ids=tensor, attention_mask=torch.ones_like(tensor)).logits.item()
-    assert packed.scores([Row(ids, 6, False)], FOREVER) == pytest.approx([expected], abs=1e-4)
+    assert packed.run([Row(ids, 6, False)], FOREVER) == pytest.approx([expected], abs=1e-4)
 
 
 def test_passes_after_the_deadline_are_not_computed(tiny_model: Callable[[str], Path]) -> None:
     packed, rows = load(tiny_model("bert"), rows_per_pass=4)
-    scores = packed.scores(rows, deadline=0.0)
+    scores = packed.run(rows, deadline=0.0)
     assert sum(score is not None for score in scores) == 4
 
 
-@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs 8-bit integer instructions")
+@pytest.mark.parametrize("processor", PROCESSORS, ids=str)
+@pytest.mark.parametrize(
+    ("precision", "computed"),
+    [
+        (
+            "float32",
+            {(False, False): "float32", (False, True): "float32", (True, False): "float32", (True, True): "float32"},
+        ),
+        (
+            "auto",
+            {(False, False): "float32", (False, True): "bfloat16", (True, False): "float32", (True, True): "bfloat16"},
+        ),
+        ("int8", {(False, False): "float32", (False, True): "bfloat16", (True, False): "int8", (True, True): "int8"}),
+    ],
+)
+def test_each_processor_computes_in_what_it_is_fast_in(
+    precision: str, computed: dict[tuple[bool, bool], str], processor: Processor, tiny_model: Callable[[str], Path]
+) -> None:
+    only_where_computable(processor)
+    packed, rows = load(tiny_model("bert"), 8, processor, precision=precision)
+    numbers = computed[processor.fast_int8, processor.fast_bfloat16]
+    assert f" packed {numbers if numbers == 'int8' else f'torch.{numbers}'} " in packed.runtime
+    exact, _ = load(tiny_model("bert"))
+    wanted, given = exact.run(rows, FOREVER), packed.run(rows, FOREVER)
+    bound = {"float32": 0.0, "bfloat16": 0.05, "int8": 0.1}[numbers] * max(map(abs, wanted))
+    assert given == pytest.approx(wanted, abs=bound)
+
+
 def test_int8_scores_depend_on_no_batch_mate(tiny_model: Callable[[str], Path]) -> None:
-    packed, rows = load(tiny_model("bert"), samples=8, precision="int8")
-    together = packed.scores(rows, FOREVER)
-    alone = [packed.scores([row], FOREVER)[0] for row in rows]
+    fast = Processor(fast_int8=True, fast_bfloat16=False)
+    only_where_computable(fast)
+    packed, rows = load(tiny_model("bert"), 8, fast, precision="int8")
+    together = packed.run(rows, FOREVER)
+    alone = [packed.run([row], FOREVER)[0] for row in rows]
     assert together == pytest.approx(alone, abs=0.05)
 
 
+@pytest.mark.parametrize("processor", PROCESSORS, ids=str)
 @pytest.mark.parametrize(
     ("kind", "samples", "reason"), [("distilbert", 8, "set `precision: auto`"), ("bert", 0, "no samples.json")]
 )
-def test_int8_says_what_it_needs(kind: str, samples: int, reason: str, tiny_model: Callable[[str], Path]) -> None:
+def test_int8_says_what_it_needs(
+    kind: str, samples: int, reason: str, processor: Processor, tiny_model: Callable[[str], Path]
+) -> None:
+    """On every processor alike: a version that is built on one is served on another."""
     with pytest.raises(LoadError, match=reason):
-        load(tiny_model(kind), samples, precision="int8")
+        load(tiny_model(kind), samples, processor, precision="int8")
 
 
 def test_row_limit_beyond_the_positions_stops_the_load(tiny_model: Callable[[str], Path]) -> None:

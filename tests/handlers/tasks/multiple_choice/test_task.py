@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-from handlers.core.settings import Settings
-from handlers.core.task import Request
-from handlers.loading import load_multiple_choice
-from handlers.tasks.multiple_choice.task import Question, choice_of
-from scripts.build.reference import plain_probabilities
+from handlers.core.pipeline import Pipeline
+from handlers.tasks.multiple_choice.reference import plain_answers
+from handlers.tasks.multiple_choice.task import MultipleChoice, choice_of
+from tests.handlers.loading import ask, load
 from tests.tiny_models import CORPUS, KINDS
 
 WORDS = " ".join(CORPUS).split()
 FLOAT32_BOUND = 1e-5
-
-
-def settings(**changes: Any) -> Settings:
-    return Settings(task="multiple_choice", precision="float32", max_tokens=64, **changes)
-
-
-def load(folder: Path, **changes: Any) -> Any:
-    return load_multiple_choice(folder, "quiz", "1.0", settings(**changes), "cpu")
 
 
 def some_questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -49,48 +39,37 @@ def some_questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return questions
 
 
-def ask(task: Any, bodies: list[Any]) -> list[tuple[int, Any]]:
-    raw = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies]
-    replies = task.answer([Request(body, f"id-{i}") for i, body in enumerate(raw)])
-    return [(reply.code, json.loads(reply.body)) for reply in replies]
-
-
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_answers_equal_plain_transformers_one_at_a_time(kind: str, tiny_model: Callable[[str], Path]) -> None:
-    folder = tiny_model(kind)
-    model, tokenizer = AutoModelForMultipleChoice.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    questions = some_questions(24)
+    folder, questions = tiny_model(kind), some_questions(24)
     spread = 0.0
-    for question, (code, answer) in zip(questions, ask(load(folder), questions), strict=True):
-        expected = plain_probabilities(
-            model, tokenizer, Question(question["question"], tuple(question["choices"]), question.get("context")), 64
-        )
+    plain = plain_answers(folder, questions, max_tokens=64)
+    for question, expected, (code, answer) in zip(questions, plain, ask(load(folder), questions), strict=True):
         assert code == 200
-        assert answer["probabilities"] == pytest.approx(expected, abs=FLOAT32_BOUND)
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=FLOAT32_BOUND)
         assert answer["label"] == question["choices"][answer["prediction"]]
         assert answer["confidence"] == max(answer["probabilities"])
-        spread = max(spread, max(expected) - min(expected))
+        spread = max(spread, max(expected["probabilities"]) - min(expected["probabilities"]))
     assert spread > 0.05, "the model answers everything alike: the comparison above would prove nothing"
 
 
 def test_batch_mates_do_not_change_an_answer(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"), rows_per_pass=7)
+    quiz = load(tiny_model("bert"), rows_per_pass=7)
     questions = some_questions(20, seed=1)
-    together = ask(task, questions)
+    together = ask(quiz, questions)
     for question, (_, answer) in zip(questions, together, strict=True):
-        [(_, alone)] = ask(task, [question])
+        [(_, alone)] = ask(quiz, [question])
         assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=FLOAT32_BOUND)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "bertweet"])
 def test_truncation_keeps_the_choice_and_says_so(kind: str, tiny_model: Callable[[str], Path]) -> None:
     folder = tiny_model(kind)
-    model, tokenizer = AutoModelForMultipleChoice.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     long = {"question": " ".join(WORDS * 3), "choices": ["a knife", "orange juice"]}
     [(code, answer), (_, short)] = ask(load(folder), [long, {"question": "Why?", "choices": ["a", "b"]}])
     assert (code, answer["truncated"], short["truncated"]) == (200, True, False)
-    expected = plain_probabilities(model, tokenizer, Question(long["question"], tuple(long["choices"])), 64)
-    assert answer["probabilities"] == pytest.approx(expected, abs=FLOAT32_BOUND)
+    [expected] = plain_answers(folder, [long], max_tokens=64)
+    assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=FLOAT32_BOUND)
 
 
 def test_choice_longer_than_the_limit_is_answered_and_marked(tiny_model: Callable[[str], Path]) -> None:
@@ -99,10 +78,10 @@ def test_choice_longer_than_the_limit_is_answered_and_marked(tiny_model: Callabl
 
 
 def test_several_instances_get_their_own_answer_or_error_in_order(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
+    quiz = load(tiny_model("bert"))
     good = some_questions(2, seed=2)
     [(code, answer), (_, first), (_, second)] = ask(
-        task, [{"instances": [good[0], {"question": "x", "choices": ["one"]}, good[1]]}, *good]
+        quiz, [{"instances": [good[0], {"question": "x", "choices": ["one"]}, good[1]]}, *good]
     )
     assert code == 200
     one, bad, two = answer["predictions"]
@@ -113,60 +92,103 @@ def test_several_instances_get_their_own_answer_or_error_in_order(tiny_model: Ca
     assert (one["prediction_id"], two["prediction_id"]) == ("id-0:0", "id-0:2")
 
 
-def test_features_form_equals_the_bare_question(tiny_model: Callable[[str], Path]) -> None:
+def test_a_model_may_be_named_beside_the_question_or_beside_its_features(tiny_model: Callable[[str], Path]) -> None:
     [question] = some_questions(1)
-    (_, bare), (_, wrapped) = ask(load(tiny_model("bert")), [question, {"model": "quiz", "features": question}])
-    assert wrapped["probabilities"] == bare["probabilities"]
+    forms = [question, {"model": "quiz", "features": question}, {"model": "quiz", **question}]
+    answers = [answer["probabilities"] for _, answer in ask(load(tiny_model("bert")), forms)]
+    assert answers == [answers[0]] * 3
 
 
 def test_reduced_precision_stays_within_its_bound(tiny_model: Callable[[str], Path]) -> None:
-    folder = tiny_model("bert")
     questions = some_questions(40, seed=3)
-    exact = ask(load(folder), questions)
-    task = load_multiple_choice(
-        folder, "quiz", "1.0", Settings(task="multiple_choice", precision="bfloat16", max_tokens=64), "cpu"
-    )
-    for (_, a), (_, b) in zip(exact, ask(task, questions), strict=True):
+    exact, reduced = (ask(load(tiny_model("bert"), precision=p), questions) for p in ("float32", "bfloat16"))
+    for (_, a), (_, b) in zip(exact, reduced, strict=True):
         assert a["probabilities"] == pytest.approx(b["probabilities"], abs=0.05)
 
 
-def test_model_that_breaks_on_one_question_breaks_for_it_alone(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
-    scores = task.scorer.scores
+def watch(quiz: Pipeline, before: Callable[[Any], None]) -> None:
+    """Call `before` with the rows of every run of the model."""
+    assert isinstance(quiz.task, MultipleChoice)
+    model: Any = quiz.task.model
+    run = model.run
 
-    def fragile(rows: Any, deadline: float) -> Any:
+    def watched(rows: Any, deadline: float) -> Any:
+        before(rows)
+        return run(rows, deadline)
+
+    model.run = watched
+
+
+def test_model_that_breaks_on_one_question_breaks_for_it_alone(tiny_model: Callable[[str], Path]) -> None:
+    quiz = load(tiny_model("bert"))
+
+    def fragile(rows: Any) -> None:
         if any(len(row.ids) > 50 for row in rows):
             raise RuntimeError("secret detail")
-        return scores(rows, deadline)
 
-    task.scorer.scores = fragile
+    watch(quiz, fragile)
     short = {"question": "Why?", "choices": ["a", "b"]}
-    (one, _), (code, error), (two, _) = ask(task, [short, {"question": " ".join(WORDS), "choices": ["a", "b"]}, short])
+    (one, _), (code, error), (two, _) = ask(quiz, [short, {"question": " ".join(WORDS), "choices": ["a", "b"]}, short])
     assert (one, code, two) == (200, 500, 200)
     assert error["error"] == "model_failed"
     assert "secret" not in error["detail"]
 
 
+def test_scores_that_are_not_finite_are_their_own_request_s_failure(tiny_model: Callable[[str], Path]) -> None:
+    quiz = load(tiny_model("bert"))
+    assert isinstance(quiz.task, MultipleChoice)
+    model: Any = quiz.task.model
+    run = model.run
+    model.run = lambda rows, deadline: [
+        float("nan") if len(row.ids) > 50 else score for row, score in zip(rows, run(rows, deadline), strict=True)
+    ]
+    short = {"question": "Why?", "choices": ["a", "b"]}
+    long = {"question": " ".join(WORDS), "choices": ["a", "b"]}
+    (one, _), (code, error), (two, _) = ask(quiz, [short, long, short])
+    assert (one, code, error["error"], two) == (200, 500, "model_failed", 200)
+    [(_, several)] = ask(quiz, [{"instances": [short, long, short]}])
+    assert [answer.get("error") for answer in several["predictions"]] == [None, "model_failed", None]
+
+
 def test_heavy_request_runs_out_of_time_alone(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"), batch_seconds=0.0, rows_per_pass=16)
+    """Sixteen rows a pass, each of 0.3 s: the small request takes one, and the time ends within the large one's first."""
+    quiz = load(tiny_model("bert"), batch_seconds=0.4, rows_per_pass=16)
+    assert isinstance(quiz.task, MultipleChoice)
+    bert: Any = quiz.task.model.bert  # type: ignore[attr-defined]  # a PackedRuntime's
+    logits = bert.logits
+    bert.logits = lambda rows: (time.sleep(0.3), logits(rows))[1]
     single = {"question": "Why?", "choices": ["a", "b"]}
-    (_, heavy), (code, _) = ask(task, [{"instances": [single] * 30}, single])
+    (_, heavy), (code, _) = ask(quiz, [{"instances": [single] * 30}, single])
     assert code == 200
-    assert {answer.get("error") for answer in heavy["predictions"]} == {None, "out_of_time"}
+    assert [answer.get("error") for answer in heavy["predictions"]] == [None] * 8 + ["out_of_time"] * 22
 
 
 def test_single_questions_are_computed_before_heavy_requests(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
-    scores, passes = task.scorer.scores, []
-
-    def watched(rows: Any, deadline: float) -> Any:
-        passes.append(len(rows))
-        return scores(rows, deadline)
-
-    task.scorer.scores = watched
+    quiz = load(tiny_model("bert"))
+    passes: list[int] = []
+    watch(quiz, lambda rows: passes.append(len(rows)))
     single = {"question": "Why?", "choices": ["a", "b"]}
-    ask(task, [{"instances": [single] * 30}, single])
+    ask(quiz, [{"instances": [single] * 30}, single])
     assert passes == [2, 60]
+
+
+def test_a_request_beyond_the_limit_is_told_its_tokens_and_is_not_computed(tiny_model: Callable[[str], Path]) -> None:
+    quiz = load(tiny_model("bert"), max_request_tokens=160)
+    passes: list[int] = []
+    watch(quiz, lambda rows: passes.append(len(rows)))
+    single = {"question": "Why?", "choices": ["a", "b"]}
+    (code, error), (neighbour, _) = ask(quiz, [{"instances": [single] * 14}, single])
+    assert (code, neighbour) == (413, 200)
+    assert error["detail"] == "168 tokens; one request may bring at most 160; send several requests"
+    assert passes == [2]
+
+
+def test_tokens_are_counted_as_the_model_computes_them(tiny_model: Callable[[str], Path]) -> None:
+    """Cut at the longest row, special tokens included."""
+    quiz = load(tiny_model("bert"), max_request_tokens=127)
+    long = {"question": " ".join(WORDS * 9), "choices": ["a", "b"]}
+    [(code, error)] = ask(quiz, [long])
+    assert (code, error["detail"].split(";")[0]) == (413, "128 tokens")
 
 
 def test_not_finite_scores_are_a_fault_not_an_answer() -> None:

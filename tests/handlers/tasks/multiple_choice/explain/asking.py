@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from handlers.core.settings import ExplanationSettings, Settings
-from handlers.core.task import Request
-from handlers.loading import load_multiple_choice
+from handlers.core.messages import Request
+from handlers.core.pipeline import Pipeline
+from tests.handlers import loading
 
 QUESTION = {
     "context": "There is a light rain today.",
@@ -17,22 +17,21 @@ QUESTION = {
 }
 
 
-def load(folder: Path, max_tokens: int = 64, **limits: Any) -> Any:
-    settings = Settings(
-        task="multiple_choice", max_tokens=max_tokens, rows_per_pass=8, explanations=ExplanationSettings(**limits)
+def load(folder: Path, max_tokens: int = 64, batch_seconds: float = 30.0, **limits: Any) -> Pipeline:
+    return loading.load(
+        folder, max_tokens=max_tokens, rows_per_pass=8, batch_seconds=batch_seconds, explanations=limits
     )
-    return load_multiple_choice(folder, "quiz", "1.0", settings, "cpu")
 
 
-def explain(task: Any, *bodies: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+def explain(quiz: Pipeline, *bodies: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
     """The first explanation of each answer, all asked in one batch."""
-    return [answer["explanations"][0] for answer in answers(task, *bodies, **options)]
+    return [answer["explanations"][0] for answer in answers(quiz, *bodies, **options)]
 
 
-def answers(task: Any, *bodies: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+def answers(quiz: Pipeline, *bodies: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
     """All of them must be 200."""
     sent = [json.dumps(body | {"explain": options | body.get("explain", {})}).encode() for body in bodies]
-    replies = task.answer([Request(body, f"id-{i}", explain=True) for i, body in enumerate(sent)])
+    replies = quiz.answer([Request(body, f"id-{i}", explain=True) for i, body in enumerate(sent)])
     assert {reply.code for reply in replies} == {200}, [reply.body for reply in replies]
     return [json.loads(reply.body) for reply in replies]
 

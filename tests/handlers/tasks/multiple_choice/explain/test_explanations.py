@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
+from handlers.core.messages import Request
+from handlers.core.pipeline import Pipeline
+from tests.handlers.loading import ask
 from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, answers, explain, load, scores
-from tests.handlers.tasks.multiple_choice.test_task import ask, some_questions
+from tests.handlers.tasks.multiple_choice.test_task import some_questions, watch
 from tests.tiny_models import KINDS
 
 SHORT = {"question": "Why knife?", "choices": ["a spoon", "he poured"]}
@@ -56,9 +62,9 @@ def spans(explanation: dict[str, Any]) -> list[tuple[str, int, int]]:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_scores_add_up_to_the_targets_change(kind: str, tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model(kind), max_steps=256 if kind == "bert" else 64)
+    quiz = load(tiny_model(kind), max_steps=256 if kind == "bert" else 64)
     for target in ("logit", "margin", "probability") if kind == "bert" else ("logit",):
-        [found] = explain(task, QUESTION, target=target)
+        [found] = explain(quiz, QUESTION, target=target)
         total = sum(scores(found)) - (found["value"] - found["baseline_value"])
         assert total == pytest.approx(found["delta"], abs=1e-4)
         assert found["complete"] is (abs(found["delta"]) <= found["delta_bound"])
@@ -109,14 +115,14 @@ def test_shapley_values_are_those_of_all_orders(target: str, tiny_model: Callabl
 
 
 def test_sampled_shapley_values_come_with_their_error_and_add_up(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
-    [exact] = explain(task, SHORT | {"explain": {"samples": 512}}, method="shapley")
-    few, again = explain(task, *[QUESTION | {"explain": {"samples": 40}}] * 2, method="shapley")
+    quiz = load(tiny_model("bert"))
+    [exact] = explain(quiz, SHORT | {"explain": {"samples": 512}}, method="shapley")
+    few, again = explain(quiz, *[QUESTION | {"explain": {"samples": 40}}] * 2, method="shapley")
     assert exact["exact"]
     assert "standard_error" not in exact["words"][0]
     assert (few["exact"], few["steps"], few["complete"]) == (False, 40, True)
     assert scores(few) == scores(again)
-    [many] = explain(task, QUESTION | {"explain": {"samples": 300}}, method="shapley")
+    [many] = explain(quiz, QUESTION | {"explain": {"samples": 300}}, method="shapley")
     misses = [
         abs(a["score"] - b["score"]) / math.hypot(a["standard_error"], b["standard_error"])
         for a, b in zip(few["words"], many["words"], strict=True)
@@ -168,19 +174,19 @@ def test_gradient_x_input_is_the_derivative_of_scaling_a_word(tiny_model: Callab
 def test_batch_mates_and_padding_change_nothing(
     kind: str, options: dict[str, Any], tiny_model: Callable[[str], Path]
 ) -> None:
-    task = load(tiny_model(kind), tokens_per_pass=100, max_steps=4)
+    quiz = load(tiny_model(kind), tokens_per_pass=100, max_steps=4)
     questions = [QUESTION, SHORT, *some_questions(3, seed=5)]
-    together = explain(task, *questions, **options)
+    together = explain(quiz, *questions, **options)
     for question, found in zip(questions, together, strict=True):
-        [alone] = explain(task, question, **options)
+        [alone] = explain(quiz, question, **options)
         scale = max(1.0, *map(abs, scores(alone)))
         assert scores(found) == pytest.approx(scores(alone), abs=SAME * scale)
 
 
 def test_margin_is_one_logit_less_the_other(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
-    [margin] = explain(task, QUESTION, target="margin", choices=[0], against=2, n_steps=64)
-    [[mine], [other]] = [explain(task, QUESTION, choices=[c], n_steps=64) for c in (0, 2)]
+    quiz = load(tiny_model("bert"))
+    [margin] = explain(quiz, QUESTION, target="margin", choices=[0], against=2, n_steps=64)
+    [[mine], [other]] = [explain(quiz, QUESTION, choices=[c], n_steps=64) for c in (0, 2)]
     expected: dict[Any, float] = {}
     for sign, found in ((1, mine), (-1, other)):
         for place, score in zip(spans(found), scores(found), strict=True):
@@ -189,17 +195,17 @@ def test_margin_is_one_logit_less_the_other(tiny_model: Callable[[str], Path]) -
 
 
 def test_margin_is_against_the_strongest_other_choice(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
-    [answer] = answers(task, QUESTION, target="margin", choices="all", method="gradient_x_input")
+    quiz = load(tiny_model("bert"))
+    [answer] = answers(quiz, QUESTION, target="margin", choices="all", method="gradient_x_input")
     order = sorted(range(3), key=lambda i: -answer["probabilities"][i])
     against = {found["choice"]: found["against"] for found in answer["explanations"]}
     assert against == {order[0]: order[1], order[1]: order[0], order[2]: order[0]}
 
 
 def test_answer_is_the_predictions_own_and_offsets_are_the_clients(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
-    [answer] = answers(task, QUESTION, choices="all", n_steps=4)
-    [(_, predicted)] = ask(task, [QUESTION])
+    quiz = load(tiny_model("bert"))
+    [answer] = answers(quiz, QUESTION, choices="all", n_steps=4)
+    [(_, predicted)] = ask(quiz, [QUESTION])
     assert answer["probabilities"] == predicted["probabilities"]
     assert [found["label"] for found in answer["explanations"]] == QUESTION["choices"]
     for found in answer["explanations"]:
@@ -222,22 +228,78 @@ def test_truncation_and_unknown_words_are_told(tiny_model: Callable[[str], Path]
     assert [word["text"] for word in found["words"] if word.get("unknown")] == ["水"]
 
 
+def requests(*explains: dict[str, Any] | None) -> list[Request]:
+    """One for each way to explain QUESTION; None for its prediction."""
+    return [
+        Request(json.dumps(QUESTION | ({"explain": how} if how else {})).encode(), f"id-{i}", explain=how is not None)
+        for i, how in enumerate(explains)
+    ]
+
+
+@contextmanager
+def passes_of(quiz: Pipeline, seconds: float) -> Iterator[list[float]]:
+    """Each pass of the explainer's model takes so long; the list grows by the moments at which they begin."""
+    assert quiz.explainer is not None
+    model, begun = quiz.explainer.task._model, []  # type: ignore[attr-defined]  # an Explainer's
+    compute = model.logits_showing
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        begun.append(time.monotonic())
+        time.sleep(seconds)
+        return compute(*arguments, **named)
+
+    model.logits_showing = slow
+    try:
+        yield begun
+    finally:
+        del model.logits_showing
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"method": "shapley", "samples": 300}, "all of many orders"),
+        ({"method": "shapley", "choices": [0], "samples": 2}, "every set of words"),
+        ({"method": "occlusion", "choices": "all"}, "one word after the other"),
+    ],
+)
+def test_removal_of_words_ends_with_the_batch(
+    how: dict[str, Any], words: str, tiny_model: Callable[[str], Path]
+) -> None:
+    """A pass holds one set of words, each takes 20 ms, and all of them would take a second and more."""
+    quiz = load(tiny_model("bert"), batch_seconds=0.3, tokens_per_pass=8)
+    question = SHORT if how.get("samples") == 2 else QUESTION
+    body = json.dumps(question | {"explain": how}).encode()
+    with passes_of(quiz, 0.02) as begun:
+        started = time.monotonic()
+        [reply] = quiz.answer([Request(body, "x", explain=True)])
+    assert (reply.code, json.loads(reply.body).get("error")) == (504, "out_of_time"), words
+    assert len(begun) > 2
+    assert max(begun) < started + 0.3 + 0.02
+
+
 def test_explanation_that_runs_out_of_time_is_told_so_alone(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
-    task.explainer.settings = task.explainer.settings.__class__(task="multiple_choice", batch_seconds=0.0)
-    bodies = [QUESTION | {"explain": {"method": method}} for method in ("gradient_x_input", "shapley")]
-    import json
-
-    from handlers.core.task import Request
-
-    replies = task.answer([Request(json.dumps(body).encode(), "x", explain=True) for body in bodies])
+    quiz = load(tiny_model("bert"), batch_seconds=0.4, tokens_per_pass=32)
+    with passes_of(quiz, 0.05):
+        replies = quiz.answer(requests({"method": "gradient_x_input"}, {"method": "shapley", "samples": 300}))
     assert [reply.code for reply in replies] == [200, 504]
 
 
+def test_predictions_and_explanations_of_a_batch_share_one_deadline(tiny_model: Callable[[str], Path]) -> None:
+    """The prediction takes half of the time, so that the explanations have but the other half."""
+    quiz = load(tiny_model("bert"), batch_seconds=0.4, tokens_per_pass=32)
+    watch(quiz, lambda rows: time.sleep(0.2))
+    started = time.monotonic()
+    with passes_of(quiz, 0.02) as begun:
+        predicted, explained = quiz.answer(requests(None, {"method": "occlusion"}))
+    assert (predicted.code, explained.code) == (200, 504)
+    assert not begun or max(begun) < started + 0.4 + 0.02
+
+
 def test_no_hook_is_left_on_the_model(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"))
+    quiz = load(tiny_model("bert"))
     for method in ("integrated_gradients", "gradient_x_input", "shapley", "occlusion"):
-        explain(task, SHORT, method=method)
-    for module in task.explainer._model.model.modules():
+        explain(quiz, SHORT, method=method)
+    for module in quiz.explainer.task._model.model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks

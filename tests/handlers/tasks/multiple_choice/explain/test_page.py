@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from handlers.core.task import Request
+from handlers.core.messages import Request
+from handlers.core.pipeline import Pipeline
 from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, load
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
@@ -41,42 +42,42 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def task(tiny_model: Callable[[str], Path]) -> Any:
+def quiz(tiny_model: Callable[[str], Path]) -> Pipeline:
     return load(tiny_model("bert"))
 
 
-def page_of(task: Any, *bodies: dict[str, Any], **options: Any) -> Reader:
+def page_of(quiz: Pipeline, *bodies: dict[str, Any], **options: Any) -> Reader:
     sent = [body | {"explain": {"format": "html", "n_steps": 4} | options} for body in bodies]
     content: Any = sent[0] if len(sent) == 1 else {"instances": sent}
-    [reply] = task.answer([Request(json.dumps(content).encode(), "x", explain=True)])
+    [reply] = quiz.answer([Request(json.dumps(content).encode(), "x", explain=True)])
     assert (reply.code, reply.content_type) == (200, "text/html; charset=utf-8")
     return Reader(reply.body.decode())
 
 
-def test_page_holds_every_text_as_it_was_sent(task: Any) -> None:
+def test_page_holds_every_text_as_it_was_sent(quiz: Pipeline) -> None:
     question = {"context": EVIL, "question": "Why 水?", "choices": ["a knife  &amp;", EVIL]}
-    texts = page_of(task, question).texts
+    texts = page_of(quiz, question).texts
     for shown, sent in zip(texts, [EVIL, "Why 水?", *question["choices"]], strict=True):
         assert shown.startswith(sent)
 
 
-def test_page_runs_and_fetches_nothing(task: Any) -> None:
-    tags = page_of(task, {"question": EVIL, "choices": [EVIL, EVIL]}, choices="all").tags
+def test_page_runs_and_fetches_nothing(quiz: Pipeline) -> None:
+    tags = page_of(quiz, {"question": EVIL, "choices": [EVIL, EVIL]}, choices="all").tags
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in tags}
     assert not [
         name for _, attributes in tags for name in attributes if name in ("src", "href") or name.startswith("on")
     ]
 
 
-def test_words_for_and_against_differ_by_more_than_their_colour(task: Any) -> None:
-    tags = page_of(task, QUESTION).tags
+def test_words_for_and_against_differ_by_more_than_their_colour(quiz: Pipeline) -> None:
+    tags = page_of(quiz, QUESTION).tags
     marks = [attributes for tag, attributes in tags if tag == "mark"]
     assert {mark["class"] for mark in marks} >= {"for", "against"}
     assert all(str(mark["title"])[0] in "+-" for mark in marks)
 
 
-def test_several_questions_share_a_page_with_each_one_s_error(task: Any) -> None:
-    page = page_of(task, QUESTION, {"question": "x", "choices": ["one"]}, QUESTION)
+def test_several_questions_share_a_page_with_each_one_s_error(quiz: Pipeline) -> None:
+    page = page_of(quiz, QUESTION, {"question": "x", "choices": ["one"]}, QUESTION)
     assert len(page.texts) == 10
     assert [attributes for tag, attributes in page.tags if tag == "p" and attributes.get("class") == "warn"]
 
@@ -91,7 +92,7 @@ def test_several_questions_share_a_page_with_each_one_s_error(task: Any) -> None
         ("", False),
     ],
 )
-def test_accept_header_decides_where_the_request_does_not(task: Any, accept: str, html: bool) -> None:
+def test_accept_header_decides_where_the_request_does_not(quiz: Pipeline, accept: str, html: bool) -> None:
     body = json.dumps(QUESTION | {"explain": {"method": "gradient_x_input"}}).encode()
-    [reply] = task.answer([Request(body, "x", explain=True, header={"accept": accept}.get)])
+    [reply] = quiz.answer([Request(body, "x", explain=True, headers={"accept": accept})])
     assert reply.content_type.startswith("text/html") is html

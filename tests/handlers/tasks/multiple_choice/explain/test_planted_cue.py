@@ -56,10 +56,10 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", ["integrated_gradients", "shapley", "occlusion"])
 @pytest.mark.parametrize("target", ["logit", "margin"])
 def test_the_one_word_that_matters_comes_out_on_top(method: str, target: str, taught: Path) -> None:
-    task, dice = load(taught), random.Random(1)
+    quiz, dice = load(taught), random.Random(1)
     questions = [some_question(dice) for _ in range(10)]
     bodies = [{"question": question, "choices": choices} for question, choices, _ in questions]
-    for (_, _, right), found in zip(questions, explain(task, *bodies, method=method, target=target), strict=True):
+    for (_, _, right), found in zip(questions, explain(quiz, *bodies, method=method, target=target), strict=True):
         assert found["choice"] == right
         top = max(found["words"], key=lambda word: abs(word["score"]))
         assert (top["text"], top["field"]) == (CUE, f"choices[{right}]")

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from handlers.core.task import Request
+from handlers.core.messages import Request
+from handlers.core.pipeline import Pipeline
+from tests.handlers import loading
 from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, load
 
 FAST = {"method": "gradient_x_input"}
@@ -17,7 +19,7 @@ GOOD = json.dumps(QUESTION | {"explain": FAST}).encode()
 
 
 @pytest.fixture(scope="module")
-def task(tiny_model: Callable[[str], Path]) -> Any:
+def quiz(tiny_model: Callable[[str], Path]) -> Pipeline:
     return load(tiny_model("bert"), max_steps=64, max_samples=40, max_words=12, max_instances=3)
 
 
@@ -47,9 +49,9 @@ def task(tiny_model: Callable[[str], Path]) -> Any:
     ],
     ids=str,
 )
-def test_bad_options_get_their_path_and_their_neighbours_explanations(task: Any, options: Any, words: str) -> None:
+def test_bad_options_get_their_path_and_their_neighbours_explanations(quiz: Pipeline, options: Any, words: str) -> None:
     bad = json.dumps(QUESTION | {"explain": options}).encode()
-    before, reply, after = task.answer([Request(body, "x", explain=True) for body in (GOOD, bad, GOOD)])
+    before, reply, after = quiz.answer([Request(body, "x", explain=True) for body in (GOOD, bad, GOOD)])
     assert (before.code, reply.code, after.code) == (200, 422, 200)
     error = json.loads(reply.body)
     assert error["error"] == "invalid_request"
@@ -57,15 +59,15 @@ def test_bad_options_get_their_path_and_their_neighbours_explanations(task: Any,
     assert json.loads(before.body)["explanations"][0]["words"] == json.loads(after.body)["explanations"][0]["words"]
 
 
-def test_a_prediction_s_request_is_an_explanation_s_too(task: Any) -> None:
-    [reply] = task.answer([Request(json.dumps(QUESTION).encode(), "x", explain=True)])
+def test_a_prediction_s_request_is_an_explanation_s_too(quiz: Pipeline) -> None:
+    [reply] = quiz.answer([Request(json.dumps(QUESTION).encode(), "x", explain=True)])
     [explanation] = json.loads(reply.body)["explanations"]
     assert (explanation["method"], explanation["target"]) == ("integrated_gradients", "logit")
 
 
-def test_predictions_and_explanations_share_a_batch(task: Any) -> None:
+def test_predictions_and_explanations_share_a_batch(quiz: Pipeline) -> None:
     plain = json.dumps(QUESTION).encode()
-    replies = task.answer(
+    replies = quiz.answer(
         [Request(plain, "1"), Request(GOOD, "2", explain=True), Request(GOOD, "3"), Request(plain, "4")]
     )
     one, explained, refused, two = (json.loads(reply.body) for reply in replies)
@@ -75,35 +77,33 @@ def test_predictions_and_explanations_share_a_batch(task: Any) -> None:
     assert "unknown field `explain`" in refused["detail"]
 
 
-def test_bad_instance_gets_its_error_in_its_place(task: Any) -> None:
+def test_bad_instance_gets_its_error_in_its_place(quiz: Pipeline) -> None:
     good = QUESTION | {"explain": FAST}
     body = json.dumps({"instances": [good, {"question": "x", "choices": ["a"]}, good]}).encode()
-    [reply] = task.answer([Request(body, "x", explain=True)])
+    [reply] = quiz.answer([Request(body, "x", explain=True)])
     one, bad, two = json.loads(reply.body)["predictions"]
     assert one["explanations"][0]["words"] == two["explanations"][0]["words"]
     assert "$.instances[1].choices" in bad["detail"]
 
 
-def test_more_instances_than_the_limit_are_too_large(task: Any) -> None:
-    [reply] = task.answer([Request(json.dumps({"instances": [QUESTION] * 4}).encode(), "x", explain=True)])
+def test_more_instances_than_the_limit_are_too_large(quiz: Pipeline) -> None:
+    [reply] = quiz.answer([Request(json.dumps({"instances": [QUESTION] * 4}).encode(), "x", explain=True)])
     assert (reply.code, json.loads(reply.body)["error"]) == (413, "too_large")
 
 
 def test_worker_without_explanations_says_where_they_are(tiny_model: Callable[[str], Path]) -> None:
-    from tests.handlers.tasks.multiple_choice.test_task import load as load_predictions
-
-    [reply] = load_predictions(tiny_model("bert")).answer([Request(GOOD, "x", explain=True)])
+    [reply] = loading.load(tiny_model("bert")).answer([Request(GOOD, "x", explain=True)])
     assert reply.code == 501
     assert "explanations: {workers: 1}" in json.loads(reply.body)["detail"]
 
 
 def test_what_was_explained_and_what_did_not_add_up_is_counted(tiny_model: Callable[[str], Path]) -> None:
-    task = load(tiny_model("bert"), max_steps=1)
+    quiz = load(tiny_model("bert"), max_steps=1)
     body = json.dumps(QUESTION | {"explain": {"choices": "all", "n_steps": 1}}).encode()
-    [short] = task.answer([Request(body, "x", explain=True)])
+    [short] = quiz.answer([Request(body, "x", explain=True)])
     incomplete = [found["complete"] for found in json.loads(short.body)["explanations"]].count(False)
-    task.answer([Request(GOOD, "x", explain=True)])
-    totals = task.totals()
+    quiz.answer([Request(GOOD, "x", explain=True)])
+    totals = quiz.totals()
     assert totals["handler_explanations_total"] == 4
     assert totals["handler_explanations_incomplete_total"] == incomplete > 0, "the quick method promises nothing"
     assert totals["handler_explanation_milliseconds_total"] > 0
