@@ -26,31 +26,34 @@ from typing import Any
 import torch
 import yaml
 
-from handlers.core.settings import Settings
-from handlers.core.task import Request
-from handlers.loading import load_multiple_choice
-from handlers.text.torch_runtime import TorchScorer
+from handlers.archive import CONFIG_FILE, MODEL_FOLDER, pipeline_of
+from handlers.core.messages import Model, Request
+from handlers.core.pipeline import Pipeline
+from handlers.tasks.multiple_choice.task import MultipleChoice
+from handlers.text.settings import TextSettings
+from handlers.text.torch_runtime import TorchRuntime
 from loadtest.questions import bodies
 
 DISTINCT = 64
 """Batches that a worker goes through in turn."""
 
 
-def load(root: Path, model: str, device: str, rows: int, compiled: bool) -> Any:
-    """The archive's task on the device, its model replaced if another one is asked for."""
-    section = yaml.safe_load((root / "model-config.yaml").read_text())["handler"]
-    settings = Settings.load(section | {"precision": "bfloat16", "rows_per_pass": rows})
-    task: Any = load_multiple_choice(root / "model", "gpu", "0", settings, device)
+def load(root: Path, model: str, device: str, rows: int, compiled: bool) -> Pipeline:
+    """The archive's version on the device, its model replaced if another one is asked for."""
+    section = yaml.safe_load((root / CONFIG_FILE).read_text())["handler"]
+    settings = TextSettings.load(section | {"precision": "bfloat16", "rows_per_pass": rows})
+    pipeline = pipeline_of(MultipleChoice, root / MODEL_FOLDER, Model("gpu", "0"), settings, device)
+    task: Any = pipeline.task
     if model == "bert-base":
         from transformers import BertConfig, BertForMultipleChoice
 
         made: Any = BertForMultipleChoice(BertConfig())
         made = made.bfloat16().eval().requires_grad_(False)
-        task.scorer = TorchScorer.of(made, task.encoder, settings, device)
+        task.model = TorchRuntime.of(made, task.encoder, settings, device)
     if compiled:
-        task.scorer.model = torch.compile(task.scorer.model, dynamic=True)
-    task.warm_up()
-    return task
+        task.model.model = torch.compile(task.model.model, dynamic=True)
+    pipeline.warm_up()
+    return pipeline
 
 
 def work(options: dict[str, Any], number: int, ready: Any, results: Any) -> None:
@@ -58,17 +61,17 @@ def work(options: dict[str, Any], number: int, ready: Any, results: Any) -> None
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder, zipfile.ZipFile(options["archive"]) as archive:
         archive.extractall(folder)
-        task = load(Path(folder), options["model"], options["device"], options["rows"], options["compiled"])
+        pipeline = load(Path(folder), options["model"], options["device"], options["rows"], options["compiled"])
     size = options["batch"]
     requests = [Request(body, str(i)) for i, body in enumerate(islice(bodies(number), size * DISTINCT))]
     batches = itertools.cycle([requests[i : i + size] for i in range(0, len(requests), size)])
     for batch in islice(batches, DISTINCT if options["device"] != "cpu" else 1):
-        task.answer(batch)
+        pipeline.answer(batch)
     ready.wait()
     latencies = []
     end = time.monotonic() + options["seconds"]
     while (began := time.monotonic()) < end:
-        replies = task.answer(next(batches))
+        replies = pipeline.answer(next(batches))
         latencies.append(time.monotonic() - began)
         assert all(reply.code == 200 for reply in replies), "a question was refused"
     results.put(latencies)

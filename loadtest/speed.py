@@ -2,13 +2,12 @@
 
     python -m loadtest.speed model_store/archives/mcqa-1.0.mar
     python -m loadtest.speed ARCHIVE --variants padded,packed-bfloat16 --questions dev.jsonl --rounds 7
-    python -m loadtest.speed ARCHIVE --variants served,onnxruntime,onnxruntime-int8-8-rows,openvino-bfloat16,compiled
-    python -m loadtest.speed ARCHIVE --variants served,openvino-bfloat16 --data FOLDER        accuracy, too
+    python -m loadtest.speed ARCHIVE --variants served,packed-int8-32-rows --data FOLDER        accuracy, too
 
 Batches of 32 requests from JSON to JSON (tokenizing included), one thread unless told otherwise, the variants in turn
 in every round. Each round has questions of its own: in repeated ones every kernel would be made already. One JSON line
 per variant, the median over the rounds; processor seconds, so that other processes matter little. Probabilities are
-compared with the model's own code in float32. The variants of `exported.py` need packages of their own.
+compared with the model's own code in float32.
 """
 
 from __future__ import annotations
@@ -29,14 +28,17 @@ import msgspec
 import torch
 import yaml
 
-from handlers.core.settings import Settings
-from handlers.core.task import Request
-from handlers.loading import load_multiple_choice
+from handlers.archive import CONFIG_FILE, MODEL_FOLDER, pipeline_of
+from handlers.core.messages import Model, Request
+from handlers.core.pipeline import Pipeline
+from handlers.tasks.multiple_choice.schema import Question, pairs
 from handlers.tasks.multiple_choice.task import MultipleChoice
-from handlers.text.choose import dtype_of, load_model
-from handlers.text.torch_runtime import TorchScorer
+from handlers.text.choose import dtype_of
+from handlers.text.hub import load_model
+from handlers.text.runtime import Processor
+from handlers.text.settings import TextSettings
+from handlers.text.torch_runtime import TorchRuntime
 from handlers.torchserve.memory import keep_memory
-from loadtest.exported import MissingPackage, replace_model
 from loadtest.questions import bodies
 
 BATCH = 32
@@ -48,18 +50,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "packed-float32": {"precision": "float32"},
     "packed-bfloat16": {"precision": "bfloat16"},
     "packed-int8": {"precision": "int8"},
-    "compiled": {"runtime": "compiled", "precision": "bfloat16"},
-    "onnxruntime": {"runtime": "onnxruntime", "precision": "float32"},
-    "onnxruntime-int8": {"runtime": "onnxruntime-int8", "precision": "float32"},
-    "openvino": {"runtime": "openvino", "precision": "float32"},
-    "openvino-bfloat16": {"runtime": "openvino-bfloat16", "precision": "float32"},
-    "openvino-int8": {"runtime": "openvino-int8", "precision": "float32"},
 }
-"""Name -> settings in place of the archive's own; `padded` takes the model's own code, `runtime` one of exported.py.
+"""Name -> settings in place of the archive's own; `padded` takes the model's own code.
 
 `-N-rows` behind any name: so many rows in a pass.
 """
-CALIBRATION_SEED, N_CALIBRATION = 5, 320
 DEFAULT = "padded,packed-float32,packed-bfloat16,packed-int8,packed-int8-32-rows,packed-int8-64-rows"
 
 Batches = list[list[Request]]
@@ -78,46 +73,47 @@ def changes_of(name: str) -> dict[str, Any]:
     return VARIANTS[found[1]] | ({"rows_per_pass": int(found[2])} if found[2] else {})
 
 
-def load(root: Path, name: str, threads: int = 1) -> Any:
+def load(root: Path, name: str, threads: int = 1) -> Pipeline:
     """A variant of the archive extracted to `root`, warmed up."""
-    section = yaml.safe_load((root / "model-config.yaml").read_text())["handler"]
+    section = yaml.safe_load((root / CONFIG_FILE).read_text())["handler"]
     changes = changes_of(name) | {"threads": threads}
-    runtime = changes.pop("runtime", None)
-    padded = changes.pop("padded", False) or runtime is not None
-    settings = Settings.load(section | changes)
-    task: Any = load_multiple_choice(root / "model", "speed", name, settings, "cpu")
+    padded = changes.pop("padded", False)
+    settings = TextSettings.load(section | changes)
+    pipeline = pipeline_of(MultipleChoice, root / MODEL_FOLDER, Model("speed", name), settings, "cpu")
     if padded:
-        model = load_model(root / "model", dtype_of(settings.precision, "cpu"))
-        task.scorer = TorchScorer.of(model, task.encoder, settings, "cpu")
-    if runtime is not None:
-        questions = cut(list(islice(bodies(CALIBRATION_SEED), N_CALIBRATION)))
-        replace_model(task.scorer, runtime, threads, lambda: answer(task, questions))
-    task.warm_up()
-    return task
+        task = pipeline.task
+        assert isinstance(task, MultipleChoice)
+        dtype = dtype_of(settings.precision, "cpu", Processor.here())
+        model = load_model(root / MODEL_FOLDER, str(task.hub_class), dtype)
+        task.model = TorchRuntime.of(model, task.encoder, settings, "cpu")
+    pipeline.warm_up()
+    return pipeline
 
 
-def answer(task: MultipleChoice, batches: Batches) -> list[list[float]]:
+def answer(pipeline: Pipeline, batches: Batches) -> list[list[float]]:
     """Every question's probabilities."""
-    replies = [reply for batch in batches for reply in task.answer(batch)]
+    replies = [reply for batch in batches for reply in pipeline.answer(batch)]
     return [msgspec.json.decode(reply.body)["probabilities"] for reply in replies]
 
 
-def seconds(task: MultipleChoice, batches: Batches) -> tuple[float, float]:
+def seconds(pipeline: Pipeline, batches: Batches) -> tuple[float, float]:
     """Processor seconds, of all threads, and seconds by the clock, for 1,000 questions."""
     began, cpu_began = time.monotonic(), time.process_time()
     for batch in batches:
-        task.answer(batch)
+        pipeline.answer(batch)
     per = 1000 / sum(map(len, batches))
     return (time.process_time() - cpu_began) * per, (time.monotonic() - began) * per
 
 
-def tokenizing_seconds(task: MultipleChoice, batches: Batches) -> float:
+def tokenizing_seconds(pipeline: Pipeline, batches: Batches) -> float:
     """The part of it that goes to tokenizing, per 1,000 questions."""
-    texts = [[msgspec.json.decode(request.body or b"") for request in batch] for batch in batches]
-    pairs = [[(f"{q.get('context', '')} {q['question']}", c) for q in batch for c in q["choices"]] for batch in texts]
+    task = pipeline.task
+    assert isinstance(task, MultipleChoice)
+    asked = [[msgspec.json.decode(request.body or b"", type=Question) for request in batch] for batch in batches]
+    texts = [[pair for question in batch for pair in pairs(question)] for batch in asked]
     began = time.process_time()
-    for batch in pairs:
-        task.encoder.encode(batch)
+    for rows in texts:
+        task.encoder.encode(rows)
     return (time.process_time() - began) / sum(map(len, batches)) * 1000
 
 
@@ -132,12 +128,12 @@ def compare(found: list[list[float]], expected: list[list[float]]) -> dict[str, 
     }
 
 
-def accuracy(task: MultipleChoice, folder: Path) -> dict[str, float]:
+def accuracy(pipeline: Pipeline, folder: Path) -> dict[str, float]:
     """In %, by data set of the dev split in `folder`, and their mean, through the code of `marctl eval`."""
     from scripts.train.evaluate import evaluate, mean_accuracy
-    from scripts.train.questions import find_split
+    from scripts.train.questions import find_files
 
-    scores = [evaluate(task, dataset) for dataset in find_split(folder, "dev")]
+    scores = [evaluate(pipeline, path) for path in find_files(folder, "dev")]
     found = {score.dataset: score.accuracy for score in scores} | {"mean": mean_accuracy(scores)}
     return {name: round(100 * share, 1) for name, share in found.items()}
 
@@ -166,25 +162,22 @@ def main() -> int:
         archive.extractall(folder)
         root = Path(folder)
         expected = answer(load(root, REFERENCE), batches)
-        try:
-            tasks = {name: load(root, name, asked.threads) for name in names}
-        except MissingPackage as err:
-            parser.error(str(err))
+        pipelines = {name: load(root, name, asked.threads) for name in names}
     torch.set_num_threads(asked.threads)
-    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        answer(task, batches)
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
+    for pipeline in pipelines.values():
+        answer(pipeline, batches)
     for asked_now in rounds:
-        for name, task in tasks.items():
-            costs[name].append(seconds(task, asked_now))
-    for name, task in tasks.items():
+        for name, pipeline in pipelines.items():
+            costs[name].append(seconds(pipeline, asked_now))
+    for name, pipeline in pipelines.items():
         cpu, clock = zip(*costs[name], strict=True)
         figures: dict[str, Any] = {"variant": name, "cpu_s_per_1000": round(statistics.median(cpu), 3)}
         figures |= {"lowest": round(min(cpu), 3), "questions_per_s": round(1000 / statistics.median(clock), 1)}
-        figures |= {"tokenizing": round(tokenizing_seconds(task, batches), 3)}
-        figures |= compare(answer(task, batches), expected)
+        figures |= {"tokenizing": round(tokenizing_seconds(pipeline, batches), 3)}
+        figures |= compare(answer(pipeline, batches), expected)
         if asked.data:
-            figures["accuracy"] = accuracy(task, asked.data)
+            figures["accuracy"] = accuracy(pipeline, asked.data)
         sys.stdout.write(json.dumps(figures) + "\n")
     return 0
 

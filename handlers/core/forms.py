@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -60,4 +60,5 @@ def in_json(decoded: Decoded, results: Sequence[Result], headers: Mapping[str, s
 
 
 def with_headers(reply: Reply, headers: Mapping[str, str]) -> Reply:
-    return replace(reply, headers={**headers, **reply.headers})
+    # Not dataclasses.replace, which takes 4 microseconds more for every reply.
+    return Reply(reply.body, reply.code, reply.phrase, {**headers, **reply.headers}, reply.content_type)

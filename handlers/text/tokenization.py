@@ -14,6 +14,8 @@ from typing import Any
 from handlers.core.errors import LoadError
 
 PROBE = ("is water wet", "yes")
+MOST_KEPT_TOKENS = 100_000
+"""Of texts that were counted and wait to be encoded: a few megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class PairEncoder:
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._counted: dict[str, list[int]] = {}
         self._backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
         if self._backend is not None:
             self._backend.no_truncation()
@@ -67,25 +70,35 @@ class PairEncoder:
         return self.template.special_tokens
 
     def count(self, pairs: Sequence[tuple[str, str]]) -> int:
-        """Tokens of all rows together."""
+        """Tokens of all rows together. The next `encode` does not tokenize these texts again."""
         ids = self.tokenize(text for pair in pairs for text in pair)
+        self._keep(ids)
         rows = (len(ids[first]) + len(ids[second]) + self.special_tokens for first, second in pairs)
         return sum(min(tokens, self.max_tokens) for tokens in rows)
+
+    def _keep(self, ids: dict[str, list[int]]) -> None:
+        """Until the next `encode`, which may never come for a request that was counted and refused."""
+        if sum(map(len, self._counted.values())) > MOST_KEPT_TOKENS:
+            self._counted = {}
+        self._counted.update(ids)
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Token ids of each distinct text, without special tokens."""
         distinct = list(dict.fromkeys(texts))
+        known = {text: self._counted[text] for text in distinct if text in self._counted} if self._counted else {}
+        distinct = [text for text in distinct if text not in known] if known else distinct
         if not distinct:
-            return {}
+            return known
         if self._backend is not None:
             encodings = self._backend.encode_batch_fast(distinct, add_special_tokens=False)
-            return {text: encoding.ids for text, encoding in zip(distinct, encodings, strict=True)}
+            return known | {text: encoding.ids for text, encoding in zip(distinct, encodings, strict=True)}
         ids = self.tokenizer(distinct, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
-        return dict(zip(distinct, ids, strict=True))
+        return known | dict(zip(distinct, ids, strict=True))
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""
         ids = self.tokenize(text for pair in pairs for text in pair)
+        self._counted = {}
         return [self.join(ids[first], ids[second]) for first, second in pairs]
 
     def join(self, first: list[int], second: list[int]) -> Row:

@@ -26,11 +26,13 @@ import psutil
 import torch
 from transformers import AutoTokenizer
 
-from handlers.core.settings import CacheSettings, Settings
-from handlers.core.task import Request
+from handlers.core.messages import Model, Request
+from handlers.core.pipeline import Pipeline
+from handlers.core.settings import CacheSettings
 from handlers.redis.cache import Cache
 from handlers.redis.link import RedisLink
 from handlers.tasks.multiple_choice.task import MultipleChoice
+from handlers.text.settings import TextSettings
 from handlers.text.tokenization import PairEncoder, Row
 from loadtest.generator import Generator, Target
 from loadtest.outcomes import value_at
@@ -59,7 +61,7 @@ class Constant:
 
     runtime = "constant"
 
-    def scores(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
+    def run(self, rows: Sequence[Row], deadline: float) -> list[float | None]:
         return [0.0] * len(rows)
 
     def warm_up(self) -> None:
@@ -76,19 +78,21 @@ def cost(seconds: float, rounds: int) -> Iterator[Figures]:
         server = redis_server.start(state, Path(folder))
         try:
             redis = psutil.Process(server.pid)
-            encoder = PairEncoder(AutoTokenizer.from_pretrained(model, local_files_only=True), 128)
-            task = MultipleChoice("mcqa", "1.0", Settings(task="multiple_choice"), encoder, Constant())
+            task = MultipleChoice(TextSettings(task="multiple_choice"))
+            task.encoder = PairEncoder(AutoTokenizer.from_pretrained(model, local_files_only=True), 128)
+            task.model = Constant()
+            pipeline = Pipeline(task, Model("mcqa", "1.0"))
             link = RedisLink(server.url)
             link.wait_closed(5.0)
-            cache = Cache(CacheSettings(), task, "", link)
+            cache = Cache(CacheSettings(), task, pipeline.model, "", link)
             for _ in range(rounds):
                 for size in BATCHES:
                     n = round(seconds * 1000 / size) * size
                     requests = [Request(body, ID) for body in islice(bodies(next(seeds)), n)]
                     batches = [requests[i : i + size] for i in range(0, n, size)]
                     for way, used in (("usual", None), ("miss", cache), ("hit", cache)):
-                        task.cache = used
-                        yield {"batch": size, "way": way, **timed(task, batches, redis), "failures": link.failures}
+                        pipeline.cache = used
+                        yield {"batch": size, "way": way, **timed(pipeline, batches, redis), "failures": link.failures}
         finally:
             redis_server.stop(state, server)
 
@@ -103,13 +107,13 @@ def unpacked_model(folder: Path) -> Path:
     return folder / "model"
 
 
-def timed(task: MultipleChoice, batches: list[list[Request]], redis: psutil.Process) -> Figures:
+def timed(pipeline: Pipeline, batches: list[list[Request]], redis: psutil.Process) -> Figures:
     """Processor time of this thread and of Redis per 1,000 questions, and a batch's latency."""
     latencies = []
     before, worker = cpu_seconds(redis), time.process_time()
     for batch in batches:
         began = time.perf_counter()
-        task.answer(batch)
+        pipeline.answer(batch)
         latencies.append(time.perf_counter() - began)
     worker, n = time.process_time() - worker, sum(map(len, batches))
     latencies.sort()

@@ -19,9 +19,6 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-
-from handlers.tasks.multiple_choice.task import Question
 from loadtest import machine
 from loadtest.compare.contenders import CONTENDERS, MODEL, PROJECT
 from loadtest.compare.environments import InstallFailed
@@ -69,7 +66,7 @@ def reference(model: Model) -> Reference:
     import torch
     from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-    from scripts.build.reference import plain_probabilities
+    from handlers.tasks.multiple_choice.reference import plain_probabilities
     from scripts.build.weights import quiet_transformers
 
     torch.set_num_threads(1)
@@ -77,7 +74,7 @@ def reference(model: Model) -> Reference:
         net = AutoModelForMultipleChoice.from_pretrained(model.folder, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(model.folder)
     questions = list(islice(bodies(CHECK_SEED), N_CHECKED))
-    decoded = [msgspec.json.decode(body, type=Question) for body in questions]
+    decoded = [json.loads(body) for body in questions]
     return Reference(questions, [plain_probabilities(net, tokenizer, question, 64) for question in decoded])
 
 

@@ -1,4 +1,4 @@
-"""What the model costs without any server: batches of 32 requests through an archive's own task, in this process.
+"""What the model costs without any server: batches of 32 requests through an archive's own code, in this process.
 
     cd extracted-archive && python -m loadtest.compare.ceiling SECONDS
 
@@ -14,12 +14,12 @@ import time
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import yaml
 
-from handlers.core.task import Request, Task
-from handlers.loading import load_task
+from handlers.archive import load
+from handlers.core.messages import Model, Request
+from handlers.core.pipeline import Pipeline
 from loadtest.questions import bodies
 
 BATCH_SIZE = 32
@@ -31,7 +31,7 @@ def main() -> None:
     seconds = float(sys.argv[1])
     model = json.loads(Path("MAR-INF/MANIFEST.json").read_text())["model"]
     config = yaml.safe_load(Path(model["configFile"]).read_text())
-    task = load_task(Path.cwd(), model["modelName"], model["modelVersion"], config["handler"])
+    pipeline = load(Path.cwd(), Model(model["modelName"], model["modelVersion"]), config["handler"])
     stream = bodies(seed=11, ready=N_READY)
     n_asked = 0
     for limit_s in (seconds / 5, seconds):  # the first is to warm up
@@ -39,18 +39,18 @@ def main() -> None:
         cpu, start = time.process_time(), time.perf_counter()
         while time.perf_counter() - start < limit_s:
             batch = [Request(body, "x") for body in islice(stream, BATCH_SIZE)]
-            replies = task.answer(batch)
+            replies = pipeline.answer(batch)
             assert all(reply.code == 200 for reply in replies)
             n_asked += len(batch)
         cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - start
-    alone_ms = [asked_alone_ms(task, body) for body in islice(stream, N_ALONE)]
+    alone_ms = [asked_alone_ms(pipeline, body) for body in islice(stream, N_ALONE)]
     found = {"rps": round(n_asked / wall_s, 1), "cpu_s_per_1000": round(cpu_s / n_asked * 1000, 3)}
     print(json.dumps(found | {"single_p50_ms": round(median(alone_ms), 2)}))
 
 
-def asked_alone_ms(task: Task[Any, Any], body: bytes) -> float:
+def asked_alone_ms(pipeline: Pipeline, body: bytes) -> float:
     start = time.perf_counter()
-    task.answer([Request(body, "x")])
+    pipeline.answer([Request(body, "x")])
     return (time.perf_counter() - start) * 1000
 
 

@@ -25,14 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 
-from handlers.core.settings import ExplanationSettings, Settings
-from handlers.core.task import Request
-from handlers.loading import load_multiple_choice
+from handlers.archive import pipeline_of
+from handlers.core.messages import Model, Request
+from handlers.core.pipeline import Pipeline
+from handlers.core.settings import ExplanationSettings
 from handlers.tasks.multiple_choice.explain.cases import Case, cases_of
 from handlers.tasks.multiple_choice.explain.removal import Game
 from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, Options
-from handlers.tasks.multiple_choice.task import first_text
+from handlers.tasks.multiple_choice.schema import first_text
+from handlers.tasks.multiple_choice.task import MultipleChoice
 from loadtest.machine import describe
 from loadtest.questions import made
 from loadtest.stack import running_stack
@@ -46,17 +49,14 @@ RANDOM_ORDERS = 5
 Figures = dict[str, Any]
 
 
-def load(version: str, folder: Path) -> Any:
+def load(version: str, folder: Path) -> Pipeline:
     """A version of the repository, such as `mcqa/1.0`, as a worker that explains loads it."""
     found = read_version(Path("model_store") / version)
     model, tokenizer = load_weights(found)
     model.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    settings = Settings(
-        task="multiple_choice", max_tokens=found.recipe.max_tokens, explanations=ExplanationSettings(max_samples=4096)
-    )
-    name, _, number = version.partition("/")
-    return load_multiple_choice(folder, name, number, settings, "cpu")
+    settings = structs.replace(found.settings, explanations=ExplanationSettings(max_samples=4096))
+    return pipeline_of(MultipleChoice, folder, Model(found.model, found.version), settings, "cpu")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Explained:
     """A loaded version, and the explanations that it has given."""
 
     version: str
-    task: Any
+    pipeline: Pipeline
     baseline: str
     target: str
     seen: dict[bytes, Figures] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Explained:
             options["baseline"] = self.baseline
         body = json.dumps(question | {"explain": options}).encode()
         if body not in self.seen:
-            [reply] = self.task.answer([Request(body, "x", explain=True)])
+            [reply] = self.pipeline.answer([Request(body, "x", explain=True)])
             assert reply.code == 200, reply.body
             self.seen[body] = json.loads(reply.body)
         return self.seen[body]
@@ -188,7 +188,9 @@ def curve(explained: Explained, question: dict[str, Any], order: str) -> dict[st
 
 def whole_game(explained: Explained, question: dict[str, Any], answer: Figures) -> tuple[Case, Game]:
     """All choices' rows, with the words of all of them; the chosen choice's row is the first."""
-    task, explainer = explained.task, explained.task.explainer
+    assert explained.pipeline.explainer is not None
+    task: Any = explained.pipeline.task
+    explainer: Any = explained.pipeline.explainer.task
     options = Options(target="probability", baseline=explained.baseline)  # type: ignore[arg-type]  # one of the parser's choices
     asked = ExplainQuestion(question["question"], tuple(question["choices"]), question.get("context"), options)
     texts = explainer._aligner.align([first_text(asked), *asked.choices])

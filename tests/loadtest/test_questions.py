@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from handlers.tasks.multiple_choice.task import Question
+from handlers.tasks.multiple_choice.schema import Question
 from loadtest.questions import bodies, made
 
 

@@ -109,13 +109,11 @@ class MultipleChoice(Task[Question, Choice]):
         return outcomes
 
     def cost(self, questions: Sequence[Question]) -> int:
-        """Tokens of all rows. Short requests are counted by their characters, of which no tokenizer makes more tokens
-        than one each; only what may be large is tokenized to be counted."""
-        found = [pair for question in questions for pair in pairs(question)]
-        at_most = sum(len(first) + len(second) for first, second in found) + len(found) * self.encoder.special_tokens
+        """Tokens of all rows; only what may be large is tokenized to be counted."""
+        at_most = sum(len(question.choices) for question in questions) * self.settings.max_tokens
         if at_most <= self.settings.max_cost // 8:
             return at_most
-        return self.encoder.count(found)
+        return self.encoder.count([pair for question in questions for pair in pairs(question)])
 
     def answer(self, question: Question, outcome: Choice, stamp: Stamp) -> Answer:
         index = outcome.index
