@@ -9,25 +9,28 @@ import torch
 
 from handlers.core.errors import LoadError
 from handlers.text.hub import load_model
-from handlers.text.packed_bert import ENCODERS, can_pack
+from handlers.text.packed_bert import MODEL_TYPES, can_pack
 from handlers.text.packed_runtime import PackedRuntime
+from handlers.text.pooling import Pooling
 from handlers.text.runtime import Processor, Runtime
 from handlers.text.settings import Precision, TextSettings
-from handlers.text.tokenization import PairEncoder, Row
+from handlers.text.tokenization import Row, RowEncoder
 from handlers.text.torch_runtime import TorchRuntime
 
 
 def load_runtime(
     folder: Path,
     hub_class: str,
-    encoder: PairEncoder,
+    encoder: RowEncoder,
     settings: TextSettings,
     device: str,
     samples: Sequence[Row] = (),
     processor: Processor | None = None,
+    pooling: Pooling | None = None,
 ) -> Runtime:
     """The fastest runtime for a `save_pretrained` folder; raises LoadError naming the cure.
 
+    Its values are the model's logits, or with `pooling` the vectors that it makes of the last layer's states.
     `samples` show the ranges of 8-bit integers. A processor without fast ones computes an int8 version in bfloat16 or,
     without that too, in float32.
     """
@@ -39,16 +42,16 @@ def load_runtime(
     packed = can_pack(model.config)
     if settings.precision == "int8" and not packed:
         raise LoadError(
-            f"precision is int8, which is for {', '.join(sorted(ENCODERS))} models with GELU; "
+            f"precision is int8, which is for {', '.join(sorted(MODEL_TYPES))} models with GELU; "
             f"this is a {model.config.model_type} model: set `precision: auto` in model.yaml"
         )
     if settings.precision == "int8" and not samples:
         raise LoadError("precision is int8, but there is no samples.json to learn ranges from; set `precision: auto`")
     if device != "cpu" or not packed:
-        return TorchRuntime.of(model, encoder, settings, device)
+        return TorchRuntime.of(model, encoder, settings, device, pooling)
     if not int8:
-        return PackedRuntime.of(model, encoder, settings, dtype)
-    return PackedRuntime.quantized(model, encoder, settings, samples)
+        return PackedRuntime.of(model, encoder, settings, dtype, pooling)
+    return PackedRuntime.quantized(model, encoder, settings, samples, pooling)
 
 
 def dtype_of(precision: Precision, device: str, processor: Processor) -> torch.dtype:

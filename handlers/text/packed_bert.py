@@ -1,14 +1,13 @@
-"""Multiple-choice logits of BERT and RoBERTa models over packed rows, with the work left out that changes nothing.
+"""Encoder layers of BERT and RoBERTa models over packed rows, with the work left out that changes nothing.
 
-Three things are exact, up to rounding:
+Two things are exact, up to rounding:
 
 - no padding: rows lie token behind token, and attention runs over blocks of rows of one length;
 - the first layer's queries, keys and values depend on token, position and segment alone, so they are computed once for
-  what the choices of a question share;
-- of the last layer the head reads the first token only. Its scores `q (W_k h)` are computed as `(q W_k) h`, and its
-  context `sum p (W_v h)` as `W_v (sum p h)`, which takes the key and value products from every token to one per row.
+  what rows share, such as the choices of a question.
 
-Layers are those of transformers/models/bert/modeling_bert.py. Tensors are (tokens, hidden) unless stated.
+What becomes of the tokens' states is a head's matter (handlers/text/packed_heads.py). Layers are those of
+transformers/models/bert/modeling_bert.py. Tensors are (tokens, hidden) unless stated.
 """
 
 from __future__ import annotations
@@ -19,21 +18,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from handlers.text.linear import FloatFeedForward, FloatLinear, Int8FeedForward, Int8Linear, Linear, Watched
 from handlers.text.packing import Block, Packing
-from handlers.text.tokenization import Row
+from handlers.text.tokenization import PairTemplate, Row, TextTemplate
 
-ENCODERS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
-"""model_type -> where the encoder is."""
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 def can_pack(config: Any) -> bool:
     """Whether a model with this configuration is one that PackedBert computes."""
     return (
-        config.model_type in ENCODERS
+        config.model_type in MODEL_TYPES
         and config.hidden_act == "gelu"
         and not getattr(config, "is_decoder", False)
         and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
@@ -72,81 +70,39 @@ class Layer:
         return self.output_norm(self.feed_forward(h))
 
 
-@dataclass
-class LastLayer:
-    """The last layer and the head, for the first token of each row."""
-
-    query: FloatLinear
-    keys: Tensor
-    """(heads, head size, hidden)"""
-    values: Tensor
-    """(heads, hidden, head size)"""
-    values_bias: Tensor
-    out: FloatLinear
-    feed_forward: FloatFeedForward
-    attention_norm: Norm
-    output_norm: Norm
-    pooler: FloatLinear
-    classifier: FloatLinear
-
-    def logits(self, h: Tensor, packing: Packing) -> Tensor:
-        """float32, (rows,)"""
-        heads, size, hidden = self.keys.shape
-        first = h.index_select(0, packing.starts).to(self.keys.dtype)
-        query = self.query(first).view(-1, heads, size).transpose(0, 1)
-        asked = torch.bmm(query, self.keys).transpose(0, 1).float()
-        gathered = torch.zeros_like(asked, memory_format=torch.contiguous_format)
-        row = 0
-        for block in packing.blocks:
-            rows = slice(row, row + block.rows)
-            states = h[block.tokens].view(block.rows, block.length, hidden).float()
-            shares = torch.softmax(torch.bmm(asked[rows], states.transpose(1, 2)), -1)
-            torch.bmm(shares, states, out=gathered[rows])
-            row += block.rows
-        weighted = gathered.to(first.dtype).transpose(0, 1)
-        context = torch.bmm(weighted, self.values).transpose(0, 1).reshape(-1, hidden)
-        x = self.attention_norm(self.out(context + self.values_bias, first))
-        x = self.output_norm(self.feed_forward(x))
-        return self.classifier(torch.tanh(self.pooler(x))).float().view(-1)[:row]
-
-
 class PackedBert:
-    """A multiple-choice model's weights, laid out for packed rows, and the forward pass over them."""
+    """An encoder's weights, laid out for packed rows, and the forward pass over them."""
 
     def __init__(
         self,
-        model: nn.Module,
-        has_type_ids: bool,
-        second_type: int,
+        encoder: Any,
+        template: PairTemplate | TextTemplate,
         dtype: torch.dtype,
-        last_dtype: torch.dtype | None = None,
+        n_layers: int,
         linear: type[FloatLinear] = FloatLinear,
     ) -> None:
-        """`dtype` of all layers but the last, which has `last_dtype`; `second_type`: the second text's segment."""
-        config: Any = model.config
-        encoder = getattr(model, ENCODERS[config.model_type])
+        """`encoder`: the model without its head, of whose layers the first `n_layers` are computed, all in `dtype`."""
+        config: Any = encoder.config
         self.dtype = dtype
-        self.last_dtype = last_dtype or dtype
         self.heads: int = config.num_attention_heads
         embeddings = encoder.embeddings
         self._uncounted: int | None = None if config.model_type == "bert" else config.pad_token_id
         positions = embeddings.position_embeddings.weight[self._uncounted or 0 :]
         types = embeddings.token_type_embeddings.weight
-        second = second_type if has_type_ids else 0
+        second = template.second_type if template.has_type_ids else 0
         self._positions = len(positions)
         self._words = embeddings.word_embeddings.weight.to(dtype)
         self._places = torch.cat([positions + types[0], positions + types[second]]).to(dtype)
         self._norm = Norm.of(embeddings.LayerNorm, dtype)
-        self.layers = [self._layer(layer, linear) for layer in encoder.encoder.layer[:-1]]
-        self._last = self._last_layer(encoder, model.classifier)
+        self.layers = [self._layer(layer, linear) for layer in encoder.encoder.layer[:n_layers]]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row that the position table has room for."""
         return self._positions if self._uncounted is None else self._positions - 1
 
-    def logits(self, rows: Sequence[Row]) -> Tensor:
-        """float32, (rows,); `rows` sorted by length."""
+    def __call__(self, rows: Sequence[Row]) -> tuple[Tensor, Packing]:
+        """Every token's state, (tokens, hidden), and where each row's are; `rows` sorted by length."""
         packing = Packing.of(rows, self._positions, self._uncounted)
         words = self._words.index_select(0, packing.ids)
         h = self._norm(words.add_(self._places.index_select(0, packing.places)))
@@ -160,7 +116,7 @@ class PackedBert:
             h = layer.finish(context, h)
         if not self.layers:
             h = h.index_select(0, packing.sources)
-        return self._last.logits(h, packing)
+        return h, packing
 
     def _attend(self, qkv: Tensor, blocks: list[Block], sources: Tensor | None = None) -> Tensor:
         """Every token's context, (tokens, hidden), from its queries, keys and values, (tokens, 3 * hidden).
@@ -205,31 +161,8 @@ class PackedBert:
             output_norm=Norm.of(layer.output.LayerNorm, dtype),
         )
 
-    def _last_layer(self, encoder: Any, classifier: Any) -> LastLayer:
-        layer, dtype = encoder.encoder.layer[-1], self.last_dtype
-        attention = layer.attention.self
-        shape = (self.heads, attention.attention_head_size, -1)
-        scale = 1 / math.sqrt(attention.attention_head_size)
-
-        def take(part: Any, scale: float = 1) -> FloatLinear:
-            return FloatLinear((part.weight * scale).to(dtype), (part.bias * scale).to(dtype))
-
-        return LastLayer(
-            query=take(attention.query, scale),
-            # A key's bias adds the same to all scores of a query, which the softmax takes away again.
-            keys=attention.key.weight.view(shape).to(dtype).contiguous(),
-            values=attention.value.weight.view(shape).transpose(1, 2).to(dtype).contiguous(),
-            values_bias=attention.value.bias.to(dtype),
-            out=take(layer.attention.output.dense),
-            feed_forward=FloatFeedForward(take(layer.intermediate.dense), take(layer.output.dense)),
-            attention_norm=Norm.of(layer.attention.output.LayerNorm, dtype),
-            output_norm=Norm.of(layer.output.LayerNorm, dtype),
-            pooler=take(encoder.pooler.dense),
-            classifier=take(classifier),
-        )
-
     def quantize(self) -> None:
-        """Compute all layers but the last in 8-bit integers; made with `linear=Watched`, after it has seen samples."""
+        """Compute the layers in 8-bit integers; made with `linear=Watched`, after it has seen samples."""
         for layer in self.layers:
             feed_forward = layer.feed_forward
             assert isinstance(feed_forward, FloatFeedForward)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from handlers.core.errors import LoadError
 from handlers.text.linear import Watched
 from handlers.text.packed_bert import PackedBert
+from handlers.text.packed_heads import FirstTokenHead, PoolingHead
+from handlers.text.packing import Packing
+from handlers.text.pooling import Pooling
 from handlers.text.runtime import warm_up
 from handlers.text.settings import TextSettings
-from handlers.text.tokenization import PairEncoder, Row
+from handlers.text.tokenization import Row, RowEncoder
 
 ROWS_PER_PASS = 128
 """If the version names none: a server batch of 32 questions in one pass, for each pass has a fixed cost."""
@@ -23,12 +27,19 @@ WARM_UP_LENGTHS = 4
 """Row lengths tried at load, evenly spread up to the limit."""
 
 
-class PackedRuntime:
-    """Scores rows with a PackedBert."""
+Head = Callable[[Tensor, Packing], Tensor]
+"""A value per row, in order, from the encoder's states."""
 
-    def __init__(self, bert: PackedBert, encoder: PairEncoder, settings: TextSettings, numbers: object) -> None:
+
+class PackedRuntime:
+    """Computes rows with a PackedBert and a head."""
+
+    def __init__(
+        self, bert: PackedBert, head: Head, encoder: RowEncoder, settings: TextSettings, numbers: object
+    ) -> None:
         """`numbers`: what the model computes in."""
         self.bert = bert
+        self.head = head
         self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS
         self.max_tokens = settings.max_tokens
         self.pad_id = encoder.pad_id
@@ -38,20 +49,30 @@ class PackedRuntime:
             raise LoadError(f"max_tokens is {self.max_tokens}, but the model has positions for {bert.longest} tokens")
 
     @classmethod
-    def of(cls, model: Any, encoder: PairEncoder, settings: TextSettings, dtype: torch.dtype) -> PackedRuntime:
+    def of(
+        cls, model: Any, encoder: RowEncoder, settings: TextSettings, dtype: torch.dtype, pooling: Pooling | None = None
+    ) -> PackedRuntime:
         """A float model, computed as it is."""
-        return cls(PackedBert(model, *segments(encoder), dtype), encoder, settings, dtype)
+        bert = PackedBert(model.base_model, encoder.template, dtype, whole_layers(model, pooling))
+        return cls(bert, head_of(model, pooling, dtype), encoder, settings, dtype)
 
     @classmethod
     @torch.inference_mode()
     def quantized(
-        cls, model: Any, encoder: PairEncoder, settings: TextSettings, samples: Sequence[Row]
+        cls,
+        model: Any,
+        encoder: RowEncoder,
+        settings: TextSettings,
+        samples: Sequence[Row],
+        pooling: Pooling | None = None,
     ) -> PackedRuntime:
-        """A float32 model, computed in 8-bit integers, whose ranges `samples` show; the last layer in bfloat16."""
-        bert = PackedBert(model, *segments(encoder), torch.float32, torch.bfloat16, linear=Watched)
-        bert.logits(sorted(samples, key=length))
+        """A float32 model, whose layers are computed in 8-bit integers with ranges that `samples` show; a last layer
+        for the first token alone is in bfloat16."""
+        n_layers = whole_layers(model, pooling)
+        bert = PackedBert(model.base_model, encoder.template, torch.float32, n_layers, linear=Watched)
+        bert(sorted(samples, key=length))
         bert.quantize()
-        return cls(bert, encoder, settings, "int8")
+        return cls(bert, head_of(model, pooling, torch.bfloat16), encoder, settings, "int8")
 
     def run(self, rows: Sequence[Row], deadline: float) -> list[Any]:
         """A value per row, in order; None where the deadline (time.monotonic seconds) came first."""
@@ -60,9 +81,9 @@ class PackedRuntime:
             for number, places in enumerate(self._passes(rows)):
                 if number and time.monotonic() > deadline:
                     break
-                logits = self.bert.logits([rows[i] for i in places])
-                for place, score in zip(places, logits.tolist(), strict=True):
-                    found[place] = score
+                values = self.head(*self.bert([rows[i] for i in places]))
+                for place, value in zip(places, values.tolist(), strict=True):
+                    found[place] = value
         return found
 
     def _passes(self, rows: Sequence[Row]) -> Iterator[list[int]]:
@@ -84,9 +105,15 @@ class PackedRuntime:
         warm_up(self, self.max_tokens, WARM_UP_LENGTHS, self.rows_per_pass, self.pad_id)
 
 
-def segments(encoder: PairEncoder) -> tuple[bool, int]:
-    """How the tokenizer marks a row's second text."""
-    return encoder.template.has_type_ids, encoder.template.second_type
+def whole_layers(model: Any, pooling: Pooling | None) -> int:
+    """Layers that every token goes through: without pooling the last one is the head's."""
+    n_layers: int = model.config.num_hidden_layers
+    return n_layers if pooling else n_layers - 1
+
+
+def head_of(model: Any, pooling: Pooling | None, dtype: torch.dtype) -> Head:
+    """The model's own head for the first token, unless its rows are to be pooled."""
+    return PoolingHead(pooling) if pooling else FirstTokenHead.of(model, dtype)
 
 
 def length(row: Row) -> int:

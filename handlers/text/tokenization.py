@@ -1,12 +1,13 @@
-"""From (first, second) texts to token rows, each distinct text tokenized once per batch.
+"""From texts, or pairs of them, to token rows; each distinct text is tokenized once per batch.
 
-Tokenizers encode the two texts of a pair separately and then join them with fixed special tokens. That join is learned
-from the tokenizer itself at load, so one code path serves BERT, RoBERTa and DeBERTa pairs, with or without
-`token_type_ids`, and fast or slow tokenizers.
+Tokenizers encode the two texts of a pair separately and then join them with fixed special tokens, and put such tokens
+round a single text. What they put where is learned from the tokenizer itself at load, so one code path serves BERT,
+RoBERTa and DeBERTa, with or without `token_type_ids`, and fast or slow tokenizers.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,10 @@ MOST_KEPT_TOKENS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One tokenized pair, ready for the model. `second_at` is where the second text (and its segment) begins."""
+    """One tokenized text or pair, ready for the model.
+
+    `second_at` is where the second text (and its segment) begins; the end of the row where there is none.
+    """
 
     ids: list[int]
     second_at: int
@@ -44,10 +48,27 @@ class PairTemplate:
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
-class PairEncoder:
-    """Tokenizes pairs to at most `max_tokens` tokens each; the second text is kept, the first loses its beginning."""
+@dataclass(frozen=True)
+class TextTemplate:
+    """The special tokens round a single text: prefix + text + suffix, all of the first segment."""
+
+    prefix: list[int]
+    suffix: list[int]
+    has_type_ids: bool
+    second_type: int = 0
+
+    @property
+    def special_tokens(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+
+class RowEncoder(ABC):
+    """Makes rows of at most `max_tokens` tokens."""
+
+    template: PairTemplate | TextTemplate
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+        """Raises LoadError if the tokenizer joins texts in a way that is not supported, or no text would fit."""
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self._counted: dict[str, list[int]] = {}
@@ -56,31 +77,21 @@ class PairEncoder:
             self._backend.no_truncation()
             self._backend.no_padding()
         self.template = self._learn_template()
-        self.room = max_tokens - self.template.special_tokens
+        self.room = max_tokens - self.special_tokens
         if self.room < 2:
             raise LoadError(
-                f"max_tokens is {max_tokens}, but the special tokens alone take {self.template.special_tokens}; "
+                f"max_tokens is {max_tokens}, but the special tokens alone take {self.special_tokens}; "
                 "raise max_tokens in model.yaml"
             )
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @abstractmethod
+    def _learn_template(self) -> Any: ...
 
     @property
     def special_tokens(self) -> int:
         """Those that a row has besides its texts'."""
         return self.template.special_tokens
-
-    def count(self, pairs: Sequence[tuple[str, str]]) -> int:
-        """Tokens of all rows together. The next `encode` does not tokenize these texts again."""
-        ids = self.tokenize(text for pair in pairs for text in pair)
-        self._keep(ids)
-        rows = (len(ids[first]) + len(ids[second]) + self.special_tokens for first, second in pairs)
-        return sum(min(tokens, self.max_tokens) for tokens in rows)
-
-    def _keep(self, ids: dict[str, list[int]]) -> None:
-        """Until the next `encode`, which may never come for a request that was counted and refused."""
-        if sum(map(len, self._counted.values())) > MOST_KEPT_TOKENS:
-            self._counted = {}
-        self._counted.update(ids)
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Token ids of each distinct text, without special tokens."""
@@ -94,6 +105,25 @@ class PairEncoder:
             return known | {text: encoding.ids for text, encoding in zip(distinct, encodings, strict=True)}
         ids = self.tokenizer(distinct, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
         return known | dict(zip(distinct, ids, strict=True))
+
+    def _keep(self, ids: dict[str, list[int]]) -> None:
+        """Until the next `encode`, which may never come for a request that was counted and refused."""
+        if sum(map(len, self._counted.values())) > MOST_KEPT_TOKENS:
+            self._counted = {}
+        self._counted.update(ids)
+
+
+class PairEncoder(RowEncoder):
+    """Rows of two texts each; of a long pair the second text is kept, and the first loses its beginning."""
+
+    template: PairTemplate
+
+    def count(self, pairs: Sequence[tuple[str, str]]) -> int:
+        """Tokens of all rows together. The next `encode` does not tokenize these texts again."""
+        ids = self.tokenize(text for pair in pairs for text in pair)
+        self._keep(ids)
+        rows = (len(ids[first]) + len(ids[second]) + self.special_tokens for first, second in pairs)
+        return sum(min(tokens, self.max_tokens) for tokens in rows)
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""
@@ -138,6 +168,43 @@ class PairEncoder:
             middle_in_first=sum(1 for kind in middle_types if kind != second_type),
             second_type=second_type,
         )
+
+
+class TextEncoder(RowEncoder):
+    """Rows of one text each; a long text loses its end."""
+
+    template: TextTemplate
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Tokens of all rows together. The next `encode` does not tokenize these texts again."""
+        ids = self.tokenize(texts)
+        self._keep(ids)
+        return sum(min(len(ids[text]) + self.special_tokens, self.max_tokens) for text in texts)
+
+    def encode(self, texts: Sequence[str]) -> list[Row]:
+        """One row per text, in order."""
+        ids = self.tokenize(texts)
+        self._counted = {}
+        prefix, suffix = self.template.prefix, self.template.suffix
+        rows = []
+        for text in texts:
+            row = [*prefix, *ids[text][: self.room], *suffix]
+            rows.append(Row(row, len(row), len(ids[text]) > self.room))
+        return rows
+
+    def _learn_template(self) -> TextTemplate:
+        """Read the special tokens off one encoded probe; raises LoadError if they do not stand round the text."""
+        text = PROBE[0]
+        plain = list(self.tokenize([text])[text])
+        whole = self.tokenizer(text, truncation=False, padding=False)
+        ids, types = list(whole["input_ids"]), whole.get("token_type_ids")
+        start = find(ids, plain, 0)
+        if start < 0 or (types is not None and any(types)):
+            raise LoadError(
+                f"{type(self.tokenizer).__name__} does not encode a text as special tokens round it, all of segment 0: "
+                f"{text!r} gave {ids}; this tokenizer is not supported"
+            )
+        return TextTemplate(ids[:start], ids[start + len(plain) :], types is not None)
 
 
 def find(ids: list[int], part: list[int], start: int) -> int:

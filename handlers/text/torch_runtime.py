@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from handlers.text.first_token import use_first_token_only
+from handlers.text.pooling import Pooling
 from handlers.text.runtime import warm_up
 from handlers.text.settings import TextSettings
-from handlers.text.tokenization import PairEncoder, Row
+from handlers.text.tokenization import Row, RowEncoder
 
 ROWS_PER_PASS = {"cpu": 16, "cuda": 256}
 """If the version names none: on a processor few, so that rows of one pass are alike in length."""
@@ -21,10 +22,13 @@ WARM_UP_LENGTHS = 16
 
 
 class TorchRuntime:
-    """Scores rows with any Hugging Face multiple-choice model."""
+    """Computes rows with any Hugging Face model: one for multiple choice, or with `pooling` one without a head."""
 
-    def __init__(self, model: Any, encoder: PairEncoder, settings: TextSettings, device: str) -> None:
+    def __init__(
+        self, model: Any, encoder: RowEncoder, settings: TextSettings, device: str, pooling: Pooling | None = None
+    ) -> None:
         self.model = model
+        self.pooling = pooling
         self.device = torch.device(device)
         self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS[self.device.type]
         self.max_tokens = settings.max_tokens
@@ -35,11 +39,14 @@ class TorchRuntime:
         self.runtime = f"torch {torch.__version__} {model.dtype} {device} {capability}"
 
     @classmethod
-    def of(cls, model: Any, encoder: PairEncoder, settings: TextSettings, device: str) -> TorchRuntime:
+    def of(
+        cls, model: Any, encoder: RowEncoder, settings: TextSettings, device: str, pooling: Pooling | None = None
+    ) -> TorchRuntime:
         """A model as `load_model` gives it."""
         model.to(device)
-        use_first_token_only(model)
-        return cls(model, encoder, settings, device)
+        if pooling is None:
+            use_first_token_only(model)
+        return cls(model, encoder, settings, device, pooling)
 
     def run(self, rows: Sequence[Row], deadline: float) -> list[Any]:
         """A value per row, in order; None where the deadline (time.monotonic seconds) came first."""
@@ -52,13 +59,13 @@ class TorchRuntime:
                     break
                 places = by_length[start : start + self.rows_per_pass]
                 pending.append((places, self._forward([rows[i] for i in places])))
-            for places, logits in pending:
-                for place, score in zip(places, logits.tolist(), strict=True):
-                    found[place] = score
+            for places, values in pending:
+                for place, value in zip(places, values.tolist(), strict=True):
+                    found[place] = value
         return found
 
     def _forward(self, rows: Sequence[Row]) -> Tensor:
-        """Logits, float32, shape (rows,)."""
+        """float32: logits, (rows,), or vectors, (rows, hidden)."""
         longest = max(len(row.ids) for row in rows)
         ids = [row.ids + [self.pad_id] * (longest - len(row.ids)) for row in rows]
         inputs = {"input_ids": self._tensor(ids)}
@@ -73,12 +80,15 @@ class TorchRuntime:
                 for row in rows
             ]
             inputs["token_type_ids"] = self._tensor(types)
-        logits: Tensor = self.model(**inputs).logits
+        if self.pooling is not None:
+            return self.pooling.padded(self.model(**inputs).last_hidden_state, inputs.get("attention_mask"))
+        # A model for multiple choice takes rows by question and choice.
+        logits: Tensor = self.model(**{name: value.unsqueeze(1) for name, value in inputs.items()}).logits
         return logits.float().view(-1)
 
     def _tensor(self, values: list[list[int]]) -> Tensor:
-        """int64, (rows, 1, tokens); the way to a GPU is not waited for."""
-        tensor = torch.tensor(values).unsqueeze(1)
+        """int64, (rows, tokens); the way to a GPU is not waited for."""
+        tensor = torch.tensor(values)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def warm_up(self) -> None:
