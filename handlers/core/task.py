@@ -83,6 +83,8 @@ class Task(ABC, Generic[Question, Outcome]):
     """A request for a recipe that is written for a model folder, where the user gives none."""
     hub_class: ClassVar[str | None] = None
     """The transformers class that loads and saves the weights; None where `model/` is a copy of the recipe's folder."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Patterns of further files in the weights' folder, which go into the archive beside what transformers saves."""
 
     def __init__(self, settings: Settings, device: str = "cpu") -> None:
         self.settings = settings

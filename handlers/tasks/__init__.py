@@ -13,6 +13,7 @@ from handlers.core.errors import LoadError
 from handlers.core.task import Task
 
 TASKS = {
+    "embedding": "handlers.tasks.embedding.task:Embedding",
     "multiple_choice": "handlers.tasks.multiple_choice.task:MultipleChoice",
 }
 """Name in a recipe to module and class; a module is imported when its task is asked for."""

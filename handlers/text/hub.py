@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,17 @@ def load_model(folder: Path, hub_class: str, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise LoadError(f"{folder.name}/ does not hold a model for {hub_class}: {first_line(err)}") from err
-    # Of a model without a task's head, nobody reads the pooler, and many such folders lack its weights.
-    lacking = [key for key in report["missing_keys"] if hub_class != BARE or not key.startswith("pooler.")]
-    if lacking:
-        missing = ", ".join(sorted(lacking)[:5])
+    if lacking := needed(report["missing_keys"], hub_class):
+        missing = ", ".join(lacking[:5])
         head = "" if hub_class == BARE else ", head included,"
         raise LoadError(f"the weights lack {missing}; fine-tune the model with {hub_class}{head} and save it")
     return model.eval().requires_grad_(False)
+
+
+def needed(missing: Iterable[str], hub_class: str) -> list[str]:
+    """Those of the missing weights that answers depend on: without a task's head nobody reads the pooler, whose weights
+    many such folders lack."""
+    return sorted(name for name in missing if hub_class != BARE or not name.startswith("pooler."))
 
 
 def refuse_other_head(folder: Path, hub_class: str) -> None:

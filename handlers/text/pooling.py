@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn.functional import normalize
 
-Mode = Literal["mean", "cls", "max"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+from handlers.text.settings import PoolingMode
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
     """`mean` and `max` are over all tokens of a row, special ones included; `cls` is its first token."""
 
-    mode: Mode
+    mode: PoolingMode
     normalize: bool
     """To unit length, so that a dot product is the cosine."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
 from handlers.core.settings import Count, Settings
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+PoolingMode = Literal["mean", "cls", "max"]
+"""How a row's vector is made of its tokens' (handlers/text/pooling.py)."""
+POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
 ROWS_IN_A_REQUEST = 32
 """Of the longest kind: the limit of a request's tokens if the version names none."""
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from handlers.core.task import Task
 from handlers.tasks import OWN_TASK
 from scripts.build.reader import EXPLAIN_CONFIG, MANIFEST, read_archive
 from scripts.build.recipe import Explanations, Version, Weights, find_versions
+from scripts.build.sources import locate
 from scripts.build.verify import verify
 from scripts.core.errors import UserError
 
@@ -150,8 +151,6 @@ def lay_out_model(version: Version, folder: Path) -> None:
     folder.mkdir(parents=True)
     if version.task.hub_class is None:
         if version.recipe.weights != Weights():
-            from scripts.build.sources import locate
-
             shutil.copytree(locate(version), folder, dirs_exist_ok=True)
         return
     from scripts.build.weights import load_weights, quiet_transformers
@@ -160,7 +159,17 @@ def lay_out_model(version: Version, folder: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    copy_files(Path(locate(version)), folder, version.task.files)
     forget_origin(folder)
+
+
+def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """Files that match, as they are; of a hub's model, which is no folder here, none."""
+    for pattern in patterns:
+        for path in sorted(source.glob(pattern)):
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def forget_origin(model_folder: Path) -> None:

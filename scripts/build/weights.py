@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from handlers.core.errors import LoadError
-from handlers.text.hub import first_line, load_tokenizer, refuse_other_head
+from handlers.text.hub import first_line, load_tokenizer, needed, refuse_other_head
 from scripts.build.delta import apply_delta, read_delta
 from scripts.build.recipe import Version
 from scripts.build.sources import locate
@@ -53,14 +53,13 @@ def load_base(version: Version) -> tuple[PreTrainedModel, Any, list[str]]:
             raise UserError(f"{version}: {err}") from err
         except (OSError, ValueError, RuntimeError, ImportError, KeyError) as err:
             raise UserError(f"{version}: cannot load a model by {hub_class} from {source}: {first_line(err)}") from err
-    untrained = sorted(report["missing_keys"])
     state = model.state_dict()
     with torch.no_grad():
-        for name in untrained:
+        for name in report["missing_keys"]:
             state[name].zero_()
     if weights.layers is not None:
         keep_layers(model, weights.layers, version)
-    return model.eval(), tokenizer, untrained
+    return model.eval(), tokenizer, needed(report["missing_keys"], hub_class)
 
 
 def refuse_others(folder: Path, hub_class: str, *, trained: bool) -> None:

@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoTokenizer
 from handlers.text.choose import load_runtime
 from handlers.text.hub import load_tokenizer
 from handlers.text.packed_runtime import PackedRuntime
-from handlers.text.pooling import MODES, Mode, Pooling
-from handlers.text.settings import TextSettings
+from handlers.text.pooling import Pooling
+from handlers.text.settings import POOLING_MODES, PoolingMode, TextSettings
 from handlers.text.tokenization import TextEncoder
 from handlers.text.torch_runtime import TorchRuntime
 
@@ -35,7 +35,7 @@ def load(folder: Path, pooling: Pooling, **changes: Any) -> tuple[Any, TextEncod
 
 
 @torch.inference_mode()
-def plain(folder: Path, texts: Sequence[str], mode: Mode, normalize: bool, max_tokens: int = 40) -> torch.Tensor:
+def plain(folder: Path, texts: Sequence[str], mode: PoolingMode, normalize: bool, max_tokens: int = 40) -> torch.Tensor:
     """One text at a time, so that nothing is padded."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     vectors = []
@@ -47,10 +47,10 @@ def plain(folder: Path, texts: Sequence[str], mode: Mode, normalize: bool, max_t
     return found / found.norm(dim=1, keepdim=True) if normalize else found
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", POOLING_MODES)
 @pytest.mark.parametrize("kind", RUNTIMES)
 def test_vectors_of_a_ragged_batch_are_those_of_each_text_alone(
-    kind: str, mode: Mode, tiny_model: Callable[[str], Path]
+    kind: str, mode: PoolingMode, tiny_model: Callable[[str], Path]
 ) -> None:
     runtime, encoder = load(tiny_model(kind), Pooling(mode, normalize=True), rows_per_pass=4)
     assert isinstance(runtime, RUNTIMES[kind])
