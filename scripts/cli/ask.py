@@ -94,7 +94,9 @@ def signature(answer: dict[str, Any]) -> str:
     """Who answered, and how fast; nothing for an answer of another form."""
     if not answer.keys() >= {"model", "model_version", "latency_ms"}:
         return ""
-    cut = ", the request was cut to the model's limit" if answer.get("truncated") in (True, [True]) else ""
+    truncated = answer.get("truncated")
+    some = any(truncated) if isinstance(truncated, list) else truncated
+    cut = ", the request was cut to the model's limit" if some else ""
     return f"\n  {answer['model']} {answer['model_version']}, {answer['latency_ms']:.1f} ms in the worker{cut}"
 
 
