@@ -82,11 +82,11 @@ def refuse_other_head(folder: Path, hub_class: str) -> None:
             )
 
 
-def token_limit(folder: Path) -> int:
+def token_limit(folder: Path, usual: int = USUAL_TOKENS) -> int:
     """The usual limit of a row's tokens, or less where the model's positions end earlier."""
     tokenizer = load_tokenizer(folder)
-    positions = int(read_config(folder).get("max_position_embeddings") or USUAL_TOKENS + RESERVED_POSITIONS)
-    return int(min(USUAL_TOKENS, positions - RESERVED_POSITIONS, tokenizer.model_max_length))
+    positions = int(read_config(folder).get("max_position_embeddings") or usual + RESERVED_POSITIONS)
+    return int(min(usual, positions - RESERVED_POSITIONS, tokenizer.model_max_length))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

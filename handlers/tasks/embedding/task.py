@@ -25,6 +25,8 @@ DECIMALS = 7
 """As many as float32 has for numbers below 1; more would double an answer's size."""
 FLOAT = np.dtype("<f4")
 SKETCH_BITS = 64
+MOST_TOKENS = 512
+"""Suggested for a model that names no limit; twice what the longest text has in most languages."""
 SHOWN = 6
 """Values of a vector that a terminal shows."""
 
@@ -137,7 +139,7 @@ class Embedding(Task[Question, Vector]):
         from handlers.tasks.embedding.modules import longest
         from handlers.text.hub import token_limit
 
-        return {"max_tokens": longest(folder) or token_limit(folder)}
+        return {"max_tokens": longest(folder) or token_limit(folder, MOST_TOKENS)}
 
     @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
