@@ -151,6 +151,7 @@ class Pipeline:
         self.forms = dict(forms or {})
         self.broken = False
         """The process cannot compute any more, after a fault of its device, and must end."""
+        self._model_seconds = 0.0
         self._plain = task.form() or plain_form(task)
         self._headers = {"x-model-version": model.version}
         self._large = (self.settings.max_cost or 0) // LARGE_SHARE
@@ -176,7 +177,9 @@ class Pipeline:
         lookup = self._look_up(items)
         computing = time.monotonic()
         self._compute(lookup.missing, deadline)
-        self._guard_batch(lookup.keep, time.monotonic() - computing)
+        computed_s = time.monotonic() - computing
+        self._model_seconds += computed_s if lookup.missing else 0.0
+        self._guard_batch(lookup.keep, computed_s)
         # Those that equal a computed one, where the cache failed to settle them.
         self._compute([item for item in items if item.open], deadline)
         handler_ms = round((time.monotonic() - started) * 1000, 3)
@@ -436,6 +439,11 @@ class Pipeline:
     def warm_up(self) -> None:
         """First passes, so that no client waits for them. Who asks why can wait longer than who asks what."""
         (self.explainer or self).task.warm_up()
+
+    @property
+    def model_seconds(self) -> float:
+        """Time that batches spent at the model since the start, explanations included."""
+        return self._model_seconds + (self.explainer.model_seconds if self.explainer else 0.0)
 
     def totals(self) -> dict[str, int]:
         """What cache, log and explainer count, for the metrics page."""

@@ -7,8 +7,8 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from handlers.redis.cache import open_cache
 from handlers.redis.log import open_log
 from handlers.torchserve.heartbeat import begin_heartbeat
 from handlers.torchserve.memory import keep_memory
-from handlers.torchserve.metrics import WorkerCounts, quiet_server_metrics, torchserve_report
+from handlers.torchserve.metrics import WorkerMetrics, reserve
 from handlers.torchserve.worker_socket import read_in_pieces
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ REPLY_SENT_S = 0.2
 """After this time a reply has left the process."""
 
 _pipeline: Pipeline | None = None
-_counts: WorkerCounts | None = None
+_metrics: WorkerMetrics | None = None
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:
@@ -44,17 +44,15 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
 
     Returns bytes only, one per request: any other type can end the worker (see ts/protocol/otf_message_handler.py).
     """
-    global _pipeline, _counts
-    if _pipeline is None or _counts is None:
+    global _pipeline, _metrics
+    if _pipeline is None or _metrics is None:
         _pipeline = initialize(context)
         # By the name it is registered under: explainer workers are counted apart from those that predict.
-        report = torchserve_report(context, context.model_name, _pipeline.model.version)
-        _counts = WorkerCounts(report, totals=_pipeline.totals)
+        _metrics = WorkerMetrics(context.model_name, _pipeline.model.version, _pipeline)
     if data is None:
         return None
-    started = time.monotonic()
-    replies = answer_all(_pipeline, [request_of(item, context, i) for i, item in enumerate(data)])
-    _counts.add(replies, time.monotonic() - started)
+    requests = [request_of(item, context, i) for i, item in enumerate(data)]
+    replies = _metrics.watch(partial(answer_all, _pipeline), requests)
     if _pipeline.broken:
         end_worker()
     for i, reply in enumerate(replies):
@@ -143,6 +141,7 @@ def initialize(context: Any) -> Pipeline:
     A LoadError is logged as one line, which `marctl register` quotes, and ends the worker.
     """
     quiet_server_logs()
+    reserve()
     read_in_pieces()
     keep_memory()
     properties = context.system_properties
@@ -180,6 +179,5 @@ def end_worker() -> None:
 
 def quiet_server_logs() -> None:
     """TorchServe's own worker code writes several lines per batch, each parsed again by the Java side."""
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("ts.metrics.caching_metric").setLevel(logging.INFO)
-    quiet_server_metrics()
+    for name in (None, "ts.metrics.caching_metric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -40,7 +40,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip file can hold; archives must not tell when they were built."""
 TEMP = tempfile.gettempdir()
 CREATED_ON = "01/01/1980 00:00:00"
-LIBRARIES = ("msgspec", "numpy", "packaging", "PyYAML")
+LIBRARIES = ("msgspec", "numpy", "packaging", "prometheus-client", "PyYAML")
 """What every archive needs at run time, besides its task's own libraries."""
 HANDLERS = Path(handlers.__file__).parent
 

@@ -69,8 +69,9 @@ def up(
 
     Example: marctl up --port 9080 --detach
     """
+    from scripts.stack.metrics_page import MetricsPage, leave_page
     from scripts.stack.state import State
-    from scripts.stack.torchserve import stop
+    from scripts.stack.torchserve import socket_prefix, stop
     from scripts.stack.up import Request, bring_up, watch
 
     home = State(state)
@@ -82,9 +83,11 @@ def up(
         with home.locked():
             stack, plan = bring_up(home, request, note)
         if detach:
+            leave_page(home, socket_prefix(Path(stack.running.temp)))
             announce(stack, plan, f"stop it with: marctl down --state {state}")
             return
         try:
+            MetricsPage(stack.running).start()
             announce(stack, plan, "stop it with Ctrl-C")
             watch(stack, note)
         except BaseException as err:

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 
 import msgspec
 
+from handlers.core.messages import START_HEADER
 from scripts.core.explainers import explainer_of, models_in
 from scripts.core.order import version_order
 from scripts.gateway import openapi
@@ -62,6 +63,8 @@ def route_configuration(name: str, routes: list[Json]) -> Json:
         "envoy.config.route.v3.RouteConfiguration",
         name=name,
         virtual_hosts=[{"name": name, "domains": ["*"], "routes": routes}],
+        # Of this attempt: a fallback's begins when it is its turn.
+        request_headers_to_add=[label(START_HEADER, "%START_TIME(%s%3f)%", overwrite=True)],
         # Longer lists of routes than the default lets pass (4096 bytes) come with a few dozen models.
         max_direct_response_body_size_bytes=256 * 1024,
     )

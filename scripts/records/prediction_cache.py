@@ -18,7 +18,7 @@ from scripts.stack.versions import Stack
 
 METRICS_TIMEOUT_S = 10.0
 FIGURE = re.compile(
-    r'^handler_cache_(?P<name>\w+?)(_total)?\{ModelVersion="(?P<version>[^"]*)",ModelName="(?P<model>[^"]*)"[^}]*\} '
+    r'^handler_cache_(?P<name>\w+?)(_total)?\{model="(?P<model>[^"]*)",version="(?P<version>[^"]*)"\} '
     r"(?P<value>[0-9.eE+-]+)$"
 )
 

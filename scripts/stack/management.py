@@ -89,8 +89,9 @@ class Served:
 class Management:
     """Calls to one server's management port."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         self._url = url
+        self._timeout_s = timeout_s
         self._session = local_session()
 
     def register(self, folder: Path, name: str | None = None) -> None:
@@ -132,7 +133,7 @@ class Management:
 
     def _call(self, method: str, path: str, **parameters: str | int) -> Any:
         try:
-            answer = self._session.request(method, self._url + path, params=parameters, timeout=TIMEOUT_S)
+            answer = self._session.request(method, self._url + path, params=parameters, timeout=self._timeout_s)
         except requests.RequestException as err:
             raise ManagementFailed(f"{self._url} did not answer {method} {path}: {type(err).__name__}") from err
         if answer.ok:

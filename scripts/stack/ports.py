@@ -30,6 +30,8 @@ class Ports:
     workers: int
     gateway: int
     admin: int
+    torchserve_metrics: int
+    """TorchServe's own page of figures; that at `metrics` holds the workers', too (scripts/stack/metrics_page.py)."""
 
 
 def choose_ports(inference: int, management: int, metrics: int, gateway: int = 0) -> Ports:
@@ -46,7 +48,8 @@ def choose_ports(inference: int, management: int, metrics: int, gateway: int = 0
     # Who wants any port starts several stacks at a time, perhaps, which would all find the same one from 7070 on.
     grpc = [claim(taken, GRPC_FIRST if inference else 0) for _ in range(2)]
     admin = claim(taken, ADMIN_FIRST if gateway else 0)
-    return Ports(first, second, third, grpc[0], grpc[1], free_range(), opened, admin)
+    figures = claim(taken, 0)
+    return Ports(first, second, third, grpc[0], grpc[1], free_range(), opened, admin, figures)
 
 
 def claim(taken: set[int], first: int) -> int:

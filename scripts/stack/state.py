@@ -70,6 +70,8 @@ class Running(msgspec.Struct, frozen=True):
     """None where TorchServe is served alone."""
     redis: Redis | None = None
     """None where there is none."""
+    torchserve_metrics: str = ""
+    """TorchServe's own page of figures, which is a part of the one at `metrics`."""
 
     @property
     def predictions(self) -> str:

@@ -21,9 +21,10 @@ import msgspec
 import psutil
 import requests
 
+from handlers.torchserve.metrics import FOLDER_VARIABLE
 from scripts.core.errors import UserError
 from scripts.gateway import envoy
-from scripts.stack import redis_server
+from scripts.stack import metrics_page, redis_server
 from scripts.stack.java import Java
 from scripts.stack.logs import Position
 from scripts.stack.management import local_session
@@ -64,6 +65,7 @@ def start(
     settings = resolve(read_properties(base), ports, store)
     write_properties(state.config, settings, base)
     log = Position.now(state.server_log)
+    metrics_page.make_folder(temp)
     with state.console_log.open("wb") as console:
         process = subprocess.Popen(
             command(java, settings["vmargs"], state.config, store, temp),
@@ -84,6 +86,7 @@ def start(
         temp=str(temp),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         redis=redis,
+        torchserve_metrics=f"http://{HOST}:{ports.torchserve_metrics}",
     )
     try:
         state.save_running(running)
@@ -195,7 +198,7 @@ def resolve(settings: Mapping[str, str], ports: Ports, store: Path) -> dict[str,
     ours = {
         "inference_address": f"http://{HOST}:{ports.inference}",
         "management_address": f"http://{HOST}:{ports.management}",
-        "metrics_address": f"http://{HOST}:{ports.metrics}",
+        "metrics_address": f"http://{HOST}:{ports.torchserve_metrics}",
         "grpc_inference_port": str(ports.grpc_inference),
         "grpc_management_port": str(ports.grpc_management),
         "initial_worker_port": str(ports.workers),
@@ -234,6 +237,7 @@ def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis: Redis
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     ours = {"PATH": path, "LOG_LOCATION": str(logs), "METRICS_LOCATION": str(logs)}
     ours |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp))
+    ours[FOLDER_VARIABLE] = str(temp / metrics_page.FOLDER)
     if redis is not None:
         ours[redis_server.URL_VARIABLE] = redis.url
     ours |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
@@ -263,7 +267,8 @@ def answers(running: Running) -> bool:
     """Whether every port speaks HTTP; its health is another question."""
     session = local_session()
     try:
-        for url in (f"{running.inference}/ping", f"{running.management}/models", f"{running.metrics}/metrics"):
+        figures = f"{running.torchserve_metrics}/metrics"
+        for url in (f"{running.inference}/ping", f"{running.management}/models", figures):
             session.get(url, timeout=5)
     except requests.RequestException:
         return False

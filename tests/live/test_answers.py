@@ -106,7 +106,7 @@ def test_requests_are_batched_as_the_metrics_page_tells(quiz: Site, url: str) ->
 
 def counts(site: Site) -> dict[str, float]:
     page = requests.get(site.call("status")["metrics"] + "/metrics", timeout=10).text
-    found = re.findall(r'^(handler_\w+)\{[^}]*ModelVersion="1.0",ModelName="quiz"[^}]*\} (\S+)$', page, re.MULTILINE)
+    found = re.findall(r'^(handler_\w+)\{[^}]*model="quiz",version="1.0"[^}]*\} (\S+)$', page, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 

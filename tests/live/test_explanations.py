@@ -163,7 +163,7 @@ def test_figures_tell_how_many_explanations_there_were(quiz: Site, gateway: str)
     post(f"{gateway}/explanations/quiz/1.0", QUICK)
     page = requests.get(f"{gateway}/metrics", timeout=10).text
     line = next(line for line in page.splitlines() if line.startswith("handler_explanations_total{"))
-    assert 'ModelName="quiz-explain"' in line
+    assert 'model="quiz-explain"' in line
     assert float(line.rpartition(" ")[2]) >= 10
 
 

@@ -183,6 +183,6 @@ def test_the_metrics_page_counts_what_was_written(site: Site, url: str, log: lis
     time.sleep(1.1)
     requests.post(f"{url}/predictions/quiz/1.0", json=QUESTIONS[0], timeout=30)
     page = requests.get(f"{url}/metrics", timeout=30).text
-    written = re.findall(r'^handler_log_written_total\{[^}]*ModelVersion="1.0"[^}]*\} (\S+)$', page, re.MULTILINE)
+    written = re.findall(r'^handler_log_written_total\{[^}]*version="1.0"[^}]*\} (\S+)$', page, re.MULTILINE)
     assert [float(value) >= len(QUESTIONS) for value in written] == [True]
     assert not re.findall(r"^handler_log_dropped_total\{[^}]*\} [1-9]", page, re.MULTILINE)

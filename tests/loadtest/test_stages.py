@@ -11,7 +11,7 @@ PAGE = """# HELP ts_inference_requests_total Torchserve prometheus counter metri
 ts_inference_requests_total{model_name="mcqa",model_version="1.0",hostname="a",} 10.0
 ts_inference_requests_total{model_name="mcqa",model_version="2.0",hostname="a",} 5.0
 ts_inference_requests_total{model_name="embed",model_version="2.0",hostname="a",} 99.0
-handler_batches_total{ModelVersion="1.0",ModelName="mcqa",Level="Model",Hostname="a",} 1.5E2
+handler_batches_total{model="mcqa",version="1.0"} 150.0
 """
 
 

@@ -12,6 +12,7 @@ from ts.service import Service
 
 from handlers.core.pipeline import Pipeline
 from handlers.torchserve import adapter
+from handlers.torchserve.metrics import WorkerMetrics
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class Served:
     def __init__(self, pipeline: Pipeline, monkeypatch: Any) -> None:
         self.batches: list[Any] = []
         self.returned: list[Any] = []
-        counts = SimpleNamespace(add=lambda replies, seconds: None)
+        counted = WorkerMetrics(pipeline.model.name, pipeline.model.version, pipeline)
         monkeypatch.setattr(adapter, "_pipeline", pipeline)
-        monkeypatch.setattr(adapter, "_counts", counts)
+        monkeypatch.setattr(adapter, "_metrics", counted)
         metrics = SimpleNamespace(request_ids=None, add_time=lambda *_: None)
         self.service = Service("small", "/", None, self._entry, None, 8, metrics_cache=metrics)
         self.service.set_cl_socket(None)

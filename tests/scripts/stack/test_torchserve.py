@@ -20,7 +20,7 @@ from scripts.stack.torchserve import (
     socket_prefix,
 )
 
-PORTS = Ports(1, 2, 3, 4, 5, 9300, 6, 7)
+PORTS = Ports(1, 2, 3, 4, 5, 9300, 6, 7, 8)
 LOGS, TEMP = Path("/s/logs"), Path("/s/tmp")
 
 
@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> dict[str, str]:
 def test_every_address_is_loopback(settings: dict[str, str]) -> None:
     assert settings["inference_address"] == "http://127.0.0.1:1"
     assert settings["management_address"] == "http://127.0.0.1:2"
-    assert settings["metrics_address"] == "http://127.0.0.1:3"
+    assert settings["metrics_address"] == "http://127.0.0.1:8"
     assert "0.0.0.0" not in "".join(settings.values())
 
 
