@@ -42,7 +42,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, copy / name)
     shutil.copytree(tiny_model("roberta"), copy / "my_model")
-    for archive in (PROJECT / "model_store" / "archives").glob("mcqa-*.mar"):
+    for archive in (PROJECT / "model_store" / "archives").glob("*.mar"):
         (copy / "model_store" / "archives").mkdir(exist_ok=True)
         shutil.copy2(archive, copy / "model_store" / "archives")
     return copy
