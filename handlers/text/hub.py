@@ -36,8 +36,8 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in files):
         # transformers makes up a vocabulary of a few special tokens then, to which every word is unknown.
         raise LoadError(f"{folder.name}/ holds no tokenizer file ({', '.join(sorted(files))}); {save_it(folder)}")
-    wanted, given = int(config.get("vocab_size") or 0), len(tokenizer)
-    if wanted and not LEAST_VOCABULARY * wanted <= given <= wanted:
+    wanted, given = config.get("vocab_size"), len(tokenizer)
+    if isinstance(wanted, int) and not LEAST_VOCABULARY * wanted <= given <= wanted:
         raise LoadError(
             f"{folder.name}/ holds a tokenizer of {given:,} tokens, but the model knows {wanted:,}: it is another "
             f"model's; {save_it(folder)}"

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+from handlers.core.columns import LogColumn
+
 LONGEST_TEXT = 20_000
 """Characters; far beyond any token limit here, so that a longer text can only be a mistake."""
 
@@ -43,6 +45,14 @@ class Choice(msgspec.Struct, frozen=True, array_like=True):
     @property
     def index(self) -> int:
         return self.probabilities.index(max(self.probabilities))
+
+
+LOG_COLUMNS = (
+    LogColumn("prediction", "int"),
+    LogColumn("confidence", "float"),
+    LogColumn("probabilities", "floats"),
+)
+"""Of predictions and of explained ones alike."""
 
 
 def first_text(question: Question) -> str:

@@ -17,7 +17,7 @@ from handlers.core.columns import Column, LogColumn
 from handlers.core.messages import Stamp
 from handlers.core.settings import Settings
 from handlers.core.task import Task
-from handlers.tasks.multiple_choice.schema import Answer, Choice, Question, pairs
+from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Answer, Choice, Question, pairs
 from handlers.text.settings import TextSettings
 
 if TYPE_CHECKING:
@@ -56,11 +56,7 @@ class MultipleChoice(Task[Question, Choice]):
         Column("probabilities", "FP32", wide=True),
         Column("truncated", "BOOL"),
     )
-    log_columns: ClassVar[tuple[LogColumn, ...]] = (
-        LogColumn("prediction", "int"),
-        LogColumn("confidence", "float"),
-        LogColumn("probabilities", "floats"),
-    )
+    log_columns: ClassVar[tuple[LogColumn, ...]] = LOG_COLUMNS
     encoder: PairEncoder
     model: Runtime
 

@@ -21,7 +21,8 @@ from handlers.core.pipeline import Pipeline
 from handlers.core.settings import CacheSettings
 from handlers.redis.cache import PREFIX, Cache, key_prefix, open_cache
 from handlers.redis.link import RedisLink
-from tests.handlers.loading import load
+from tests.handlers.core.small import Small, small
+from tests.handlers.loading import load, send
 from tests.handlers.tasks.multiple_choice.test_task import some_questions, watch
 from tests.redis_servers import TestRedis, memory_left
 
@@ -199,6 +200,66 @@ def test_no_two_of_many_questions_collide_across_models_and_versions(
         w.broken = True
         assert [bare(reply) for reply in w.ask(*questions)] == expected
     assert len(server.client.keys(f"{PREFIX}:*")) == 3 * len({json.dumps(q) for q in questions})
+
+
+# --- tasks of the user's own
+
+
+class Reading(msgspec.Struct, frozen=True):
+    value: float | None
+
+
+def test_numbers_that_json_does_not_have_are_questions_of_their_own(server: TestRedis) -> None:
+    """As JSON, all but the last would be `null`."""
+    cache = small_cache(small()[0], server)
+    values = [None, math.nan, math.inf, -math.inf, 0.0]
+    assert len({cache.key_of(Reading(value)) for value in values}) == len(values)
+    assert cache.key_of(Reading(math.nan)) == cache.key_of(Reading(math.nan))
+
+
+def small_cache(pipeline: Pipeline, server: TestRedis) -> Cache:
+    link = RedisLink(server.url, reply_timeout_s=1.0)
+    link.wait_closed(PATIENCE_S)
+    pipeline.cache = cache_of(pipeline, "d", link)
+    return pipeline.cache
+
+
+def test_a_fault_in_judging_an_earlier_outcome_is_a_miss_of_its_own(
+    server: TestRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline, task, _ = small()
+    cache = small_cache(pipeline, server)
+    bodies = [{"text": "a"}, {"text": "fits"}, {"text": "b"}]
+    assert [reply.headers["x-cache"] for reply in send(pipeline, bodies)] == ["miss"] * 3
+    replies = send(pipeline, bodies)
+    assert [(reply.code, reply.headers["x-cache"]) for reply in replies] == [(200, "hit"), (200, "miss"), (200, "hit")]
+    assert task.batches == [["a", "fits", "b"], ["fits"]]
+    assert [record.getMessage() for record in caplog.records] == ["small 1.0: fits failed, request id-1"]
+    assert cache.damaged == 1
+
+
+def test_an_outcome_that_cannot_be_kept_keeps_no_neighbour_out(
+    server: TestRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, task, _ = small()
+    small_cache(pipeline, server)
+    monkeypatch.setattr(Small, "answer", lambda self, question, outcome, stamp: Reading(outcome.length))
+    bodies = [{"text": "a"}, {"text": "encoding"}, {"text": "b"}]
+    for expected in (["miss"] * 3, ["hit", "miss", "hit"]):
+        replies = send(pipeline, bodies)
+        assert [(reply.code, reply.headers["x-cache"]) for reply in replies] == [(200, state) for state in expected]
+    assert "an outcome cannot be kept in the cache: TypeError" in caplog.text
+    assert task.batches == [["a", "encoding", "b"], ["encoding"]]
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_a_fault_of_the_cache_s_own_fails_nobody(
+    method: str, server: TestRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, _, _ = small()
+    monkeypatch.setattr(small_cache(pipeline, server), method, lambda *_: 1 / 0)
+    assert [reply.code for reply in send(pipeline, [{"text": "a"}, {"text": "a"}, {"text": "b"}])] == [200] * 3
+    assert len(caplog.records) == 1
 
 
 # --- once

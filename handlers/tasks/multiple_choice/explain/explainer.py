@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -24,8 +24,10 @@ from handlers.tasks.multiple_choice.explain.forward import WordModel
 from handlers.tasks.multiple_choice.explain.outcome import Found
 from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, faults
 from handlers.tasks.multiple_choice.explain.words import Aligned, Aligner
-from handlers.tasks.multiple_choice.schema import Choice, first_text
-from handlers.tasks.multiple_choice.task import MultipleChoice
+from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Choice, first_text
+
+if TYPE_CHECKING:
+    from handlers.tasks.multiple_choice.task import MultipleChoice
 
 COMPLETE = ("integrated_gradients", "shapley")
 """Methods that guarantee completeness: their scores sum to the target's change."""
@@ -49,7 +51,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
     cost_unit: ClassVar[str] = "tokens"
     explains: ClassVar[bool] = True
     cached: ClassVar[bool] = False
-    log_columns: ClassVar[tuple[LogColumn, ...]] = MultipleChoice.log_columns
+    log_columns: ClassVar[tuple[LogColumn, ...]] = LOG_COLUMNS
 
     def __init__(self, task: MultipleChoice) -> None:
         self._limits = task.settings.explanations or ExplanationSettings()
