@@ -18,7 +18,11 @@ from scripts.build.reader import read_archive
 from tests.live.conftest import Site
 from tests.live.envoys import until
 
-pytestmark = pytest.mark.live
+pytestmark = [
+    pytest.mark.live,
+    # TorchScript is what such archives hold.
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
 
 HANDLER = '''\
 import json
