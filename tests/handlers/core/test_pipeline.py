@@ -115,7 +115,7 @@ def test_another_fault_marks_nothing() -> None:
 
 
 def test_a_device_that_is_lost_while_explaining_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, task, _ = small()
+    pipeline, _, _ = small()
     explainer, explaining, _ = small()
     pipeline.explainer = explainer
     monkeypatch.setattr(Small, "explains", True)
@@ -285,9 +285,13 @@ def test_a_record_s_size_is_its_question_s_share() -> None:
 def test_failures_are_recorded_and_samples_are_not() -> None:
     pipeline, _, log = small()
     sample = {"x-sample": "1"}
-    requests = [Request(body, name, headers=headers) for body, name, headers in (
-        (b"{", "bad", {}), (b'{"text": "fine"}', "good", {}), (b'{"text": "fine"}', "sample", sample), (b"{", "bad sample", sample),
-    )]  # fmt: skip
+    sent: list[tuple[bytes, str, dict[str, str]]] = [
+        (b"{", "bad", {}),
+        (b'{"text": "fine"}', "good", {}),
+        (b'{"text": "fine"}', "sample", sample),
+        (b"{", "bad sample", sample),
+    ]
+    requests = [Request(body, name, headers=headers) for body, name, headers in sent]
     pipeline.answer(requests)
     told = [(record.request_id, record.error, record.code, record.kept) for record in log.records]
     assert told == [("bad", "not_json", 400, None), ("good", None, 200, {"length": 4})]

@@ -151,7 +151,7 @@ def test_scores_that_are_not_finite_are_their_own_request_s_failure(tiny_model: 
 
 
 def test_heavy_request_runs_out_of_time_alone(tiny_model: Callable[[str], Path]) -> None:
-    """Sixteen rows a pass, each of 0.3 s: the small request takes one, and the time ends within the large one's first."""
+    """Sixteen rows a pass, each of 0.3 s: the small request takes one; the time ends within the large one's first."""
     quiz = load(tiny_model("bert"), batch_seconds=0.4, rows_per_pass=16)
     assert isinstance(quiz.task, MultipleChoice)
     bert: Any = quiz.task.model.bert  # type: ignore[attr-defined]  # a PackedRuntime's
