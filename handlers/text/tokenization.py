@@ -51,6 +51,7 @@ class PairEncoder:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self._counted: dict[str, list[int]] = {}
+        self._counted_tokens = 0
         self._backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
         if self._backend is not None:
             self._backend.no_truncation()
@@ -78,9 +79,13 @@ class PairEncoder:
 
     def _keep(self, ids: dict[str, list[int]]) -> None:
         """Until the next `encode`, which may never come for a request that was counted and refused."""
-        if sum(map(len, self._counted.values())) > MOST_KEPT_TOKENS:
-            self._counted = {}
+        if self._counted_tokens > MOST_KEPT_TOKENS:
+            self._forget()
         self._counted.update(ids)
+        self._counted_tokens += sum(map(len, ids.values()))
+
+    def _forget(self) -> None:
+        self._counted, self._counted_tokens = {}, 0
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Token ids of each distinct text, without special tokens."""
@@ -98,7 +103,7 @@ class PairEncoder:
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""
         ids = self.tokenize(text for pair in pairs for text in pair)
-        self._counted = {}
+        self._forget()
         return [self.join(ids[first], ids[second]) for first, second in pairs]
 
     def join(self, first: list[int], second: list[int]) -> Row:
