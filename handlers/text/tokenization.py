@@ -72,6 +72,7 @@ class RowEncoder(ABC):
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self._counted: dict[str, list[int]] = {}
+        self._counted_tokens = 0
         self._backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
         if self._backend is not None:
             self._backend.no_truncation()
@@ -108,9 +109,13 @@ class RowEncoder(ABC):
 
     def _keep(self, ids: dict[str, list[int]]) -> None:
         """Until the next `encode`, which may never come for a request that was counted and refused."""
-        if sum(map(len, self._counted.values())) > MOST_KEPT_TOKENS:
-            self._counted = {}
+        if self._counted_tokens > MOST_KEPT_TOKENS:
+            self._forget()
         self._counted.update(ids)
+        self._counted_tokens += sum(map(len, ids.values()))
+
+    def _forget(self) -> None:
+        self._counted, self._counted_tokens = {}, 0
 
 
 class PairEncoder(RowEncoder):
@@ -128,7 +133,7 @@ class PairEncoder(RowEncoder):
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""
         ids = self.tokenize(text for pair in pairs for text in pair)
-        self._counted = {}
+        self._forget()
         return [self.join(ids[first], ids[second]) for first, second in pairs]
 
     def join(self, first: list[int], second: list[int]) -> Row:
@@ -184,7 +189,7 @@ class TextEncoder(RowEncoder):
     def encode(self, texts: Sequence[str]) -> list[Row]:
         """One row per text, in order."""
         ids = self.tokenize(texts)
-        self._counted = {}
+        self._forget()
         prefix, suffix = self.template.prefix, self.template.suffix
         rows = []
         for text in texts:

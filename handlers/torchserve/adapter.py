@@ -113,9 +113,12 @@ def headers_of(given: Mapping[str, Any]) -> dict[str, str]:
     TorchServe adds form fields to them, whose values are mappings, and names of its own, which are in lowercase: a
     client cannot take one's place by another spelling.
     """
-    headers = {name.lower(): value for name, value in given.items() if isinstance(value, str)}
-    headers.update((name, value) for name, value in given.items() if isinstance(value, str) and name == name.lower())
-    return headers
+    headers = {name: value for name, value in given.items() if isinstance(value, str)}
+    names = "".join(headers)
+    if names == names.lower():  # as the gateway sends them: the names need not be looked at one by one
+        return headers
+    lowercase = {name: value for name, value in headers.items() if name == name.lower()}
+    return {name.lower(): value for name, value in headers.items()} | lowercase
 
 
 def content_type_of(headers: Mapping[str, str], parameter: Any) -> str:

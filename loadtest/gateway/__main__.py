@@ -3,7 +3,7 @@
     python -m loadtest.gateway cost       what Envoy adds to TorchServe alone: latency and processor time
     python -m loadtest.gateway shadows    whether a hung or a dead shadow is felt by those who are answered
     python -m loadtest.gateway failures   requests lost to killed workers and to versions that change under load
-    python -m loadtest.gateway hostile    what a thousand hostile requests do to those of others
+    python -m loadtest.gateway hostile    what 10,000 hostile requests do to those of others
 
 All rounds of one command share one stack and take turns, so that what the machine does meanwhile touches all alike.
 """
@@ -34,7 +34,7 @@ Figures = dict[str, Any]
 VERSION, COPY = "mcqa/1.0", {"mcqa/1.1": "mcqa/1.0"}
 SETTLE_S = 1.0
 KILLS = 3
-HOSTILE = 1_000
+HOSTILE = 10_000
 seeds = count(1)
 TABLE_WIDTH = 120
 
@@ -143,25 +143,48 @@ def swap_versions(stack: Stack, times: int) -> None:
         stack.marctl("route", "split", "mcqa", "--default")
 
 
+GATEWAY_PATHS = (
+    "/predict",
+    "/predictions/mcqa",
+    "/v1/models/mcqa:predict",
+    "/v2/models/mcqa/infer",
+    "/explain",
+    "/feedback",
+)
+TORCHSERVE_PATHS = (
+    "/predictions/mcqa",
+    "/predictions/mcqa/1.0",
+    "/predictions/mcqa/1.0/feedback",
+    "/explanations/mcqa",
+)
+
+
 def hostile(stack: Stack, seconds: float, rounds: int) -> Iterator[Figures]:
     """Good requests alone, and among hostile ones that go to the gateway and past it, to TorchServe."""
-    ways_in = (f"{stack.gateway}/predict", f"{stack.torchserve}/predictions/mcqa")
+    good = f"{stack.gateway}/predict"
+    targets = [
+        *(stack.gateway + path for path in GATEWAY_PATHS),
+        *(stack.torchserve + path for path in TORCHSERVE_PATHS),
+    ]
     for _ in range(rounds):
-        yield {"load": "100 a second", "way": "alone", **figures(generator(ways_in[0], seconds, rate=100))}
-        workers = stack.pids()
-        with attacked(ways_in, HOSTILE, seconds) as answered:
-            found = figures(generator(ways_in[0], seconds, rate=100))
-        kept = "the same" if stack.pids() == workers else "others"
-        told = ", ".join(f"{count} {answer}" for answer, count in sorted(answered.items()))
-        print(f"the hostile ones: {told}; processes afterwards: {kept}", file=sys.stderr)
-        yield {"load": "100 a second", "way": f"among {HOSTILE:,} hostile ones", **found}
+        yield {"load": "100 a second", "way": "alone", **figures(generator(good, seconds, rate=100))}
+        before = stack.pids()
+        with attacked(targets, HOSTILE, seconds) as attack:
+            found = figures(generator(good, seconds, rate=100))
+        ended = sum(len(set(pids) - set(stack.pids()[name])) for name, pids in before.items())
+        told = ", ".join(f"{count:,} {answer}" for answer, count in attack.answers.most_common())
+        print(f"the hostile ones: {told}; processes ended: {ended}", file=sys.stderr)
+        if attack.failed:
+            print(f"answered 500: {dict(attack.failed.most_common())}", file=sys.stderr)
+        way = f"among {attack.answers.total():,} hostile ones"
+        yield {"load": "100 a second", "way": way, **found, "ended": ended}
 
 
 COMMANDS = {
     "cost": (cost, 15.0, 5),
     "shadows": (shadows, 30.0, 3),
     "failures": (failures, 420.0, 20),
-    "hostile": (hostile, 30.0, 3),
+    "hostile": (hostile, 100.0, 1),
 }
 """Name to what it does, the seconds of one load and its rounds."""
 COLUMNS = ("requests", "errors", "rps", "p50_ms", "p99_ms", "max_ms")
@@ -207,7 +230,7 @@ def main() -> int:
         with open(asked.json, "w") as file:
             json.dump({"rounds": rows, "summary": summary(rows)}, file, indent=2)
     print_table(summary(rows))
-    return 1 if any(row["errors"] for row in rows) else 0
+    return 1 if any(row["errors"] or row.get("ended") for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -8,10 +9,10 @@ import yaml
 
 from loadtest.serving import VARIANTS
 from loadtest.stack import CommandFailed, change_recipe, running_stack
-from scripts.build.recipe import Recipe
+from scripts.build.recipe import read_version
 from scripts.gateway.settings import GatewaySettings
 
-MODEL = Path(__file__).parents[2] / "model_store" / "mcqa" / "1.0" / "model.yaml"
+MODEL = Path(__file__).parents[2] / "model_store" / "mcqa" / "1.0"
 
 
 def test_a_section_of_a_recipe_keeps_what_is_not_changed(tmp_path: Path) -> None:
@@ -23,11 +24,11 @@ def test_a_section_of_a_recipe_keeps_what_is_not_changed(tmp_path: Path) -> None
 
 
 def test_every_variant_of_serving_is_a_valid_recipe_and_a_valid_gateway(tmp_path: Path) -> None:
-    for variant in VARIANTS.values():
-        path = tmp_path / "model.yaml"
-        path.write_bytes(MODEL.read_bytes())
-        change_recipe(path, variant.recipe)
-        msgspec.yaml.decode(path.read_bytes(), type=Recipe)
+    for name, variant in VARIANTS.items():
+        folder = tmp_path / "mcqa" / name
+        shutil.copytree(MODEL, folder)
+        change_recipe(folder / "model.yaml", variant.recipe)
+        assert read_version(folder).settings.threads >= 1
         msgspec.convert(variant.gateway, GatewaySettings)
 
 
