@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scripts.core.explainers import is_explainer
+from scripts.core.explainers import SUFFIX, is_explainer
 from scripts.gateway.names import (
     FALLBACK,
     Json,
     cluster,
+    counted,
     endpoints_file,
     extension,
     guarded_cluster,
@@ -69,7 +70,7 @@ def of_version(
     if is_explainer(model):
         return
     yield {
-        **named(guarded_cluster(model, version)),
+        **named(guarded_cluster(model, version), model, version),
         "lb_policy": "CLUSTER_PROVIDED",
         "cluster_type": extension(
             "envoy.clusters.aggregate",
@@ -84,11 +85,12 @@ def of_version(
     }
 
 
-def named(name: str) -> Json:
+def named(name: str, model: str, version: str) -> Json:
     """What all clusters of a version have in common."""
     return {
         "name": name,
         "alt_stat_name": stat_name(name),
+        "metadata": counted(model=model.removesuffix(SUFFIX), version=version),
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         # Where nobody is well, nobody is asked; by default Envoy would then ask everybody.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
@@ -99,7 +101,7 @@ def watching(name: str, model: str, version: str, endpoints: Path) -> Json:
     """A cluster whose servers, and whether they have a worker for the version, stand in the version's file."""
     source = {"path_config_source": {"path": str(endpoints / endpoints_file(model, version))}}
     return {
-        **named(name),
+        **named(name, model, version),
         "type": "EDS",
         "lb_policy": "LEAST_REQUEST",
         "eds_cluster_config": {

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
-from scripts.gateway.names import COUNTED, VERSION_HEADER, Json, Role, extension
+from scripts.gateway.names import COUNTED, Json, Role, extension
 
 STATS = "/stats/prometheus?usedonly"
 """Path of Envoy's admin page that `read` takes."""
@@ -22,15 +22,17 @@ SCOPE = "version"
 ATTEMPTS, TIMES, GATEWAY_TIMES = "envoy_version_attempts", "envoy_version_time_ms", "envoy_http_downstream_rq_time"
 OWN_LISTENERS = "envoy://"
 """Begins the address of the fallback listener; what goes there is no attempt at the version."""
+ROLES = {role.value for role in Role}
 FINE_MS = [1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750]
 COARSE_MS = [1000, 1500, 2000, 3000, 5000, 7500, 10_000, 15_000, 20_000, 30_000, 60_000, 300_000]
 """Buckets of the latencies."""
 WHO = {
-    "model": f"%METADATA(ROUTE:{COUNTED}:model)%",
-    "version": f"%REQ({VERSION_HEADER})%",
+    "model": f"%METADATA(CLUSTER:{COUNTED}:model)%",
+    "version": f"%METADATA(CLUSTER:{COUNTED}:version)%",
     "role": f"%METADATA(ROUTE:{COUNTED}:role)%",
+    "host": "%UPSTREAM_HOST%",
 }
-WHAT = {"code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%", "host": "%UPSTREAM_HOST%"}
+WHAT = {"code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%"}
 
 
 class Failure(StrEnum):
@@ -58,25 +60,24 @@ FLAGS = {
 """Envoy's response flags; where several stand, the first one here that is among them says it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Latencies:
     """Of answers that were no failure, from the request's sending to the answer's end; Envoy adds to it every 5 s."""
 
-    buckets: tuple[tuple[float, float], ...] = ()
-    """Upper bound in ms, the last one infinite, and how many took at most so long."""
+    below: Counter[float] = field(default_factory=Counter)
+    """Bucket's upper bound in ms, the last one infinite, to how many took at most so long."""
     sum_ms: float = 0.0
 
     @property
     def count(self) -> int:
-        return int(self.buckets[-1][1]) if self.buckets else 0
+        return self.below[math.inf]
 
     def quantile_ms(self, share: float) -> float:
-        """Within its bucket a straight line is assumed; NaN of nothing, the last finite bound beyond it."""
-        rank, lower = share * self.count, 0.0
-        for (_, below), (bound, total) in pairwise([(0.0, 0.0), *self.buckets]):
-            if total >= rank and total > below:
-                return lower if math.isinf(bound) else lower + (bound - lower) * (rank - below) / (total - below)
-            lower = bound
+        """On a straight line within its bucket; NaN of nothing, the last finite bound for what lies beyond it."""
+        rank = share * self.count
+        for (lower, before), (bound, total) in pairwise([(0.0, 0), *sorted(self.below.items())]):
+            if total >= rank and total > before:
+                return lower if math.isinf(bound) else lower + (bound - lower) * (rank - before) / (total - before)
         return math.nan
 
 
@@ -87,7 +88,7 @@ class Attempts:
     codes: Counter[int] = field(default_factory=Counter)
     """Status code to the number of attempts that were answered with it."""
     failures: Counter[Failure] = field(default_factory=Counter)
-    latencies: Latencies = Latencies()
+    latencies: Latencies = field(default_factory=Latencies)
 
     @property
     def total(self) -> int:
@@ -107,28 +108,23 @@ Key = tuple[str, str, Role]
 def read(page: str) -> dict[Key, Attempts]:
     """Every version's attempts on Envoy's Prometheus page; those that were never asked are left out."""
     found: dict[Key, Attempts] = {}
-    buckets: dict[Key, list[tuple[float, float]]] = {}
-    sums: dict[Key, float] = {}
     for name, labels, value in samples(page):
-        if not name.startswith((ATTEMPTS, TIMES)):
+        if not name.startswith((ATTEMPTS, TIMES)) or labels["host"].startswith(OWN_LISTENERS):
             continue
-        key = (labels["model"], labels["version"], Role(labels["role"]))
+        if labels["role"] not in ROLES:  # Envoy's own pages
+            continue
+        attempts = found.setdefault((labels["model"], labels["version"], Role(labels["role"])), Attempts())
         if name.startswith(ATTEMPTS):
-            add(found.setdefault(key, Attempts()), labels, int(value))
+            add(attempts, int(labels["code"]), labels["flags"].split(","), int(value))
         elif name == f"{TIMES}_bucket":
-            buckets.setdefault(key, []).append((float(labels["le"]), value))
+            attempts.latencies.below[float(labels["le"])] += int(value)
         elif name == f"{TIMES}_sum":
-            sums[key] = value
-    for key, steps in buckets.items():
-        found.setdefault(key, Attempts()).latencies = Latencies(tuple(sorted(steps)), sums.get(key, 0.0))
+            attempts.latencies.sum_ms += value
     return found
 
 
-def add(attempts: Attempts, labels: Mapping[str, str], number: int) -> None:
-    """Count one series in, unless it is of the fallback that a version's cluster leads to."""
-    if labels["host"].startswith(OWN_LISTENERS):
-        return
-    flags, code = labels["flags"].split(","), int(labels["code"])
+def add(attempts: Attempts, code: int, flags: Sequence[str], number: int) -> None:
+    """Count one series in."""
     failure = next((kind for flag, kind in FLAGS.items() if flag in flags), None)
     if failure is not None:
         attempts.failures[failure] += number

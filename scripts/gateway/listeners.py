@@ -21,7 +21,6 @@ from scripts.gateway.names import (
     PROBES,
     PROTOCOL_HEADER,
     SHADOW_HEADER,
-    VERSION_HEADER,
     Json,
     extension,
     seconds,
@@ -66,7 +65,7 @@ LOCAL_ERRORS = {
     504: ("out_of_time", "no answer came within the time that this model has"),
 }
 """Code to the error that Envoy tells; None where its routes bring their own JSON."""
-ASKED = f"%METADATA(ROUTE:{COUNTED}:model)% %REQ({VERSION_HEADER})%"
+ASKED = f"%METADATA(CLUSTER:{COUNTED}:model)% %METADATA(CLUSTER:{COUNTED}:version)%"
 """The model and version that a request was routed to."""
 UNAVAILABLE = {
     "UH": (
@@ -317,7 +316,7 @@ def gateway_filters(settings: GatewaySettings) -> list[Json]:
     if settings.rate_limit:
         filters.append(rate_limit(settings.rate_limit, by_key=bool(settings.api_keys)))
     size = extension("envoy.filters.http.buffer", f"{HTTP}.buffer.v3.Buffer", max_request_bytes=settings.body_bytes)
-    return [*filters, *grpc(settings), pages(), unpacked(), size, body_model(), router()]
+    return [*filters, *grpc(settings), pages(), size, body_model(), router()]
 
 
 def grpc(settings: GatewaySettings) -> list[Json]:
@@ -334,18 +333,6 @@ def grpc(settings: GatewaySettings) -> list[Json]:
         request_json_print_options={"always_print_primitive_fields": True},
     )
     return [filter_ | {"disabled": True} for filter_ in (status, transcoder)]
-
-
-def unpacked() -> Json:
-    """Unpacks bodies with `content-encoding: gzip`. What they become is bounded by the next filter, piece by piece."""
-    gzip = extension("gzip", "envoy.extensions.compression.gzip.decompressor.v3.Gzip", chunk_size=16 << 10)
-    return extension(
-        "envoy.filters.http.decompressor",
-        f"{HTTP}.decompressor.v3.Decompressor",
-        decompressor_library=gzip,
-        request_direction_config={"advertise_accept_encoding": False},
-        response_direction_config={"common_config": {"enabled": {"default_value": False, "runtime_key": "unpack"}}},
-    )
 
 
 def router() -> Json:

@@ -30,7 +30,8 @@ retry at another version carries that attempt's own time. Over it, nobody takes 
 BODY_MODEL = "model"
 """Where json_to_metadata puts the body's `model`."""
 COUNTED = "counted"
-"""Where a route's metadata say for which model and in which role its requests are counted."""
+"""Where a cluster's metadata say for which model and version its requests are counted, and a route's in which role.
+A request's headers would let clients make names."""
 
 
 class Role(StrEnum):
@@ -69,9 +70,9 @@ def stat_name(cluster_name: str) -> str:
     return cluster_name.replace(".", "%2E")
 
 
-def counted(model: str, role: Role) -> Json:
-    """A route's metadata for scripts.gateway.counts."""
-    return {"filter_metadata": {COUNTED: {"model": model, "role": role.value}}}
+def counted(**labels: str) -> Json:
+    """Metadata of a cluster or a route for scripts.gateway.counts."""
+    return {"filter_metadata": {COUNTED: labels}}
 
 
 def typed(kind: str, **content: Any) -> Json:

@@ -52,9 +52,11 @@ SLACK_S = 60.0
 ASKING = "(/v1)?/(predict|explain)|/(predictions|explanations)/.*|/v1/models/[^/]+:.*|/(embed|feedback)"
 INFERRING = "/v2/.*/infer"
 """Paths that take POST, and those of the Open Inference Protocol that do."""
-SHOWING = "/(healthz|health|ready|metrics|openapi\\.json)|/v1/models(/[^/:]*)?"
+SHOWING = "/(healthz|health|ready|metrics|openapi\\.json)|/v1/models(/[^/:]+)?"
 DESCRIBING = "/v2(/health/.*|/models/[^/]+(/versions/[^/]+)?(/ready)?)?"
 """The same for GET."""
+LATER_S = 0.02
+"""The request's own time ends so much later than its last attempt's, or Envoy would count no attempt as out of time."""
 FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
 
@@ -95,13 +97,10 @@ def wrong_requests() -> Iterator[Json]:
             **answer(405, in_its_form),
             "response_headers_to_add": [label("allow", ", ".join(methods), overwrite=True)],
         }
-    present = {"name": "content-encoding", "present_match": True}
-    others = [other_than("content-encoding", name) for name in ("identity", "gzip")]
-    detail = "this compression is not read here; send the body as it is, or with content-encoding: gzip"
-    yield {
-        "match": {"prefix": "/", "headers": [present, *others]},
-        **answer(415, {"error": "unsupported_encoding", "detail": detail}),
-    }
+    packed = [{"name": "content-encoding", "present_match": True}, other_than("content-encoding", "identity")]
+    detail = "compressed bodies are not read; send the body as it is, without the header content-encoding"
+    told = {"error": "unsupported_encoding", "detail": detail}
+    yield {"match": {"prefix": "/", "headers": packed}, **answer(415, told)}
     detail = "no path ends with a slash; send the same request to the path without it"
     slash = {"safe_regex": {"regex": "/(v1|v2|predict|explain|predictions|explanations|embed|feedback)/(.*/)?"}}
     yield {"match": slash, **no_such("path", detail)}
@@ -226,24 +225,20 @@ def to_version(kind: str, model: str, version: str, policy: Traffic, role: Role 
     """A route to one version, asked for by name: nobody stands in for it."""
     action = {"cluster": cluster(model, version), "path_rewrite": f"/{kind}/{model}/{version}"}
     return {
-        **asked(action, patience(policy.timeout_s, fallback=False), model, role, version),
+        **asked(action, patience(policy.timeout_s, fallback=False), role),
         "response_headers_to_add": [label(VERSION_HEADER, version)],
     }
 
 
-def asked(action: Json, patience: Json, model: str, role: Role, version: str | None = None) -> Json:
-    """A route to workers: `action` with its `patience`, counted for a model in a role.
-
-    `version` names itself in a header, for the counts and for what makes the path; None where the action does that.
-    """
-    attempt_s = float(patience["retry_policy"].get("per_try_timeout", patience["timeout"]).removesuffix("s"))
+def asked(action: Json, patience: Json, role: Role) -> Json:
+    """A route to workers: `action` with its `patience`, counted in a role."""
+    attempt_s = float(patience["retry_policy"]["per_try_timeout"].removesuffix("s"))
     whole_s = float(patience["timeout"].removesuffix("s"))
-    named = [label(VERSION_HEADER, version, overwrite=True)] if version is not None else []
     return {
         # A worker may compute without a byte coming or going. (A route's own max_stream_duration would end `timeout`.)
         "route": action | patience | {"idle_timeout": seconds(whole_s + SLACK_S)},
-        "metadata": counted(model, role),
-        "request_headers_to_add": [*named, label(TIMEOUT_HEADER, f"{attempt_s * 1000:.0f}", overwrite=True)],
+        "metadata": counted(role=role.value),
+        "request_headers_to_add": [label(TIMEOUT_HEADER, f"{attempt_s * 1000:.0f}", overwrite=True)],
     }
 
 
@@ -252,7 +247,7 @@ def to_explainer(model: str, version: str, served: Served, policy: Traffic) -> J
     workers = explainers(model, version, served)
     action = {"cluster": cluster(workers, version), "path_rewrite": f"/{EXPLAIN}/{workers}/{version}"}
     return {
-        **asked(action, explaining(policy), model, Role.EXPLAIN, version),
+        **asked(action, explaining(policy), Role.EXPLAIN),
         "response_headers_to_add": [label(VERSION_HEADER, version)],
     }
 
@@ -284,7 +279,7 @@ def to_explainers(model: str, served: Served, policy: Traffic) -> Json:
         "hash_policy": [sticky(policy)],
         "path_rewrite": f"/{EXPLAIN}/%REQ({WORKERS_HEADER})%/%REQ({VERSION_HEADER})%",
     }
-    return asked(action, explaining(policy), model, Role.EXPLAIN)
+    return asked(action, explaining(policy), Role.EXPLAIN)
 
 
 def to_split(kind: str, model: str, policy: Traffic, role: Role = Role.SPLIT) -> Json:
@@ -309,14 +304,14 @@ def to_split(kind: str, model: str, policy: Traffic, role: Role = Role.SPLIT) ->
         "path_rewrite": f"/{kind}/{model}/%REQ({VERSION_HEADER})%",
         "request_mirror_policies": [mirror(model, *shadow) for shadow in policy.shadow.items()] if predicts else [],
     }
-    return asked(action, patience(policy.timeout_s, fallback=guarded), model, role)
+    return asked(action, patience(policy.timeout_s, fallback=guarded), role)
 
 
 def to_log(model: str, policy: Traffic) -> Json:
     """A route for true labels: a worker of the model takes them to the prediction log, no matter of which version."""
     version = max(policy.split, key=lambda name: (policy.split[name], version_order(name)))
     action = {"cluster": cluster(model, version), "path_rewrite": f"/{PREDICT}/{model}/{version}{FEEDBACK}"}
-    return asked(action, patience(policy.timeout_s, fallback=False), model, Role.OTHER, version)
+    return asked(action, patience(policy.timeout_s, fallback=False), Role.OTHER)
 
 
 def ranges(split: Mapping[str, float]) -> list[tuple[str, int]]:
@@ -356,7 +351,8 @@ def patience(timeout_s: float, *, fallback: bool, last: bool = False) -> Json:
     """
     if not fallback:
         retry: Json = {"retry_on": "connect-failure,reset-before-request", "num_retries": 1} | elsewhere()
-        return {"timeout": seconds(timeout_s), "retry_policy": retry}
+        retry["per_try_timeout"] = seconds(timeout_s)
+        return {"timeout": seconds(timeout_s + LATER_S), "retry_policy": retry}
     kind = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
     retry = {
         "retry_on": "retriable-status-codes,reset,connect-failure",
@@ -366,7 +362,7 @@ def patience(timeout_s: float, *, fallback: bool, last: bool = False) -> Json:
         "retry_priority": extension("envoy.retry_priorities.previous_priorities", kind, update_frequency=1),
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
     }
-    return {"timeout": seconds(timeout_s), "retry_policy": retry}
+    return {"timeout": seconds(timeout_s + LATER_S), "retry_policy": retry}
 
 
 def elsewhere() -> Json:
@@ -430,7 +426,7 @@ def fallback_routes(served: Served, policies: Mapping[str, Traffic], further: It
 def shadow_route(model: str, version: str, policy: Traffic) -> Json:
     match = path_of(model, "[^/]+") | {"headers": [{"name": SHADOW_HEADER, "string_match": {"exact": version}}]}
     action = {"cluster": shadow_cluster(model, version), **rewrite(model, version)}
-    return {"match": match, **asked(action, patience(policy.timeout_s, fallback=False), model, Role.SHADOW, version)}
+    return {"match": match, **asked(action, patience(policy.timeout_s, fallback=False), Role.SHADOW)}
 
 
 def fallback_routes_of(model: str, failed: str, policy: Traffic, served: Served) -> Iterator[Json]:
@@ -455,7 +451,7 @@ def stale_route(model: str, failed: str, policy: Traffic, served: Served) -> Ite
     if not others:
         return
     action = {"cluster": cluster(model, others[0]), **rewrite(model, others[0])}
-    route = asked(action, patience(policy.timeout_s, fallback=False), model, Role.OTHER, others[0])
+    route = asked(action, patience(policy.timeout_s, fallback=False), Role.OTHER)
     marks = [label(FAILED_HEADER, failed), label(STALE_HEADER, "1", overwrite=True)]
     yield {
         "match": {"path": f"/{PREDICT}/{model}/{failed}"},
@@ -473,7 +469,7 @@ def fallback_route(match: Json, model: str, failed: str, policy: Traffic, fallba
     patient = patience(timeout_s, fallback=True, last=len(fallbacks) == 1)
     return {
         "match": match,
-        **with_headers(asked(action, patient, model, Role.FALLBACK, version), [label(FAILED_HEADER, failed)]),
+        **with_headers(asked(action, patient, Role.FALLBACK), [label(FAILED_HEADER, failed)]),
         "response_headers_to_add": [label(VERSION_HEADER, version), label(FALLBACK_HEADER, version)],
     }
 
