@@ -127,14 +127,14 @@ def assignment(model: str, version: str, hosts: Sequence[str], *, has_worker: bo
     )
 
 
-def plain_cluster(name: str, address: Json) -> Json:
-    """A server without versions."""
+def plain_cluster(name: str, address: Json, requests: int = INNER_REQUESTS) -> Json:
+    """A server without versions; `requests` may be under way to it at once."""
     return {
         "name": name,
         "type": "STATIC",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint(address)]}]},
-        "circuit_breakers": thresholds(INNER_REQUESTS),
+        "circuit_breakers": thresholds(requests),
     }
 
 

@@ -38,6 +38,11 @@ function envoy_on_request(handle)
     local call = { [":method"] = "GET", [":path"] = source[2], [":authority"] = source[1] }
     local headers, body = handle:httpCall(source[1], call, nil, 5000)
     local good = headers[":status"] == "200" and body
+    if not good and source[1] == "admin" then
+      handle:respond({ [":status"] = "503", ["content-type"] = "application/json", ["retry-after"] = "1" },
+                     '{"error":"unavailable","detail":"the page is asked for too often at once; try again"}')
+      return
+    end
     parts[#parts + 1] = good or ("# no figures from " .. source[1] .. "\n")
   end
   handle:respond({ [":status"] = "200", ["content-type"] = "text/plain; version=0.0.4; charset=utf-8" },

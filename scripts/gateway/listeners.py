@@ -41,6 +41,9 @@ CLIENTS_COUNTED = 10_000
 """Buckets of the rate limit that are kept at once; the client that was away longest loses its own."""
 PROBE_CONNECTIONS = 64
 """To the listener for probes."""
+PAGES = 8
+"""/metrics and /health under way at once: each costs Envoy's main thread or TorchServe some milliseconds, and a page is
+large. More get 503."""
 INNER_PROBES = "inner-probes"
 """The same pages inside Envoy, for the open listener."""
 LONGEST_STREAM_S = 3600 + SLACK_S
@@ -108,9 +111,9 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
             "clusters": [
                 fallback_cluster(),
                 plain_cluster(PROBES, {"envoy_internal_address": {"server_listener_name": INNER_PROBES}}),
-                plain_cluster(MANAGEMENT, address_of(torchserve["management"])),
-                plain_cluster(METRICS, address_of(torchserve["metrics"])),
-                plain_cluster(ADMIN, address_of(admin)),
+                plain_cluster(MANAGEMENT, address_of(torchserve["management"]), PAGES),
+                plain_cluster(METRICS, address_of(torchserve["metrics"]), PAGES),
+                plain_cluster(ADMIN, address_of(admin), PAGES),
             ],
         },
     }
