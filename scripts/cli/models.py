@@ -106,6 +106,7 @@ def scale(state: Path, model: str, version: str, workers: int) -> None:
         served = versions.scale(stack, model, version, workers)
         with stack.state.choosing() as choices:
             choices.workers[f"{model}/{version}"] = workers
+        traffic.look(stack)
     tell(stack, served, f"{served} has {served.ready} workers")
 
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import psutil
 import requests
 
 from scripts.core.errors import UserError
 from scripts.core.explainers import models_in
-from scripts.gateway import open_inference
-from scripts.gateway.clusters import version_clusters
+from scripts.gateway import health, open_inference
+from scripts.gateway.clusters import hosts_of, version_clusters
 from scripts.gateway.listeners import bootstrap, script
 from scripts.gateway.names import FALLBACK, GATEWAY, Json
 from scripts.gateway.policies import Served, Traffic
@@ -24,7 +25,7 @@ from scripts.gateway.routes import fallback_routes, gateway_routes
 from scripts.gateway.settings import GatewaySettings
 from scripts.stack.logs import Position
 from scripts.stack.management import local_session
-from scripts.stack.ports import HOST
+from scripts.stack.ports import HOST, free_port
 from scripts.stack.process import same_process, stop_tree
 from scripts.stack.state import Gateway, Running, State
 
@@ -42,6 +43,8 @@ VERSION_TEXTS = {
     f"{FALLBACK}.json": f"http.{FALLBACK}.rds.{FALLBACK}.version_text",
 }
 """Each watched file, and where Envoy tells which version of it is in force."""
+WARMING = "cluster_manager.warming_clusters"
+"""How many clusters are not yet ready for requests."""
 
 
 class GatewayFailed(UserError):
@@ -62,13 +65,15 @@ def start(
     """
     files = folder(state)
     files.mkdir(mode=0o700, exist_ok=True)
+    settings = msgspec.structs.replace(settings, probe_port=settings.probe_port or free_port())
     torchserve = {
         "inference": running.inference,
         "management": running.management,
         "metrics": running.metrics,
     }
     write(files / BOOTSTRAP, bootstrap(files, ports[1], ports[0], torchserve, settings))
-    watched = contents(running, settings, served, policies)
+    health.provide(files, hosts_of(running.inference, settings), served)
+    watched = contents(files, running, settings, served, policies)
     for name, content in watched.items():
         write(files / name, content)
     log = Position.now(log_file(state))
@@ -184,14 +189,15 @@ def is_open(gateway: Gateway, watched: Mapping[str, Json]) -> bool:
     except (requests.RequestException, GatewayFailed):
         return False
     in_force = all(texts.get(stat) == watched[name]["version_info"] for name, stat in VERSION_TEXTS.items())
-    return state == "LIVE" and in_force
+    return state == "LIVE" and in_force and texts.get(WARMING) == "0"
 
 
 def contents(
-    running: Running, settings: GatewaySettings, served: Served, policies: Mapping[str, Traffic]
+    files: Path, running: Running, settings: GatewaySettings, served: Served, policies: Mapping[str, Traffic]
 ) -> dict[str, Json]:
     """Watched file to its content, in the order in which they must come into force."""
-    clusters = version_clusters(served, running.inference, settings, script("translate"))
+    endpoints = files / health.ENDPOINTS
+    clusters = version_clusters(served, running.inference, settings, script("translate"), endpoints)
     models = {model: served[model] for model in models_in(served)}
     outer, inner = (make(models, policies) for make in (open_inference.routes, open_inference.inner_routes))
     kind = "envoy.config.cluster.v3.Cluster"
@@ -214,15 +220,18 @@ def apply(state: State, running: Running, served: Served, policies: Mapping[str,
     New clusters come before the routes to them, and those that went leave after. Raises GatewayFailed if Envoy refuses
     a file; the former ones are put back then.
     """
-    new = contents(running, settings_of(running), served, policies)
+    files, settings = folder(state), settings_of(running)
+    health.provide(files, hosts_of(running.inference, settings), served)
+    new = contents(files, running, settings, served, policies)
     old = contents_now(state)
     both = {c["name"]: c for files in (old, new) for c in files[CLUSTERS]["resources"]}
     change(state, running, [(CLUSTERS, discovery(list(both.values()))), *routes_of(new), (CLUSTERS, new[CLUSTERS])])
+    health.forget(files, served)
 
 
 def apply_routes(state: State, running: Running, served: Served, policies: Mapping[str, Traffic]) -> None:
     """The same, but all clusters stay, for the requests that are under way."""
-    change(state, running, routes_of(contents(running, settings_of(running), served, policies)))
+    change(state, running, routes_of(contents(folder(state), running, settings_of(running), served, policies)))
 
 
 def routes_of(files: Mapping[str, Json]) -> list[tuple[str, Json]]:
@@ -259,7 +268,7 @@ def put(gateway: Gateway, path: Path, content: Json, log: Position) -> None:
     refused = refusals(gateway, stat)
     write(path, content)
     deadline = time.monotonic() + APPLY_TIMEOUT_S
-    while figures(gateway).get(stat) != wanted:
+    while (now := figures(gateway)).get(stat) != wanted or now.get(WARMING) != "0":
         if refusals(gateway, stat) > refused or time.monotonic() > deadline:
             raise GatewayFailed(f"Envoy did not take {path}; the former one is back{last_words(log)}")
         time.sleep(POLL_S)
@@ -281,7 +290,7 @@ def write(path: Path, content: Json) -> None:
 
 def figures(gateway: Gateway) -> dict[str, str]:
     """The names in force of all watched files."""
-    text = call(gateway, "/stats?filter=version_text$")
+    text = call(gateway, f"/stats?filter=version_text$|{WARMING}$")
     pairs = (line.partition(": ") for line in text.splitlines())
     return {name: value.strip().strip('"') for name, _, value in pairs}
 

@@ -19,8 +19,10 @@ function envoy_on_response(handle)
     status = "503"
     headers:replace(":status", status)
   end
+  -- So says TorchServe of a full queue, too; to a version without workers the gateway sends nothing.
   if message:find("no worker to serve", 1, true) then
-    message = "this version's queue is full, or it has no worker; try again"
+    message = "the queue of this version is full: more is asked than its workers can answer. Try again later, or add "
+      .. "a worker: marctl scale MODEL VERSION WORKERS"
   end
   if status == "503" then headers:replace("retry-after", "1") end
   local name = NAMES[status] or "server_error"
@@ -36,6 +38,11 @@ function envoy_on_request(handle)
     local call = { [":method"] = "GET", [":path"] = source[2], [":authority"] = source[1] }
     local headers, body = handle:httpCall(source[1], call, nil, 5000)
     local good = headers[":status"] == "200" and body
+    if not good and source[1] == "admin" then
+      handle:respond({ [":status"] = "503", ["content-type"] = "application/json", ["retry-after"] = "1" },
+                     '{"error":"unavailable","detail":"the page is asked for too often at once; try again"}')
+      return
+    end
     parts[#parts + 1] = good or ("# no figures from " .. source[1] .. "\n")
   end
   handle:respond({ [":status"] = "200", ["content-type"] = "text/plain; version=0.0.4; charset=utf-8" },
@@ -45,7 +52,7 @@ end
 ---- health: what TorchServe says of each version's workers and queue ----
 function envoy_on_request(handle)
   local context = handle:filterContext()  -- ends with the first call
-  local routed, versions, strict = " " .. context:get("routed") .. " ", context:get("versions"), context:get("strict")
+  local routed, versions = " " .. context:get("routed") .. " ", context:get("versions")
   local rows, ready = {}, true
   for name in versions:gmatch("%S+") do
     local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
@@ -58,23 +65,21 @@ function envoy_on_request(handle)
       name:match("^[^/]+"), name:match("[^/]+$"), tostring(gets_traffic), workers,
       text:match('"pendingRequests"%s*:%s*(%d+)') or "null")
   end
-  local status = (ready or not strict) and "200" or "503"
-  local head = { [":status"] = status, ["content-type"] = "application/json" }
-  if status == "503" then head["retry-after"] = "1" end
-  local error = status == "503" and '"error":"not_ready","detail":"a version with traffic has no worker that is ready",' or ""
-  handle:respond(head, "{" .. error .. '"status":"' .. (ready and "ready" or "not ready") .. '","versions":['
-                 .. table.concat(rows, ",") .. "]}")
+  handle:respond({ [":status"] = "200", ["content-type"] = "application/json" },
+                 '{"status":"' .. (ready and "ready" or "not ready") .. '","versions":[' .. table.concat(rows, ",") .. "]}")
 end
 
----- ready: whether each of some versions has a worker ----
+---- ready: whether each of some versions has a worker, by scripts/gateway/health.py ----
 function envoy_on_request(handle)
   local context = handle:filterContext()  -- ends with the first call
   local versions, yes, no, code = context:get("versions"), context:get("yes"), context:get("no"), context:get("code")
+  local call = { [":method"] = "GET", [":path"] = "/workers", [":authority"] = "probes" }
+  local headers, body = handle:httpCall("probes", call, nil, 5000)
+  local workers = headers[":status"] == "200" and "\n" .. body or ""
   local ready = true
   for name in versions:gmatch("%S+") do
-    local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
-    local headers, body = handle:httpCall("management", call, nil, 5000)
-    ready = ready and headers[":status"] == "200" and (body or ""):find('"status"%s*:%s*"READY"') ~= nil
+    local _, last = workers:find("\n" .. name .. "=", 1, true)
+    ready = ready and last ~= nil and workers:match("^%d+", last + 1) ~= "0"
   end
   local head = { [":status"] = ready and "200" or code, ["content-type"] = "application/json" }
   if head[":status"] == "503" then head["retry-after"] = "1" end

@@ -7,25 +7,27 @@ from functools import cache
 from pathlib import Path
 
 from handlers.core.messages import SAMPLE_HEADER
-from scripts.gateway.clusters import fallback_cluster, plain_cluster
+from scripts.gateway.clusters import address_of, fallback_cluster, plain_cluster
+from scripts.gateway.counts import attempt_logs, histogram_settings, refusal_log
 from scripts.gateway.names import (
     ADMIN,
     BODY_MODEL,
+    COUNTED,
     FALLBACK,
     FALLBACK_HEADER,
     GATEWAY,
     MANAGEMENT,
     METRICS,
+    PROBES,
     PROTOCOL_HEADER,
     SHADOW_HEADER,
-    TORCHSERVE,
     Json,
     extension,
     seconds,
     socket_address,
     typed,
 )
-from scripts.gateway.routes import RETRY_AFTER_S
+from scripts.gateway.routes import RETRY_AFTER_S, SLACK_S
 from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
 
 HTTP = "envoy.extensions.filters.http"
@@ -37,6 +39,18 @@ HEADERS_KB = 7
 """TorchServe takes 8 (Netty's HttpServerCodec), and Envoy adds some of its own."""
 CLIENTS_COUNTED = 10_000
 """Buckets of the rate limit that are kept at once; the client that was away longest loses its own."""
+PROBE_CONNECTIONS = 64
+"""To the listener for probes."""
+PAGES = 8
+"""/metrics and /health under way at once: each costs Envoy's main thread or TorchServe some milliseconds, and a page is
+large. More get 503."""
+INNER_PROBES = "inner-probes"
+"""The same pages inside Envoy, for the open listener."""
+LONGEST_STREAM_S = 3600 + SLACK_S
+"""A traffic policy's `timeout_s` is an hour at most."""
+HEAP = "envoy.resource_monitors.fixed_heap"
+TRACKED_BYTES = 16
+"""Streams that hold at least 2 to this power of bytes are ended when the heap is nearly full, the largest first."""
 
 LOCAL_ERRORS = {
     200: None,
@@ -44,14 +58,32 @@ LOCAL_ERRORS = {
     401: ("no_api_key", "send a valid key in the header x-api-key"),
     403: ("forbidden", "this client may not do that"),
     404: None,
+    405: None,
     408: ("request_too_slow", "the request did not arrive in time"),
     413: ("too_large", "the body is larger than {body_bytes} bytes; send less at a time"),
+    415: None,
     429: ("too_many_requests", "this client's rate is used up; ask more slowly"),
     431: ("headers_too_large", "the headers are larger than the gateway takes"),
     503: ("unavailable", "no version of this model can answer now; try again"),
     504: ("out_of_time", "no answer came within the time that this model has"),
 }
 """Code to the error that Envoy tells; None where its routes bring their own JSON."""
+ASKED = f"%METADATA(CLUSTER:{COUNTED}:model)% %METADATA(CLUSTER:{COUNTED}:version)%"
+"""The model and version that a request was routed to."""
+UNAVAILABLE = {
+    "UH": (
+        "no_worker",
+        f"{ASKED} has no worker that can answer; try again. Its workers are shown by marctl status, and started by "
+        f"marctl scale {ASKED} WORKERS",
+    ),
+    "UO": (
+        "unavailable",
+        f"too many requests to {ASKED} are under way; try again. The limit is requests_per_version in the gateway's "
+        "configuration",
+    ),
+    "OM": ("overloaded", "the gateway's memory is nearly full; try again later"),
+}
+"""Why a request got a 503, by Envoy's response flag: a finer error than that of LOCAL_ERRORS."""
 
 
 def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json, settings: GatewaySettings) -> Json:
@@ -66,16 +98,22 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
                 "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
             )
         ],
-        "overload_manager": connection_limit(settings.connections),
+        "stats_config": histogram_settings(),
+        "overload_manager": overload_manager(settings),
         "dynamic_resources": {"cds_config": watched(files, "clusters.json")},
         "static_resources": {
-            "listeners": [gateway_listener(files, gateway_port, settings), fallback_listener(files, settings)],
+            "listeners": [
+                gateway_listener(files, gateway_port, settings),
+                fallback_listener(files, settings),
+                probe_listener(files, settings),
+                inner_probe_listener(files, settings),
+            ],
             "clusters": [
                 fallback_cluster(),
-                plain_cluster(TORCHSERVE, torchserve["inference"]),
-                plain_cluster(MANAGEMENT, torchserve["management"]),
-                plain_cluster(METRICS, torchserve["metrics"]),
-                plain_cluster(ADMIN, admin),
+                plain_cluster(PROBES, {"envoy_internal_address": {"server_listener_name": INNER_PROBES}}),
+                plain_cluster(MANAGEMENT, address_of(torchserve["management"]), PAGES),
+                plain_cluster(METRICS, address_of(torchserve["metrics"]), PAGES),
+                plain_cluster(ADMIN, address_of(admin), PAGES),
             ],
         },
     }
@@ -86,10 +124,31 @@ def watched(files: Path, name: str) -> Json:
     return {"resource_api_version": "V3", "path_config_source": source}
 
 
-def connection_limit(connections: int) -> Json:
-    kind = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
-    name = "envoy.resource_monitors.global_downstream_max_connections"
-    return {"resource_monitors": [extension(name, kind, max_active_downstream_connections=connections)]}
+def overload_manager(settings: GatewaySettings) -> Json:
+    """Limits of all connections and of the heap, with what is done near them, each beyond a share of the limit."""
+    monitors = "envoy.extensions.resource_monitors"
+    connections = extension(
+        "envoy.resource_monitors.global_downstream_max_connections",
+        f"{monitors}.downstream_connections.v3.DownstreamConnectionsConfig",
+        max_active_downstream_connections=settings.connections,
+    )
+    heap = extension(HEAP, f"{monitors}.fixed_heap.v3.FixedHeapConfig", max_heap_size_bytes=settings.memory_mb << 20)
+    actions = {
+        "shrink_heap": {"threshold": {"value": 0.8}},
+        # From here on more and more of the largest streams, at the end all of them.
+        "reset_high_memory_stream": {"scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}},
+        "stop_accepting_requests": {"threshold": {"value": 0.95}},
+        "stop_accepting_connections": {"threshold": {"value": 0.98}},
+    }
+    return {
+        "refresh_interval": "0.1s",
+        "resource_monitors": [connections, heap],
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": TRACKED_BYTES},
+        "actions": [
+            {"name": f"envoy.overload_actions.{name}", "triggers": [{"name": HEAP, **trigger}]}
+            for name, trigger in actions.items()
+        ],
+    }
 
 
 def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
@@ -118,7 +177,17 @@ def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
     return {
         "name": GATEWAY,
         "address": socket_address(settings.address, port),
+        # Two gateways on one port would share its connections between them.
+        "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": settings.body_bytes,
+        # The inspector waits for a connection's first bytes, with or without TLS; one that never sends any is closed.
+        "listener_filters": [
+            extension(
+                "envoy.filters.listener.tls_inspector",
+                "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+            )
+        ],
+        "listener_filters_timeout": seconds(settings.request_timeout_s / 3),
         "filter_chains": [chain],
     }
 
@@ -144,20 +213,59 @@ def fallback_listener(files: Path, settings: GatewaySettings) -> Json:
     }
 
 
+def probe_listener(files: Path, settings: GatewaySettings) -> Json:
+    """/healthz and /ready on a port of their own, past every limit but one of its own."""
+    limit = extension(
+        "envoy.filters.network.connection_limit",
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+        stat_prefix=PROBES,
+        max_connections=PROBE_CONNECTIONS,
+    )
+    return {
+        "name": PROBES,
+        "address": socket_address(settings.address, settings.probe_port),
+        "enable_reuse_port": False,
+        "ignore_global_conn_limit": True,
+        "bypass_overload_manager": True,
+        "filter_chains": [{"filters": [limit, probe_pages(files, settings)]}],
+    }
+
+
+def inner_probe_listener(files: Path, settings: GatewaySettings) -> Json:
+    return {
+        "name": INNER_PROBES,
+        "internal_listener": {},
+        "ignore_global_conn_limit": True,
+        "bypass_overload_manager": True,
+        "filter_chains": [{"filters": [probe_pages(files, settings)]}],
+    }
+
+
+def probe_pages(files: Path, settings: GatewaySettings) -> Json:
+    manager = connection_manager(PROBES, files, settings, [router()])
+    # Whoever asks now and then need not keep one of a few connections.
+    return {"name": "http", "typed_config": manager | {"common_http_protocol_options": {"idle_timeout": "5s"}}}
+
+
 def connection_manager(name: str, files: Path, settings: GatewaySettings, filters: list[Json]) -> Json:
     return typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=name,
         rds={"route_config_name": name, "config_source": watched(files, f"{name}.json")},
         http_filters=filters,
+        access_log=[refusal_log()],
         local_reply_config=local_replies(settings),
-        common_http_protocol_options={"idle_timeout": seconds(settings.idle_timeout_s)},
+        # Of what stalls, on the way in or out; routes to workers, which may compute for long, have their own.
+        common_http_protocol_options={
+            "idle_timeout": seconds(settings.idle_timeout_s),
+            "max_stream_duration": seconds(LONGEST_STREAM_S),
+        },
+        stream_idle_timeout=seconds(settings.request_timeout_s),
+        stream_flush_timeout=seconds(settings.request_timeout_s),
         # A request id is the client's own or a plain UUID: nothing of Envoy's is written into it.
         request_id_extension={
             "typed_config": typed("envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", pack_trace_reason=False)
         },
-        # A model may compute without a byte coming or going; the routes' own timeouts end what takes too long.
-        stream_idle_timeout="0s",
     )
 
 
@@ -165,18 +273,20 @@ def local_replies(settings: GatewaySettings) -> Json:
     """Envoy's own errors in the one form of all errors; the Open Inference Protocol and gRPC know one text only."""
     over_grpc = header_filter("te", {"exact": "trailers"})
     open_protocol = [header_filter(":path", {"prefix": "/v2/"}), header_filter(PROTOCOL_HEADER, {"exact": "open"})]
-    in_one_form, in_one_text, for_grpc, as_it_is = [], [], [], []
-    for code, words in LOCAL_ERRORS.items():
-        if words is None:
-            as_it_is.append(mapper(code, None, OWN_WORDS))
-            continue
-        error, detail = words[0], words[1].format(body_bytes=f"{settings.body_bytes:,}")
+    told: list[tuple[int, list[Json], tuple[str, str]]]
+    told = [(503, [{"response_flag_filter": {"flags": [flag]}}], words) for flag, words in UNAVAILABLE.items()]
+    told += [(code, [], words) for code, words in LOCAL_ERRORS.items() if words is not None]
+    in_one_form, in_one_text, for_grpc = [], [], []
+    for code, where, (error, words) in told:
+        detail = words.format(body_bytes=f"{settings.body_bytes:,}")
         text = f"{error}: {detail}"
-        for_grpc.append(mapper(code, over_grpc, {"text_format_source": {"inline_string": text}}))
-        in_one_text.append(mapper(code, {"or_filter": {"filters": open_protocol}}, {"json_format": {"error": text}}))
-        in_one_form.append(mapper(code, None, {"json_format": {"error": error, "detail": detail}}))
-    readiness = header_filter(":path", {"safe_regex": {"regex": "^(/v2/.*)?/ready$"}})
-    return {"mappers": [mapper(503, readiness, OWN_WORDS), *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
+        for_grpc.append(mapper(code, [*where, over_grpc], {"text_format_source": {"inline_string": text}}))
+        in_the_protocol = [*where, {"or_filter": {"filters": open_protocol}}]
+        in_one_text.append(mapper(code, in_the_protocol, {"json_format": {"error": text}}))
+        in_one_form.append(mapper(code, where, {"json_format": {"error": error, "detail": detail}}))
+    as_it_is = [mapper(code, [], OWN_WORDS) for code, words in LOCAL_ERRORS.items() if words is None]
+    readiness = header_filter(":path", {"safe_regex": {"regex": "(/v2/.*)?/ready|/v1/models/[^/:]*"}})
+    return {"mappers": [mapper(503, [readiness], OWN_WORDS), *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
 
 
 OWN_WORDS: Json = {
@@ -189,13 +299,13 @@ def header_filter(name: str, match: Json) -> Json:
     return {"header_filter": {"header": {"name": name, "string_match": match}}}
 
 
-def mapper(code: int, where: Json | None, body: Json) -> Json:
-    """The body of a code, everywhere or `where` a filter says."""
+def mapper(code: int, where: list[Json], body: Json) -> Json:
+    """The body of a code, where all these filters hold."""
     comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"gateway.{code}"}}
     is_code: Json = {"status_code_filter": {"comparison": comparison}}
     wait = {"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}, "append_action": "ADD_IF_ABSENT"}
     return {
-        "filter": {"and_filter": {"filters": [is_code, where]}} if where else is_code,
+        "filter": {"and_filter": {"filters": [is_code, *where]}} if where else is_code,
         "body_format_override": body,
         "headers_to_add": [wait] if code in (429, 503) else [],
     }
@@ -229,7 +339,12 @@ def grpc(settings: GatewaySettings) -> list[Json]:
 
 
 def router() -> Json:
-    return extension("envoy.filters.http.router", f"{HTTP}.router.v3.Router", suppress_envoy_headers=True)
+    return extension(
+        "envoy.filters.http.router",
+        f"{HTTP}.router.v3.Router",
+        suppress_envoy_headers=True,
+        upstream_log=attempt_logs(),
+    )
 
 
 def pages() -> Json:

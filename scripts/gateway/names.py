@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
+from urllib.parse import quote
 
 Json = dict[str, Any]
 
-GATEWAY, FALLBACK = "gateway", "fallback"
-"""The open listener, and the one inside Envoy that a failed or copied request goes through."""
-TORCHSERVE, MANAGEMENT, METRICS, ADMIN = "torchserve", "management", "metrics", "admin"
-"""Clusters that every gateway has: TorchServe's three ports, and Envoy's own figures."""
+GATEWAY, FALLBACK, PROBES = "gateway", "fallback", "probes"
+"""The open listener, the one inside Envoy that a failed or copied request goes through, and the one for probes."""
+MANAGEMENT, METRICS, ADMIN = "management", "metrics", "admin"
+"""Clusters that every gateway has, beside FALLBACK and PROBES: two of TorchServe's ports, and Envoy's own figures."""
 SHADOW_HEADER = "x-shadow-version"
 VERSION_HEADER = "x-model-version"
 FALLBACK_HEADER = "x-fallback"
@@ -21,21 +23,56 @@ HTTP_STATUS_HEADER = "x-http-status"
 """On an answer before it becomes gRPC's: its HTTP code, from which filters.lua makes gRPC's."""
 STALE_HEADER = "x-fallback-stale"
 """On a request of which only the last known answer is wanted, that of the version which failed it first."""
+TIMEOUT_HEADER = "x-request-timeout-ms"
+"""On the request that a worker gets: how long the gateway waits for its answer, in whole milliseconds from the moment
+at which the worker's server got the request. Every route to a worker writes it over what the client may have sent. A
+retry at another version carries that attempt's own time. Over it, nobody takes the answer any more."""
 BODY_MODEL = "model"
 """Where json_to_metadata puts the body's `model`."""
+COUNTED = "counted"
+"""Where a cluster's metadata say for which model and version its requests are counted, and a route's in which role.
+A request's headers would let clients make names."""
+
+
+class Role(StrEnum):
+    """Why a version gets a request; attempts are counted by model, version and role."""
+
+    SPLIT = "split"
+    FALLBACK = "fallback"
+    SHADOW = "shadow"
+    PINNED = "pinned"
+    EXPLAIN = "explain"
+    OTHER = "other"
+    """No prediction of the version's own: true labels, metadata, another version's last known answer."""
 
 
 def cluster(model: str, version: str) -> str:
-    return f"{model}|{version}"
+    """Different for each model and version: what could be taken for a separator is written as %XX."""
+    return f"{quote(model, safe='')}|{quote(version, safe='')}"
 
 
 def shadow_cluster(model: str, version: str) -> str:
-    return f"{model}|{version}|shadow"
+    return f"{cluster(model, version)}|shadow"
+
+
+def guarded_cluster(model: str, version: str) -> str:
+    """The version, and the fallback listener where the version fails or has no worker."""
+    return f"{cluster(model, version)}|guarded"
+
+
+def endpoints_file(model: str, version: str) -> str:
+    """The watched file that says whether the version has a worker; its folder is in `scripts.gateway.health`."""
+    return f"{cluster(model, version)}.json"
 
 
 def stat_name(cluster_name: str) -> str:
     """A cluster's name in Envoy's figures, where a dot would end it."""
-    return cluster_name.replace(".", "_")
+    return cluster_name.replace(".", "%2E")
+
+
+def counted(**labels: str) -> Json:
+    """Metadata of a cluster or a route for scripts.gateway.counts."""
+    return {"filter_metadata": {COUNTED: labels}}
 
 
 def typed(kind: str, **content: Any) -> Json:

@@ -7,15 +7,25 @@ fallback, shadows and limits. handlers/protocols/open_inference.py reads it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from scripts.core.explainers import models_in
 from scripts.core.order import version_order
-from scripts.gateway.names import FALLBACK, HTTP_STATUS_HEADER, PROTOCOL_HEADER, Json, typed
+from scripts.gateway.names import FALLBACK, HTTP_STATUS_HEADER, PROTOCOL_HEADER, Json, Role, typed
 from scripts.gateway.policies import Served, Traffic
-from scripts.gateway.routes import answer, label, lua, open_to_all, pinned, to_split, to_version
+from scripts.gateway.routes import (
+    answer,
+    label,
+    open_to_all,
+    pinned,
+    readiness,
+    ready,
+    to_split,
+    to_version,
+    with_headers,
+    with_weight,
+)
 
 OPEN = "/v2"
 GRPC = "/grpc"
@@ -50,12 +60,15 @@ class Call:
     without: str
 
     @property
-    def extras(self) -> Json:
-        """What its routes add to the headers."""
-        form = {"request_headers_to_add": [label(PROTOCOL_HEADER, self.protocol, overwrite=True)]}
+    def predicts(self) -> bool:
+        return self.protocol != "open-metadata"
+
+    def of(self, route: Json) -> Json:
+        """The route with what tells the worker the request's form, and Envoy the answer's."""
+        formed = with_headers(route, [label(PROTOCOL_HEADER, self.protocol, overwrite=True)])
         if not self.without.startswith(GRPC):
-            return form
-        return form | {"response_headers_to_add": [STATUS]}
+            return formed
+        return formed | {"response_headers_to_add": [*formed.get("response_headers_to_add", []), STATUS]}
 
 
 # A version that is left out of a message leaves its place in the path empty.
@@ -123,7 +136,8 @@ def probe(path: str, action: Json) -> Json:
 def call_routes(model: str, served: Served, policy: Traffic) -> Iterator[Json]:
     """Everything that a worker of the model answers: pinned by path, pinned by header, split."""
     for call in CALLS:
-        to_versions = {v: with_extras(to_version("predictions", model, v, policy), call) for v in served[model]}
+        by_name, by_weight = (Role.PINNED, Role.SPLIT) if call.predicts else (Role.OTHER, Role.OTHER)
+        to_versions = {v: call.of(to_version("predictions", model, v, policy, by_name)) for v in served[model]}
         missing = refusal(
             call.without, "no_such_version", f"no such version of {model}; served: {names(served[model])}"
         )
@@ -134,11 +148,7 @@ def call_routes(model: str, served: Served, policy: Traffic) -> Iterator[Json]:
         for version in sorted(served[model]):
             yield {"match": pinned(match, {"string_match": {"exact": version}}), **to_versions[version]}
         yield {"match": pinned(match, {"present_match": True}), **missing}
-        yield {"match": match, **with_extras(to_split("predictions", model, policy), call)}
-
-
-def with_extras(route: Json, call: Call) -> Json:
-    return route | {key: [*route.get(key, []), *value] for key, value in call.extras.items()}
+        yield {"match": match, **call.of(to_split("predictions", model, policy, by_weight))}
 
 
 def readiness_routes(model: str, served: Served, policy: Traffic) -> Iterator[Json]:
@@ -147,21 +157,6 @@ def readiness_routes(model: str, served: Served, policy: Traffic) -> Iterator[Js
         yield {"match": {"path": path}, **readiness([f"{model}/{version}"], {"name": model})}
     path = f"{OPEN}/models/{model}/ready"
     yield {"match": {"path": path}, **readiness(with_weight(model, served, policy), {"name": model})}
-
-
-def with_weight(model: str, served: Served, policy: Traffic) -> list[str]:
-    """`model/version` of those that the split may choose."""
-    return [f"{model}/{v}" for v in sorted(served[model], key=version_order) if policy.split.get(v)]
-
-
-def readiness(versions: list[str], also: Json) -> Json:
-    """Over HTTP, where the code says it; `also` comes with the answer."""
-    why = {"error": "not_ready: a version with traffic has no worker that is ready"}
-    return ready(versions, {**also, "ready": True}, {**why, **also, "ready": False}, 503)
-
-
-def ready(versions: list[str], yes: Json, no: Json, code: int) -> Json:
-    return lua("ready", versions=" ".join(versions), yes=json.dumps(yes), no=json.dumps(no), code=str(code))
 
 
 def left_over(served: Served) -> Iterator[Json]:

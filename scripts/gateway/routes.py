@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
-import msgspec
-
 from handlers.core.messages import START_HEADER
 from scripts.core.explainers import explainer_of, models_in
 from scripts.core.order import version_order
@@ -19,13 +17,17 @@ from scripts.gateway.names import (
     FALLBACK,
     FALLBACK_HEADER,
     GATEWAY,
+    PROBES,
     SHADOW_HEADER,
     STALE_HEADER,
-    TORCHSERVE,
+    TIMEOUT_HEADER,
     VERSION_HEADER,
     Json,
+    Role,
     cluster,
+    counted,
     extension,
+    guarded_cluster,
     seconds,
     shadow_cluster,
     typed,
@@ -45,13 +47,23 @@ EXPLAIN_TIMEOUT_S = 60.0
 FEEDBACK = "/feedback"
 """Where true labels are sent; handlers/torchserve/adapter.py knows this ending of a path, too."""
 RETRY_AFTER_S = 1
+SLACK_S = 60.0
+"""A client has so much longer than the answer may take, to send its request and to read the answer."""
+ASKING = "(/v1)?/(predict|explain)|/(predictions|explanations)/.*|/v1/models/[^/]+:.*|/(embed|feedback)"
+INFERRING = "/v2/.*/infer"
+"""Paths that take POST, and those of the Open Inference Protocol that do."""
+SHOWING = "/(healthz|health|ready|metrics|openapi\\.json)|/v1/models(/[^/:]+)?"
+DESCRIBING = "/v2(/health/.*|/models/[^/]+(/versions/[^/]+)?(/ready)?)?"
+"""The same for GET."""
+LATER_S = 0.02
+"""The request's own time ends so much later than its last attempt's, or Envoy would count no attempt as out of time."""
 FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
 
 
 def gateway_routes(served: Served, policies: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
     """The open listener's routes; `policies` holds one for each served model, `further` are tried after these."""
-    routes = [*pages(served, policies)]
+    routes = [*wrong_requests(), *pages(served, policies)]
     for model in models_in(served):
         routes += model_routes(model, served, policies[model])
     routes += [*further, *refusals(served)]
@@ -70,24 +82,66 @@ def route_configuration(name: str, routes: list[Json]) -> Json:
     )
 
 
+def wrong_requests() -> Iterator[Json]:
+    """What must not reach TorchServe, which looks at no method but OPTIONS, or would not be understood there.
+
+    Over gRPC all is POST.
+    """
+    # A worker answers DESCRIBING, and must not be asked by HEAD.
+    takes = {ASKING: ["POST"], INFERRING: ["POST"], SHOWING: ["GET", "HEAD"], DESCRIBING: ["GET"]}
+    for path, methods in takes.items():
+        told = {"error": "method_not_allowed", "detail": f"this path takes {' or '.join(methods)}"}
+        in_its_form = {"error": ": ".join(told.values())} if path in (INFERRING, DESCRIBING) else told
+        yield {
+            "match": {"safe_regex": {"regex": path}, "headers": [other_than(":method", name) for name in methods]},
+            **answer(405, in_its_form),
+            "response_headers_to_add": [label("allow", ", ".join(methods), overwrite=True)],
+        }
+    packed = [{"name": "content-encoding", "present_match": True}, other_than("content-encoding", "identity")]
+    detail = "compressed bodies are not read; send the body as it is, without the header content-encoding"
+    told = {"error": "unsupported_encoding", "detail": detail}
+    yield {"match": {"prefix": "/", "headers": packed}, **answer(415, told)}
+    detail = "no path ends with a slash; send the same request to the path without it"
+    slash = {"safe_regex": {"regex": "/(v1|v2|predict|explain|predictions|explanations|embed|feedback)/(.*/)?"}}
+    yield {"match": slash, **no_such("path", detail)}
+
+
+def other_than(header: str, value: str) -> Json:
+    return {"name": header, "string_match": {"exact": value, "ignore_case": True}, "invert_match": True}
+
+
 def pages(served: Served, policies: Mapping[str, Traffic]) -> Iterator[Json]:
-    """Liveness, health, readiness, figures."""
+    """Liveness, readiness, health, figures, and what is served."""
     names = {model: sorted(served[model], key=version_order) for model in sorted(served)}
-    routed = [
-        f"{model}/{version}"
-        for model in models_in(names)
-        for version in names[model]
-        if policies[model].split.get(version)
-    ]
-    listed = [f"{model}/{version}" for model, versions in names.items() for version in versions]
+    routed = " ".join(name for model in models_in(names) for name in with_weight(model, served, policies[model]))
+    listed = " ".join(f"{model}/{version}" for model, versions in names.items() for version in versions)
     alive = {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
-    context = {"versions": " ".join(listed), "routed": " ".join(routed)}
-    ready = {"match": {"path": "/ready"}, **lua("health", **context, strict=True)}
+    ready = {"match": {"path": "/ready"}, "route": {"cluster": PROBES}}
     for probe in (alive, ready):
-        yield probe | {"typed_per_filter_config": probe.get("typed_per_filter_config", {}) | open_to_all()}
-    yield {"match": {"path": "/health"}, **lua("health", **context, strict=False)}
+        yield probe | {"typed_per_filter_config": open_to_all()}
+    yield {"match": {"path": "/health"}, **lua("health", versions=listed, routed=routed)}
     yield {"match": {"path": "/metrics"}, **lua("metrics")}
     yield {"match": {"path": openapi.PATH}, **answer(200, openapi.document(served))}
+    yield {"match": {"path": "/v1/models"}, **answer(200, {"models": models_in(served)})}
+    for model in models_in(served):
+        told = readiness(with_weight(model, served, policies[model]), {"name": model, "versions": names[model]})
+        yield {"match": {"path": f"/v1/models/{model}"}, **told}
+
+
+def with_weight(model: str, served: Served, policy: Traffic) -> list[str]:
+    """`model/version` of those that the split may choose."""
+    return [f"{model}/{v}" for v in sorted(served[model], key=version_order) if policy.split.get(v)]
+
+
+def readiness(versions: list[str], also: Json) -> Json:
+    """Over HTTP, where the code says it; `also` comes with the answer."""
+    why = {"error": "not_ready: a version with traffic has no worker that is ready"}
+    return ready(versions, {**also, "ready": True}, {**why, **also, "ready": False}, 503)
+
+
+def ready(versions: list[str], yes: Json, no: Json, code: int) -> Json:
+    """`yes`, or `no` with its code, by what the listener for probes says of these versions."""
+    return lua("ready", versions=" ".join(versions), yes=json.dumps(yes), no=json.dumps(no), code=str(code))
 
 
 def open_to_all() -> Json:
@@ -167,25 +221,46 @@ def explainers(model: str, version: str, served: Served) -> str:
     return explainer_of(model) if version in served.get(explainer_of(model), ()) else model
 
 
-def to_version(kind: str, model: str, version: str, policy: Traffic) -> Json:
+def to_version(kind: str, model: str, version: str, policy: Traffic, role: Role = Role.PINNED) -> Json:
     """A route to one version, asked for by name: nobody stands in for it."""
     action = {"cluster": cluster(model, version), "path_rewrite": f"/{kind}/{model}/{version}"}
     return {
-        "route": action | patience(policy.timeout_s, fallback=False),
+        **asked(action, patience(policy.timeout_s, fallback=False), role),
         "response_headers_to_add": [label(VERSION_HEADER, version)],
+    }
+
+
+def asked(action: Json, patience: Json, role: Role) -> Json:
+    """A route to workers: `action` with its `patience`, counted in a role."""
+    attempt_s = float(patience["retry_policy"]["per_try_timeout"].removesuffix("s"))
+    whole_s = float(patience["timeout"].removesuffix("s"))
+    return {
+        # A worker may compute without a byte coming or going. (A route's own max_stream_duration would end `timeout`.)
+        "route": action | patience | {"idle_timeout": seconds(whole_s + SLACK_S)},
+        "metadata": counted(role=role.value),
+        "request_headers_to_add": [label(TIMEOUT_HEADER, f"{attempt_s * 1000:.0f}", overwrite=True)],
     }
 
 
 def to_explainer(model: str, version: str, served: Served, policy: Traffic) -> Json:
     """The same to those who explain a version."""
-    patient = msgspec.structs.replace(policy, timeout_s=max(policy.timeout_s, EXPLAIN_TIMEOUT_S))
-    return to_version(EXPLAIN, explainers(model, version, served), version, patient)
+    workers = explainers(model, version, served)
+    action = {"cluster": cluster(workers, version), "path_rewrite": f"/{EXPLAIN}/{workers}/{version}"}
+    return {
+        **asked(action, explaining(policy), Role.EXPLAIN),
+        "response_headers_to_add": [label(VERSION_HEADER, version)],
+    }
+
+
+def explaining(policy: Traffic) -> Json:
+    """Nobody stands in, for another version's explanation is one of another answer."""
+    return patience(max(policy.timeout_s, EXPLAIN_TIMEOUT_S), fallback=False)
 
 
 def to_explainers(model: str, served: Served, policy: Traffic) -> Json:
     """A route for explanations by weight: who explains the version that predicts for this user.
 
-    Nobody stands in, for another version's explanation is one of another answer; and no shadow gets a copy.
+    No shadow gets a copy.
     """
     clusters = []
     for version, weight in ranges(policy.split):
@@ -204,14 +279,19 @@ def to_explainers(model: str, served: Served, policy: Traffic) -> Json:
         "hash_policy": [sticky(policy)],
         "path_rewrite": f"/{EXPLAIN}/%REQ({WORKERS_HEADER})%/%REQ({VERSION_HEADER})%",
     }
-    return {"route": action | patience(max(policy.timeout_s, EXPLAIN_TIMEOUT_S), fallback=False)}
+    return asked(action, explaining(policy), Role.EXPLAIN)
 
 
-def to_split(kind: str, model: str, policy: Traffic) -> Json:
-    """A route to versions by weight. Each names itself in a header, which the path is then made from."""
+def to_split(kind: str, model: str, policy: Traffic, role: Role = Role.SPLIT) -> Json:
+    """A route to versions by weight. Each names itself in a header, which the path is then made from.
+
+    What is no prediction gets neither fallback nor copies.
+    """
+    predicts = role is Role.SPLIT
+    guarded = predicts and bool(policy.fallback)
     clusters = [
         {
-            "name": cluster(model, version),
+            "name": (guarded_cluster if guarded else cluster)(model, version),
             "weight": weight,
             "request_headers_to_add": [label(VERSION_HEADER, version, overwrite=True)],
             "response_headers_to_add": [label(VERSION_HEADER, version)],
@@ -222,19 +302,16 @@ def to_split(kind: str, model: str, policy: Traffic) -> Json:
         "weighted_clusters": {"clusters": clusters, "use_hash_policy": True},
         "hash_policy": [sticky(policy)],
         "path_rewrite": f"/{kind}/{model}/%REQ({VERSION_HEADER})%",
-        "request_mirror_policies": [mirror(model, *shadow) for shadow in policy.shadow.items()],
+        "request_mirror_policies": [mirror(model, *shadow) for shadow in policy.shadow.items()] if predicts else [],
     }
-    return {"route": action | patience(policy.timeout_s, fallback=bool(policy.fallback))}
+    return asked(action, patience(policy.timeout_s, fallback=guarded), role)
 
 
 def to_log(model: str, policy: Traffic) -> Json:
-    """A route for true labels: a worker of the model takes them to the prediction log, no matter of which version.
-
-    They go past the versions' own clusters, whose figures are of predictions.
-    """
+    """A route for true labels: a worker of the model takes them to the prediction log, no matter of which version."""
     version = max(policy.split, key=lambda name: (policy.split[name], version_order(name)))
-    action = {"cluster": TORCHSERVE, "path_rewrite": f"/predictions/{model}/{version}{FEEDBACK}"}
-    return {"route": action | patience(policy.timeout_s, fallback=False)}
+    action = {"cluster": cluster(model, version), "path_rewrite": f"/{PREDICT}/{model}/{version}{FEEDBACK}"}
+    return asked(action, patience(policy.timeout_s, fallback=False), Role.OTHER)
 
 
 def ranges(split: Mapping[str, float]) -> list[tuple[str, int]]:
@@ -270,11 +347,12 @@ def patience(timeout_s: float, *, fallback: bool, last: bool = False) -> Json:
     """How long to wait, and what to try again.
 
     With a fallback, the version has half of the time, the last in the list all that is left, and a failure goes to the
-    second priority of its cluster, the fallback listener. Without one, only what was never begun is tried again.
+    fallback listener, the second part of its guarded cluster. Without one, only what was never begun is tried again.
     """
     if not fallback:
         retry: Json = {"retry_on": "connect-failure,reset-before-request", "num_retries": 1} | elsewhere()
-        return {"timeout": seconds(timeout_s), "retry_policy": retry}
+        retry["per_try_timeout"] = seconds(timeout_s)
+        return {"timeout": seconds(timeout_s + LATER_S), "retry_policy": retry}
     kind = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
     retry = {
         "retry_on": "retriable-status-codes,reset,connect-failure",
@@ -284,7 +362,7 @@ def patience(timeout_s: float, *, fallback: bool, last: bool = False) -> Json:
         "retry_priority": extension("envoy.retry_priorities.previous_priorities", kind, update_frequency=1),
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
     }
-    return {"timeout": seconds(timeout_s), "retry_policy": retry}
+    return {"timeout": seconds(timeout_s + LATER_S), "retry_policy": retry}
 
 
 def elsewhere() -> Json:
@@ -308,11 +386,16 @@ def refusals(served: Served) -> Iterator[Json]:
             detail = f"no model of the name that the body gives (or {MAIN_MODEL} if none); served: {models}"
             yield {"match": {"path": path}, **no_such("model", detail), **looks_into_body({"dynamic_metadata": []})}
         yield {"match": {"prefix": f"/{kind}/"}, **no_such("model", f"no such model; served: {models}")}
-    yield {"match": {"prefix": "/v1/models/"}, **no_such("model", f"no such model, or not this verb; served: {models}")}
+    for model in models_in(served):
+        verbs = " and ".join(f":{verb}" for verb in VERBS.values())
+        detail = f"{model} takes {verbs} after its name, and GET on /v1/models/{model}"
+        yield {"match": {"safe_regex": {"regex": f"/v1/models/{re.escape(model)}[:/].*"}}, **no_such("path", detail)}
+    yield {"match": {"prefix": "/v1/models/"}, **no_such("model", f"no such model; served: {models}")}
     detail = f"/embed is answered by a model named {EMBED_MODEL}, and there is none; served: {models}"
     yield {"match": {"path": "/embed"}, **no_such("model", detail)}
     detail = "no such path; there are: /predict, /v1/predict, /predictions/MODEL, /v1/models/MODEL:predict, /explain, "
-    detail += "/explanations/MODEL, /embed, /feedback, /v2, /healthz, /health, /ready, /metrics, /openapi.json"
+    detail += "/explanations/MODEL, /embed, /feedback, /v1/models, /v2, /healthz, /health, /ready, /metrics, "
+    detail += openapi.PATH
     yield {"match": {"prefix": "/"}, **no_such("path", detail)}
 
 
@@ -334,15 +417,16 @@ def fallback_routes(served: Served, policies: Mapping[str, Traffic], further: It
     """The inner listener's routes: copies for shadows, then each version's next fallback, then `further` ones."""
     routes: list[Json] = []
     for model in models_in(served):
-        routes += [shadow_route(model, version) for version in sorted(served[model])]
+        routes += [shadow_route(model, version, policies[model]) for version in sorted(served[model])]
         for version in sorted(served[model]):
             routes += fallback_routes_of(model, version, policies[model], served)
     return route_configuration(FALLBACK, [*routes, *further])
 
 
-def shadow_route(model: str, version: str) -> Json:
+def shadow_route(model: str, version: str, policy: Traffic) -> Json:
     match = path_of(model, "[^/]+") | {"headers": [{"name": SHADOW_HEADER, "string_match": {"exact": version}}]}
-    return {"match": match, "route": {"cluster": shadow_cluster(model, version), **rewrite(model, version)}}
+    action = {"cluster": shadow_cluster(model, version), **rewrite(model, version)}
+    return {"match": match, **asked(action, patience(policy.timeout_s, fallback=False), Role.SHADOW)}
 
 
 def fallback_routes_of(model: str, failed: str, policy: Traffic, served: Served) -> Iterator[Json]:
@@ -358,7 +442,7 @@ def fallback_routes_of(model: str, failed: str, policy: Traffic, served: Served)
 
 
 def stale_route(model: str, failed: str, policy: Traffic, served: Served) -> Iterator[Json]:
-    """To a worker of another version, past that version's own figures: it computes nothing, and looks into the cache.
+    """To a worker of another version, which computes nothing, and looks into the cache.
 
     There is none without another version. Explanations are not kept.
     """
@@ -366,26 +450,33 @@ def stale_route(model: str, failed: str, policy: Traffic, served: Served) -> Ite
     others = sorted(set(served[model]) - {failed}, key=lambda v: (v not in used, version_order(v)), reverse=True)
     if not others:
         return
-    action = {"cluster": TORCHSERVE, **rewrite(model, others[0])}
+    action = {"cluster": cluster(model, others[0]), **rewrite(model, others[0])}
+    route = asked(action, patience(policy.timeout_s, fallback=False), Role.OTHER)
+    marks = [label(FAILED_HEADER, failed), label(STALE_HEADER, "1", overwrite=True)]
     yield {
-        "match": {"path": f"/predictions/{model}/{failed}"},
-        "route": action | patience(policy.timeout_s, fallback=False),
-        "request_headers_to_add": [label(FAILED_HEADER, failed), label(STALE_HEADER, "1", overwrite=True)],
+        "match": {"path": f"/{PREDICT}/{model}/{failed}"},
+        **with_headers(route, marks),
         "response_headers_to_add": [label(FALLBACK_HEADER, STALE)],
     }
 
 
 def fallback_route(match: Json, model: str, failed: str, policy: Traffic, fallbacks: list[str]) -> Json:
     """To the next version."""
-    action = {"cluster": cluster(model, fallbacks[0]), **rewrite(model, fallbacks[0])}
+    version = fallbacks[0]
+    action = {"cluster": guarded_cluster(model, version), **rewrite(model, version)}
     # Each fallback has half of the time that the one above had.
-    timeout_s = policy.timeout_s / 2 ** (policy.fallback.index(fallbacks[0]) + 1)
+    timeout_s = policy.timeout_s / 2 ** (policy.fallback.index(version) + 1)
+    patient = patience(timeout_s, fallback=True, last=len(fallbacks) == 1)
     return {
         "match": match,
-        "route": action | patience(timeout_s, fallback=True, last=len(fallbacks) == 1),
-        "request_headers_to_add": [label(FAILED_HEADER, failed)],
-        "response_headers_to_add": [label(VERSION_HEADER, fallbacks[0]), label(FALLBACK_HEADER, fallbacks[0])],
+        **with_headers(asked(action, patient, Role.FALLBACK), [label(FAILED_HEADER, failed)]),
+        "response_headers_to_add": [label(VERSION_HEADER, version), label(FALLBACK_HEADER, version)],
     }
+
+
+def with_headers(route: Json, headers: list[Json]) -> Json:
+    """The same route, whose requests get further headers."""
+    return route | {"request_headers_to_add": [*route.get("request_headers_to_add", []), *headers]}
 
 
 def path_of(model: str, version_regex: str) -> Json:

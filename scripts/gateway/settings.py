@@ -45,9 +45,13 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Larger requests get 413. TorchServe's own limit, max_request_size, must not be smaller."""
     request_timeout_s: Seconds = 15.0
     """For a request to arrive whole; its headers have a third of it."""
-    idle_timeout_s: Seconds = 300.0
-    """For a connection without a request."""
+    idle_timeout_s: Seconds = 60.0
+    """For a connection without a request; one that never sent a byte has a third of `request_timeout_s`."""
     connections: Positive = 4096
+    memory_mb: Annotated[int, Meta(ge=128)] = 1024
+    """Envoy's heap at most: near it, requests are refused, and those that hold most of it are ended."""
+    probe_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """A port of its own for /healthz and /ready, which answers while the gateway is full; 0 for any free one."""
     requests_per_version: Positive = 2048
     """Under way at once, TorchServe's queue included; more get 503. It should be more than a recipe's `queue_size`:
     what TorchServe refuses falls back, what Envoy refuses does not."""

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ import msgspec
 from scripts.core.errors import UserError
 from scripts.core.explainers import explainer_of, models_in
 from scripts.gateway import envoy
+from scripts.gateway.clusters import hosts_of
+from scripts.gateway.health import Health, Workers, routed
 from scripts.gateway.policies import Traffic, check, default_traffic, dump
 from scripts.gateway.settings import GatewaySettings
 from scripts.stack.state import DamagedState, State
@@ -36,7 +39,9 @@ def open_gateway(stack: Stack, ports: tuple[int, int], settings: GatewaySettings
     except BaseException:
         envoy.stop(stack.state, gateway)
         raise
-    return Stack.of(stack.state, running)
+    opened = Stack.of(stack.state, running)
+    look(opened)
+    return opened
 
 
 def keep_possible(state: State, served: Mapping[str, set[str]], notify: Notify) -> dict[str, Traffic]:
@@ -124,6 +129,22 @@ def refresh(stack: Stack) -> None:
     if stack.running.gateway is not None:
         served = served_versions(stack)
         envoy.apply(stack.state, stack.running, served, in_force(stack, served))
+        look(stack)
+
+
+def look(stack: Stack) -> None:
+    """Tell the gateway which versions have workers, as TorchServe describes them."""
+    gateway = stack.running.gateway
+    if gateway is None:
+        return
+    hosts = hosts_of(stack.running.inference, gateway.settings)
+    health = Health(envoy.folder(stack.state), hosts, Path(stack.running.temp) / "heartbeat")
+    described = [v for model in stack.management.models() for v in stack.management.versions(model)]
+    workers = [
+        Workers(v.model, v.version, tuple(w.pid for w in v.workers), tuple(w.ready for w in v.workers))
+        for v in described
+    ]
+    health.step(workers, routed(in_force(stack, served_versions(stack))))
 
 
 def release(stack: Stack, model: str, version: str, command: str, *, force: bool) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -17,8 +18,10 @@ from typing import Any
 
 import requests
 
-from scripts.gateway import envoy
-from scripts.gateway.names import extension, socket_address
+from scripts.gateway import counts, envoy
+from scripts.gateway.counts import Attempts
+from scripts.gateway.health import Health, Workers, routed
+from scripts.gateway.names import Role, extension, socket_address
 from scripts.gateway.policies import Traffic
 from scripts.gateway.settings import GatewaySettings
 from scripts.stack.ports import HOST, free_port
@@ -38,6 +41,8 @@ class Standin(ThreadingHTTPServer):
         super().__init__((HOST, 0), Handler)
         self.behave: dict[str, Callable[[Standin], Reply]] = {}
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        self.others: list[str] = []
+        """What came by another method than POST."""
         self.release = Event()
         Thread(target=self.serve_forever, daemon=True).start()
 
@@ -59,7 +64,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Standin
 
     def do_GET(self) -> None:
+        self.server.others.append(f"{self.command} {self.path}")
         self.send_error(404)
+
+    do_HEAD = do_PUT = do_DELETE = do_OPTIONS = do_TRACE = do_PROPFIND = do_GET
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -130,6 +138,31 @@ class TestGateway:
     def ask(self, path: str = "/predict", body: Any = None, **headers: str) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(self.url + path, json=body or {"question": "?"}, headers=named, timeout=20)
+
+    @property
+    def probes(self) -> str:
+        assert self.running.gateway is not None
+        return f"http://{HOST}:{self.running.gateway.settings.probe_port}"
+
+    def watcher(self, heartbeats: Path) -> Health:
+        return Health(envoy.folder(self.state), [self.running.inference], heartbeats)
+
+    def look(self, health: Health, *sick: str, pid: int = os.getpid()) -> None:
+        """One step: all versions have a worker, whose process is `pid`, but those of mcqa that are sick."""
+        workers = [
+            Workers(model, version, () if model == "mcqa" and version in sick else (pid,), (True,))
+            for model, versions in self.served.items()
+            for version in versions
+        ]
+        health.step([replace(w, ready=w.ready[: len(w.pids)]) for w in workers], routed(self.policies))
+
+    def attempts(self, version: str, role: Role, model: str = "mcqa") -> Attempts:
+        """Running totals."""
+        return counts.read(self.admin_page(counts.STATS)).get((model, version, role), Attempts())
+
+    def admin_page(self, path: str) -> str:
+        assert self.running.gateway is not None
+        return requests.get(self.running.gateway.admin + path, timeout=20).text
 
     def stop(self) -> None:
         assert self.running.gateway is not None
