@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,15 @@ def schema_faults(schema: dict[str, Any], content: Any) -> list[str]:
     from jsonschema import Draft202012Validator
 
     errors = sorted(Draft202012Validator(schema).iter_errors(content), key=lambda e: list(map(str, e.absolute_path)))
-    return [f"{pointer(error.absolute_path)}: {error.message}" for error in errors]
+    return [f"{pointer(error.absolute_path)}: {error.message}" for error in errors] or number_faults(content)
+
+
+def number_faults(content: Any, path: tuple[str | int, ...] = ()) -> list[str]:
+    """NaN and infinities, which YAML counts as numbers; NaN passes every comparison of a schema."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return [f"{pointer(path)}: {content} is no number"]
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [fault for key, value in items for fault in number_faults(value, (*path, key))]
 
 
 def pointer(path: Iterable[str | int]) -> str:

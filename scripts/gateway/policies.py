@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 from scripts.core.errors import UserError
 from scripts.core.faults import listed, pointer, schema_faults
+from scripts.core.yaml_text import YamlInvalid, read_yaml
 
 HEADER = "^[a-z0-9-]+$"
 STALE = "stale"
@@ -84,9 +85,9 @@ def default_traffic(version: str) -> Traffic:
 def parse(text: str, origin: str, served: Served) -> dict[str, Traffic]:
     """Documents by model, checked; raises TrafficInvalid listing every fault with its place and cure."""
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as err:
-        raise TrafficInvalid(f"{origin}: not YAML: {' '.join(str(err).split())}") from err
+        content = read_yaml(text)
+    except YamlInvalid as err:
+        raise TrafficInvalid(f"{origin}: {err}") from err
     faults = key_faults(content) or schema_faults(traffic_schema(), content)
     policies = {} if faults else msgspec.convert(content, dict[str, Traffic])
     for model, policy in policies.items():
@@ -155,6 +156,14 @@ def meaning_faults(model: str, policy: Traffic, served: Served) -> list[str]:
         if policy.fallback.count(version) > 1
     ]
     return faults
+
+
+def place(policy: Traffic, version: str) -> str:
+    """What a version does in a policy, for a message."""
+    parts = [f"weight {policy.split[version]:g}"] if policy.split.get(version) else []
+    parts += ["a shadow's copies"] if version in policy.shadow else []
+    parts += ["a fallback of the fallback list"] if version in policy.fallback else []
+    return " and ".join(parts)
 
 
 def dump(policies: Mapping[str, Traffic]) -> str:

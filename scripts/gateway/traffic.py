@@ -16,7 +16,7 @@ from scripts.core.explainers import explainer_of, models_in
 from scripts.gateway import envoy
 from scripts.gateway.clusters import hosts_of
 from scripts.gateway.health import Health, Workers, routed
-from scripts.gateway.policies import Traffic, check, default_traffic, dump
+from scripts.gateway.policies import Traffic, check, default_traffic, dump, place
 from scripts.gateway.settings import GatewaySettings
 from scripts.stack.state import DamagedState, State
 from scripts.stack.versions import Notify, NotReady, Stack
@@ -170,14 +170,6 @@ def release(stack: Stack, model: str, version: str, command: str, *, force: bool
         remaining = {name: versions for name, versions in remaining.items() if versions}
         envoy.apply_routes(stack.state, stack.running, remaining, in_force(stack, remaining, policies))
     save(stack.state, policies, command)
-
-
-def place(policy: Traffic, version: str) -> str:
-    """What a version does in a policy, for a message."""
-    parts = [f"weight {policy.split[version]:g}"] if policy.split.get(version) else []
-    parts += ["a shadow's copies"] if version in policy.shadow else []
-    parts += ["a fallback of the fallback list"] if version in policy.fallback else []
-    return " and ".join(parts)
 
 
 def refuse_parking(stack: Stack, model: str, version: str) -> None:

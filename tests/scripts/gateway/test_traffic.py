@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.gateway.policies import Traffic
-from scripts.gateway.traffic import history, keep_possible, place, read_policies, save
+from scripts.gateway.policies import Traffic, place
+from scripts.gateway.traffic import history, keep_possible, read_policies, save
 from scripts.stack.state import DamagedState, State
 
 

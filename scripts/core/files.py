@@ -1,0 +1,56 @@
+"""Writes files so that a full disk, a kill or a power failure leaves the old content or the whole new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from scripts.core.errors import UserError
+
+
+class WriteFailed(UserError):
+    """The file system did not take a file; what was there before is untouched."""
+
+
+def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Replace a file, durably; its folder is made if missing. Raises WriteFailed."""
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            write_all(handle, data)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as err:
+        raise write_failed(path, err) from err
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """`os.write` may take a part only, as it does when the disk fills up."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new name in this folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_failed(path: Path, err: OSError) -> WriteFailed:
+    """The message, with the cure where there is one."""
+    full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+    cure = "; make room there and try again, nothing was changed" if full else ""
+    return WriteFailed(f"cannot write {path}: {err.strerror or err}{cure}")

@@ -1,0 +1,183 @@
+"""The declared state: one document that says what a stack serves. The reconciler makes it so.
+
+    models:
+      mcqa:
+        default: "2.0"
+        versions:
+          "1.0": {archive: "sha256:9f86...", file: mcqa-1.0.mar, workers: 1}
+          "2.0": {archive: "sha256:60303...", file: mcqa-2.0.mar, workers: 2, explainers: 1}
+        traffic:
+          split: {"1.0": 80, "2.0": 20}
+          fallback: ["1.0"]
+
+`marctl state show` prints it with its revision on top; a file that names a revision is applied onto that one only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from scripts.core.errors import UserError
+from scripts.core.faults import listed, schema_faults
+from scripts.core.names import ARCHIVE_FILE, name_faults
+from scripts.core.order import version_order
+from scripts.core.yaml_text import YamlInvalid, read_yaml
+from scripts.gateway.names import cluster, stat_name
+from scripts.gateway.policies import Traffic, default_traffic, key_faults, meaning_faults, place, whole
+
+MOST_WORKERS = 1024
+Count = Annotated[int, Meta(ge=0, le=MOST_WORKERS)]
+
+
+class DocumentInvalid(UserError):
+    """A document has faults; the text lists all of them."""
+
+
+class Version(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One version that is served."""
+
+    archive: Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
+    """What the file must contain: another content of the same name is not loaded."""
+    file: Annotated[str, Meta(pattern=f"^{ARCHIVE_FILE.pattern}$", max_length=255)]
+    """Its name in the store."""
+    workers: Count
+    """0 parks a version: registered, without a process."""
+    explainers: Count | None = None
+    """Workers that explain; left out where the archive cannot."""
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One model. Without `traffic`, all requests go to the default version."""
+
+    default: str
+    versions: Annotated[dict[str, Version], Meta(min_length=1)]
+    traffic: Traffic | None = None
+
+    @property
+    def policy(self) -> Traffic:
+        """The traffic policy in force."""
+        return self.traffic or default_traffic(self.default)
+
+
+class Document(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole. Structs are frozen, their dicts are replaced and never changed."""
+
+    models: dict[str, Model] = {}
+
+    def versions(self) -> Iterator[tuple[str, str, Version]]:
+        """All versions, by model and in their order."""
+        for name in sorted(self.models):
+            versions = self.models[name].versions
+            for version in sorted(versions, key=version_order):
+                yield name, version, versions[version]
+
+    def find(self, model: str, version: str) -> Version | None:
+        found = self.models.get(model)
+        return found.versions.get(version) if found else None
+
+    def with_model(self, name: str, model: Model | None) -> Document:
+        """The document with one model replaced, or taken out for None."""
+        models = {key: value for key, value in self.models.items() if key != name}
+        return Document(models | ({name: model} if model else {}))
+
+    def with_version(self, model: str, version: str, content: Version | None) -> Document:
+        """With one version replaced or added, or taken out for None; a model goes with its last version."""
+        before = self.models[model]
+        versions = {key: value for key, value in before.versions.items() if key != version}
+        versions |= {version: content} if content else {}
+        return self.with_model(model, msgspec.structs.replace(before, versions=versions) if versions else None)
+
+
+class Declared(Struct, frozen=True, forbid_unknown_fields=True):
+    """The form in which people read and write it."""
+
+    revision: Annotated[int, Meta(ge=0)] | None = None
+    models: dict[str, Model] = {}
+
+
+def faults(document: Document) -> list[str]:
+    """Everything that is wrong with a document, each with its place and cure."""
+    return schema_faults(schema(), msgspec.to_builtins(Declared(None, document.models))) or meaning(document)
+
+
+def refuse_faults(document: Document, origin: object) -> None:
+    """Raise DocumentInvalid if it has any."""
+    if found := faults(document):
+        raise DocumentInvalid(listed(origin, found))
+
+
+def meaning(document: Document) -> list[str]:
+    """What the schema can't see."""
+    served = {name: list(model.versions) for name, model in document.models.items()}
+    found: list[str] = []
+    for name, model in document.models.items():
+        found += [fault for version in model.versions for fault in name_faults(name, version)]
+        found += default_faults(name, model)
+        if model.traffic is not None:
+            found += meaning_faults(name, model.traffic, served)
+        found += parked_faults(name, model)
+    return [*dict.fromkeys(found), *folded_faults(document)]
+
+
+def default_faults(name: str, model: Model) -> list[str]:
+    if model.default not in model.versions:
+        there = ", ".join(sorted(model.versions, key=version_order))
+        return [f"{name}.default: {model.default} is no version of it; there are: {there}"]
+    if model.versions[model.default].workers == 0:
+        return [
+            f"{name} {model.default} is the default version of {name} and must keep a worker; "
+            f"first make another one the default: marctl default {name} VERSION"
+        ]
+    return []
+
+
+def parked_faults(name: str, model: Model) -> list[str]:
+    """Versions that are to answer and have nobody to do it."""
+    parked = [version for version, content in model.versions.items() if content.workers == 0]
+    return [
+        f"{name} {version} has {place(model.traffic, version)} and must keep a worker; "
+        f"first move it: marctl route split {name} VERSION=WEIGHT..."
+        for version in parked
+        if model.traffic is not None and version in model.traffic.versions
+    ]
+
+
+def folded_faults(document: Document) -> list[str]:
+    """Versions that Envoy's figures could not tell apart: a dot in a name becomes `_` there."""
+    seen: dict[str, str] = {}
+    found = []
+    for model, version, _ in document.versions():
+        other = seen.setdefault(stat_name(cluster(model, version)), f"{model} {version}")
+        if other != f"{model} {version}":
+            found.append(f"{model} {version} and {other} would share one figure of the gateway; rename one of them")
+    return found
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the document as people write it."""
+    return msgspec.json.schema(Declared)
+
+
+def parse(text: str, origin: object) -> Declared:
+    """A document from YAML; raises DocumentInvalid listing every fault."""
+    try:
+        content = read_yaml(text)
+    except YamlInvalid as err:
+        raise DocumentInvalid(f"{origin}: {err}") from err
+    found = key_faults(content) or schema_faults(schema(), content)
+    declared = Declared() if found else msgspec.convert(content, Declared)
+    found += meaning(Document(declared.models))
+    if found:
+        raise DocumentInvalid(listed(origin, found))
+    return declared
+
+
+def dump(document: Document, revision: int) -> str:
+    """The YAML form, which `parse` reads."""
+    content = whole(msgspec.to_builtins(Declared(revision, document.models)))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.core.files import WriteFailed, write_atomically
+from tests.full_disk import small_disk
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from scripts.core.files import write_atomically
+print(flush=True)
+while True:
+    for letter in "ab":
+        write_atomically(Path(sys.argv[1]), letter * 100_000)
+"""
+
+
+def test_a_file_is_replaced_with_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "x.json"
+    write_atomically(path, "one", mode=0o600)
+    write_atomically(path, b"two", mode=0o600)
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("two", 0o600)
+    assert os.listdir(path.parent) == ["x.json"]
+
+
+def test_a_full_disk_leaves_the_old_content_and_names_the_cure(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        path = disk / "x"
+        write_atomically(path, b"old")
+        with pytest.raises(WriteFailed, match=r"cannot write .*/x: No space left on device; make room"):
+            write_atomically(path, bytes(2 << 20))
+        assert path.read_bytes() == b"old"
+        assert os.listdir(disk) == ["x"]
+        write_atomically(path, b"new")
+        assert path.read_bytes() == b"new"
+
+
+def test_a_killed_writer_leaves_one_whole_content(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", ENDLESS, str(path)], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            while not path.exists():
+                pass
+            writer.kill()
+        assert path.read_text() in ("a" * 100_000, "b" * 100_000)
