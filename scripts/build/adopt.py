@@ -18,8 +18,9 @@ from handlers.core.settings import Settings
 from handlers.core.task import Task
 from handlers.tasks import find_task
 from scripts.build.build import lay_out_model
-from scripts.build.recipe import NAME, RECIPE_FILE, Recipe, Sample, Version, Weights, own_file, read_version
+from scripts.build.recipe import RECIPE_FILE, Recipe, Sample, Version, Weights, own_file, read_version
 from scripts.core.errors import UserError
+from scripts.core.names import NAME
 
 BESIDE = ("label", "id", "expected")
 """What may stand beside a request's fields in a file of samples."""

@@ -1,10 +1,16 @@
-"""What an archive says of itself, read from the file without running anything in it."""
+"""What an archive says of itself, read from the file without running anything in it.
+
+Whatever comes in as a `.mar` is checked here, before TorchServe hears of it: TorchServe takes any name, also one that
+is a path or that it cannot unregister again, and unpacks whatever it is given.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +20,25 @@ from handlers.core.samples import SAMPLES_FILE, Sample
 from handlers.core.task import Task
 from handlers.tasks import TASKS, find_task
 from scripts.core.errors import UserError
+from scripts.core.faults import listed
+from scripts.core.names import name_faults
+from scripts.core.yaml_text import YamlInvalid, read_yaml
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+METADATA = "metadata.json"
 MODEL_CONFIG = "model-config.yaml"
 EXPLAIN_CONFIG = "explain-config.yaml"
 """Takes the former one's place where the archive is served to explain."""
+MOST_TEXT_BYTES = 8 << 20
+"""Of a file that is read whole: manifest, samples, configuration."""
+MOST_FILES = 20_000
+MOST_BYTES = 64 << 30
+SMALL_BYTES = 256 << 20
+MOST_EXPANSION = 100
+"""Unpacked to packed, of an archive that is not small. Weights shrink to a third at best, zeros to a thousandth."""
+
+NOT_AN_ARCHIVE = (zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""What zipfile raises for bytes that are no zip, or one of a kind that it does not read."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,10 @@ class Archive:
     metadata: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     """Path inside the archive -> bytes."""
+    workers: int = 1
+    """As many as its own configuration asks for."""
+    explainers: int | None = None
+    """The same for workers that explain; None where its recipe asks for no explanations."""
 
     @property
     def task(self) -> type[Task[Any, Any]]:
@@ -48,34 +72,84 @@ class Archive:
     @property
     def explains(self) -> bool:
         """Whether its recipe asks for explanations."""
-        return EXPLAIN_CONFIG in self.files
+        return self.explainers is not None
 
 
 def read_archive(path: Path) -> Archive:
-    """Read one archive; raises UserError if it is not a whole `.mar`."""
+    """Read one archive; raises UserError if it is not a whole `.mar`, or one that must not be served."""
     try:
         with zipfile.ZipFile(path) as file:
-            manifest = json.loads(file.read(MANIFEST))
-            names = set(file.namelist())
-            samples = json.loads(file.read(SAMPLES_FILE)) if SAMPLES_FILE in names else []
-            metadata = json.loads(file.read("metadata.json")) if "metadata.json" in names else {}
             files = {info.filename: info.file_size for info in file.infolist() if not info.is_dir()}
+            refuse_bomb(path, files, file)
+            manifest = json.loads(read_text(file, MANIFEST))
+            samples = json.loads(read_text(file, SAMPLES_FILE)) if SAMPLES_FILE in files else []
+            metadata = json.loads(read_text(file, METADATA)) if METADATA in files else {}
+            workers = worker_count(file, config_file(manifest, files))
+            explainers = worker_count(file, EXPLAIN_CONFIG) if EXPLAIN_CONFIG in files else None
         with path.open("rb") as raw:
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
-        return Archive(
+        name, version = manifest["model"]["modelName"], manifest["model"]["modelVersion"]
+        if not isinstance(name, str) or not isinstance(version, str):
+            raise TypeError(f"modelName and modelVersion must be text, got {name!r} and {version!r}")
+        archive = Archive(
             path=path,
-            name=manifest["model"]["modelName"],
-            version=manifest["model"]["modelVersion"],
+            name=name,
+            version=version,
             sha256=digest,
             samples=[Sample(sample["request"], sample["expected"]) for sample in samples],
             tolerance=float(metadata.get("sample_tolerance", DEFAULT_TOLERANCE)),
             manifest=manifest,
             metadata=metadata,
             files=files,
+            workers=workers,
+            explainers=explainers,
         )
     except FileNotFoundError as err:
         raise UserError(f"{path}: no such file; expected a model archive (.mar)") from err
     except OSError as err:
         raise UserError(f"{path}: {err.strerror or err}") from err
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as err:
+    except (*NOT_AN_ARCHIVE, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
         raise UserError(f"{path}: not a whole model archive ({err}); build it with `marctl build`") from err
+    if faults := name_faults(archive.name, archive.version):
+        raise UserError(listed(path, faults))
+    return archive
+
+
+def refuse_bomb(path: Path, files: Mapping[str, int], file: zipfile.ZipFile) -> None:
+    """Raise UserError for an archive that would fill a disk. A file's size cannot be more than what is told here."""
+    total, packed = sum(files.values()), max(1, sum(info.compress_size for info in file.infolist()))
+    if len(files) > MOST_FILES:
+        raise UserError(f"{path}: {len(files)} files in it; at most {MOST_FILES} are taken")
+    if total > MOST_BYTES or (total > SMALL_BYTES and total > MOST_EXPANSION * packed):
+        raise UserError(
+            f"{path}: {packed >> 20} MiB that unpack to {total >> 20} MiB; at most {MOST_EXPANSION} times as much "
+            f"and {MOST_BYTES >> 30} GiB are taken"
+        )
+
+
+def read_text(file: zipfile.ZipFile, name: str) -> bytes:
+    """One small file. Raises KeyError or ValueError."""
+    size = file.getinfo(name).file_size
+    if size > MOST_TEXT_BYTES:
+        raise ValueError(f"{name} has {size} bytes; at most {MOST_TEXT_BYTES} are read")
+    return file.read(name)
+
+
+def config_file(manifest: dict[str, Any], files: Mapping[str, int]) -> str | None:
+    """The configuration that TorchServe will read, if there is one."""
+    name = manifest["model"].get("configFile")
+    return name if name in files else None
+
+
+def worker_count(file: zipfile.ZipFile, config: str | None) -> int:
+    """As TorchServe would start: `minWorkers`, or 1. Raises ValueError for YAML that grows when it is read."""
+    if config is None:
+        return 1
+    try:
+        content = read_yaml(read_text(file, config))
+    except YamlInvalid as err:
+        raise ValueError(f"{config}: {err}") from err
+    asked = content.get("minWorkers", 1) if isinstance(content, dict) else None
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 0:
+        raise ValueError(f"{config}: minWorkers must be a whole number, got {asked!r}")
+    return asked

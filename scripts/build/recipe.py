@@ -7,7 +7,6 @@ and evaluation write: what a registry wants to know of a version.
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from base64 import b64encode
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,13 +23,11 @@ from handlers.core.settings import CacheSettings, Log, Settings
 from handlers.core.task import Task
 from handlers.tasks import OWN_TASK, find_task
 from scripts.core.errors import UserError
-from scripts.core.explainers import SUFFIX, is_explainer
 from scripts.core.faults import listed, schema_faults
+from scripts.core.names import name_faults
 
 RECIPE_FILE = "model.yaml"
 METADATA_FILE = "metadata.yaml"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""torch-model-archiver's own rule (model_packaging_utils.py)."""
 
 PARTS = "#/$defs/"
 PART = PARTS + "{name}"
@@ -253,13 +250,7 @@ def read_version(folder: Path) -> Version:
         raise UserError(f"{path}: {err.strerror}; expected a recipe, see `marctl build --help`") from err
     except yaml.YAMLError as err:
         raise UserError(f"{path}: not YAML: {' '.join(str(err).split())}") from err
-    faults = [
-        f"{kind} name {name!r}: use letters, digits, '.', '_' and '-'"
-        for kind, name in (("model", folder.parent.name), ("version", folder.name))
-        if not NAME.fullmatch(name)
-    ]
-    if is_explainer(folder.parent.name):
-        faults.append(f"model name {folder.parent.name!r}: the ending {SUFFIX!r} is kept for workers that explain")
+    faults = name_faults(folder.parent.name, folder.name)
     task = None
     try:
         task = task_of(folder, content)

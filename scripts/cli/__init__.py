@@ -10,13 +10,12 @@ Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
 from __future__ import annotations
 
 import importlib
-import re
 from typing import Any
 
 import click
 
 from scripts.cli.output import WANTS_JSON, emit_json
-from scripts.core.errors import UserError
+from scripts.core.errors import UserError, short_name
 
 COMMANDS = {
     "build": "scripts.cli.archive:build",
@@ -29,6 +28,9 @@ COMMANDS = {
     "default": "scripts.cli.models:default",
     "unregister": "scripts.cli.models:unregister",
     "route": "scripts.cli.route:route",
+    "state": "scripts.cli.state:state",
+    "history": "scripts.cli.history:history",
+    "rollback": "scripts.cli.history:rollback",
     "ask": "scripts.cli.ask:ask",
     "log": "scripts.cli.log:log",
     "shadow": "scripts.cli.shadow:shadow",
@@ -64,12 +66,6 @@ class Marctl(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(130)
-
-
-def short_name(err: UserError) -> str:
-    """`load_failed` for LoadFailed, `failed` for a plain UserError."""
-    name = type(err).__name__
-    return "failed" if name == "UserError" else re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 @click.command(cls=Marctl, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -44,16 +44,15 @@ def ask(
     """
     import requests
 
-    from scripts.core.explainers import models_in
     from scripts.stack.client import client_session
+    from scripts.stack.look import Stack, served_models
     from scripts.stack.state import State
-    from scripts.stack.versions import Stack
 
     options = {name: value for name, value in (("method", method), ("target", target)) if value}
     if options and not explain:
         raise click.UsageError(f"--{next(iter(options))} is for --explain")
     stack = Stack.open(State(state))
-    model = model or the_model(models_in(stack.management.models()))
+    model = model or the_model(served_models(stack))
     task = task_of(stack, model, version)
     try:
         request = task.request_from_words(words, context=context)
@@ -63,7 +62,7 @@ def ask(
     url = f"{stack.running.predictions}/{path}/{model}" + (f"/{version}" if version else "")
     body = request | ({"explain": options} if explain else {})
     try:
-        response = client_session(stack.running).post(url, json=body, timeout=TIMEOUT_S)
+        response = client_session(stack.state).post(url, json=body, timeout=TIMEOUT_S)
         answer = response.json()
     except (requests.RequestException, ValueError) as err:
         raise UserError(f"no answer from {url}: {err}; look at `marctl status`") from err

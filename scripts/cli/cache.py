@@ -10,7 +10,7 @@ import click
 from scripts.cli.output import common, result, table
 
 if TYPE_CHECKING:
-    from scripts.stack.versions import Stack
+    from scripts.stack.look import Stack
 
 TITLES = ["model", "version", "entries", "hits", "misses", "hit share", "stale", "errors"]
 
@@ -58,8 +58,8 @@ def purge(state: Path, model: str, version: str | None) -> None:
 
 
 def opened(state: Path) -> Stack:
+    from scripts.stack.look import Stack
     from scripts.stack.state import State
-    from scripts.stack.versions import Stack
 
     return Stack.open(State(state))
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from scripts.stack.operations import Operator
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 WANTS_JSON = "marctl.json"
@@ -57,6 +60,32 @@ def store_option(command: Function) -> Function:
     return click.option(
         "--store", type=FOLDER, default=Path("model_store/archives"), show_default=True, help="Folder of archives."
     )(command)
+
+
+def reason_option(command: Function) -> Function:
+    """`--reason`, given to the command as `reason`."""
+    return click.option("--reason", default="", help="Why; kept in the history.")(command)
+
+
+def operator(state: Path, reason: str) -> Operator:
+    """Whoever runs this command, as the history names it."""
+    from scripts.stack.operations import Operator
+    from scripts.stack.state import State
+
+    context = click.get_current_context()
+    path = context.command_path.split(maxsplit=1)
+    words = [path[1] if len(path) > 1 else path[0], *(str(word) for word in arguments(context))]
+    return Operator(State(state), " ".join(words), note, reason=reason)
+
+
+def arguments(context: click.Context) -> list[str]:
+    """The command's arguments, as they were given; options are left out."""
+    found: list[str] = []
+    for parameter in context.command.params:
+        if isinstance(parameter, click.Argument):
+            value = context.params.get(parameter.name or "")
+            found += map(str, value) if isinstance(value, tuple) else [] if value is None else [str(value)]
+    return found
 
 
 def common(command: Function) -> Function:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import common, note, result, table
+from scripts.cli.output import common, note, operator, reason_option, result, table
 
 if TYPE_CHECKING:
     from scripts.gateway.policies import Traffic
+    from scripts.stack.state import State
 
 
 @click.group()
@@ -33,52 +35,54 @@ def show(state: Path, model: str | None) -> None:
     """
     import msgspec
 
-    from scripts.core.errors import UserError
     from scripts.gateway.policies import dump
-    from scripts.gateway.traffic import in_force, require_gateway, served_versions
+    from scripts.stack.operations import require_gateway, the_model
     from scripts.stack.state import State
-    from scripts.stack.versions import Stack
 
-    stack = Stack.open(State(state))
-    require_gateway(stack)
-    policies = in_force(stack, served_versions(stack))
-    if model is not None and model not in policies:
-        raise UserError(f"no model {model} is served; there are: {', '.join(sorted(policies)) or 'none'}")
-    shown = {name: policies[name] for name in sorted(policies) if model in (None, name)}
+    home = State(state)
+    require_gateway(home)
+    document = home.history.current().document
+    if model is not None:
+        the_model(document, model)
+    shown = {name: document.models[name].policy for name in sorted(document.models) if model in (None, name)}
     result(msgspec.to_builtins(shown), dump(shown).rstrip())
 
 
 @route.command("set")
 @common
+@reason_option
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def set_(state: Path, file: Path) -> None:
-    """Take traffic policies from a YAML FILE; models that it does not name keep theirs.
+def set_(state: Path, reason: str, file: Path) -> None:
+    """Apply traffic policies from a YAML FILE; models that it does not name keep theirs.
 
     Example: marctl route set traffic.yaml
     """
     from scripts.gateway.policies import parse, read
-    from scripts.gateway.traffic import require_gateway, served_versions, set_policies
+    from scripts.stack.operations import set_traffic
     from scripts.stack.state import State
-    from scripts.stack.versions import Stack
 
-    home = State(state)
-    with home.locked():
-        stack = Stack.open(home)
-        require_gateway(stack)
-        policies = parse(read(file), str(file), served_versions(stack))
-        set_policies(stack, policies, "route set")
+    document = State(state).history.current().document
+    policies = parse(read(file), str(file), {name: list(model.versions) for name, model in document.models.items()})
+    set_traffic(operator(state, reason), policies)
     tell(policies)
 
 
 @route.command()
 @common
+@reason_option
 @click.argument("model")
 @click.argument("weights", nargs=-1)
-@click.option("--experiment", help="Salt of the draw; a new one deals all users anew.")
+@click.option("--experiment", help="Experiment name; changing it reassigns every user.")
 @click.option("--sticky", metavar="HEADER", help="Requests with the same value of this header get the same version.")
 @click.option("--default", "to_default", is_flag=True, help="Forget the model's policy: all to its default version.")
 def split(
-    state: Path, model: str, weights: tuple[str, ...], experiment: str | None, sticky: str | None, to_default: bool
+    state: Path,
+    reason: str,
+    model: str,
+    weights: tuple[str, ...],
+    experiment: str | None,
+    sticky: str | None,
+    to_default: bool,
 ) -> None:
     """Divide MODEL's requests among versions by WEIGHTS. Give each as VERSION=NUMBER, e.g. 2.0=20.
 
@@ -94,15 +98,16 @@ def split(
         raise click.UsageError("expected WEIGHTS, e.g. 1.0=80 2.0=20, or an option")
     if weights:
         changes["split"] = shares(weights)
-    change(state, model, None if to_default else changes, "route split")
+    change(state, reason, model, None if to_default else changes)
 
 
 @route.command()
 @common
+@reason_option
 @click.argument("model")
 @click.argument("percentages", nargs=-1)
-@click.option("--off", is_flag=True, help="No copies any more.")
-def shadow(state: Path, model: str, percentages: tuple[str, ...], off: bool) -> None:
+@click.option("--off", is_flag=True, help="Send no copies.")
+def shadow(state: Path, reason: str, model: str, percentages: tuple[str, ...], off: bool) -> None:
     """Send versions copies of a percentage of MODEL's requests. Give each as VERSION=NUMBER, e.g. 3.0=10.
 
     Their answers are thrown away, and no client waits for them. Copies keep the request's x-request-id.
@@ -111,15 +116,16 @@ def shadow(state: Path, model: str, percentages: tuple[str, ...], off: bool) -> 
     """
     if off == bool(percentages):
         raise click.UsageError("give either PERCENTAGES, e.g. 3.0=10, or --off")
-    change(state, model, {"shadow": shares(percentages)}, "route shadow")
+    change(state, reason, model, {"shadow": shares(percentages)})
 
 
 @route.command()
 @common
+@reason_option
 @click.argument("model")
 @click.argument("versions", nargs=-1)
-@click.option("--off", is_flag=True, help="Nobody stands in any more.")
-def fallback(state: Path, model: str, versions: tuple[str, ...], off: bool) -> None:
+@click.option("--off", is_flag=True, help="Nobody stands in.")
+def fallback(state: Path, reason: str, model: str, versions: tuple[str, ...], off: bool) -> None:
     """Let VERSIONS stand in, in this order, when the routed version of MODEL fails or takes too long.
 
     The last one may be `stale`: the answer that the routed version gave to the same request before, if the cache holds
@@ -129,26 +135,56 @@ def fallback(state: Path, model: str, versions: tuple[str, ...], off: bool) -> N
     """
     if off == bool(versions):
         raise click.UsageError("give either VERSIONS or --off")
-    change(state, model, {"fallback": list(versions)}, "route fallback")
+    change(state, reason, model, {"fallback": list(versions)})
 
 
 @route.command("history")
 @common
 @click.argument("model", required=False)
 def history_(state: Path, model: str | None) -> None:
-    """Every change of the traffic, oldest first.
+    """Every change of the traffic, oldest first. `marctl history` tells all others, too.
 
     Example: marctl route history mcqa
     """
-    from scripts.gateway.traffic import history
     from scripts.stack.state import State
 
-    steps = history(State(state), model)
-    rows = [["at (UTC)", "model", "command", "before", "after"]]
+    steps = list(changes_of(State(state), model))
+    rows = [["revision", "at (UTC)", "model", "by", "command", "before", "after"]]
     rows += [
-        [s["at"].removesuffix("+00:00"), s["model"], s["command"], brief(s["before"]), brief(s["after"])] for s in steps
+        [
+            str(s["revision"]),
+            s["at"].partition(".")[0],
+            s["model"],
+            s["actor"],
+            s["command"],
+            brief(s["before"]),
+            brief(s["after"]),
+        ]
+        for s in steps
     ]
     result({"changes": steps}, table(rows) if steps else "nothing was changed yet")
+
+
+def changes_of(state: State, model: str | None) -> Iterator[dict[str, Any]]:
+    """Each change of a model's policy; None where it had or has none of its own."""
+    import msgspec
+
+    before: dict[str, Any] = {}
+    for revision in state.history.revisions():
+        models = revision.document.models
+        after = {name: msgspec.to_builtins(found.traffic) for name, found in models.items()}
+        for name in sorted({*before, *after}):
+            if before.get(name) != after.get(name) and model in (None, name):
+                yield {
+                    "revision": revision.revision,
+                    "at": revision.at,
+                    "actor": revision.actor,
+                    "command": revision.command,
+                    "model": name,
+                    "before": before.get(name),
+                    "after": after.get(name),
+                }
+        before = after
 
 
 def shares(words: tuple[str, ...]) -> dict[str, float]:
@@ -165,29 +201,12 @@ def shares(words: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def change(state: Path, model: str, changes: dict[str, Any] | None, command: str) -> None:
+def change(state: Path, reason: str, model: str, changes: dict[str, Any] | None) -> None:
     """Replace fields of a model's policy; None forgets the policy."""
-    import msgspec
+    from scripts.stack.operations import change_traffic
 
-    from scripts.core.errors import UserError
-    from scripts.gateway.traffic import forget_policy, in_force, require_gateway, served_versions, set_policies
-    from scripts.stack.state import State
-    from scripts.stack.versions import Stack
-
-    home = State(state)
-    with home.locked():
-        stack = Stack.open(home)
-        require_gateway(stack)
-        served = served_versions(stack)
-        if model not in served:
-            raise UserError(f"no model {model} is served; there are: {', '.join(sorted(served)) or 'none'}")
-        now = in_force(stack, served)[model]
-        if changes is None:
-            forget_policy(stack, model, command)
-        else:
-            set_policies(stack, {model: msgspec.structs.replace(now, **changes)}, command)
-        policy = in_force(stack, served)[model]
-    tell({model: policy})
+    done = change_traffic(operator(state, reason), model, changes)
+    tell({model: done.document.models[model].policy})
 
 
 def tell(policies: dict[str, Traffic]) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,15 +10,10 @@ import click
 from scripts.cli.output import common, note, recipes_option, result, store_option, table
 
 if TYPE_CHECKING:
-    from scripts.stack.plan import Plan
-    from scripts.stack.versions import Stack
+    from scripts.stack.state import State
 
 TITLES = ["model", "version", "default", "workers", "pids", "MiB", "queue", "batch", "archive", "since (UTC)"]
 PORT = click.IntRange(0, 65535)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: a service manager, or a terminal that was closed."""
 
 
 @click.command()
@@ -45,7 +36,7 @@ class Terminated(KeyboardInterrupt):
 @click.option("--metrics-port", type=PORT, default=8082, show_default=True, help="Prometheus metrics.")
 @recipes_option
 @store_option
-@click.option("--workers", type=click.IntRange(1), help="Workers of every version, for this run only.")
+@click.option("--workers", type=click.IntRange(1), help="Workers of every version; declared, so kept.")
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(
     state: Path,
@@ -62,85 +53,76 @@ def up(
     workers: int | None,
     detach: bool,
 ) -> None:
-    """Build, start and check everything, then serve until Ctrl-C.
+    """Build, start and check everything, then serve until Ctrl-C, and start again whatever dies.
 
-    All recipes' versions are served, and what was registered by hand; the highest version is the default. Choices made
-    with `register`, `scale`, `default` and `unregister` are kept in the state folder and hold for the next start.
+    What is declared is served, and versions that recipes describe on top; of a new model the highest version is the
+    default. Where the stack runs and the process that looked after it was killed, this takes over, without a gap.
 
     Example: marctl up --port 9080 --detach
     """
-    from scripts.stack.metrics_page import MetricsPage, leave_page
+    from scripts.stack.servers import Request
     from scripts.stack.state import State
-    from scripts.stack.torchserve import socket_prefix, stop
-    from scripts.stack.up import Request, bring_up, watch
+    from scripts.stack.up import Terminated, serve, serve_detached, terminable
 
     home = State(state)
-    opened = None if no_gateway else gateway_port
     request = Request(
-        recipes, store, port, management_port, metrics_port, workers, opened, gateway_config, upstreams, not no_redis
+        recipes=str(recipes.resolve()),
+        store=str(store.resolve()),
+        inference_port=port,
+        management_port=management_port,
+        metrics_port=metrics_port,
+        workers=workers,
+        gateway_port=None if no_gateway else gateway_port,
+        gateway_config=str(gateway_config.resolve()) if gateway_config else None,
+        upstreams=upstreams,
+        redis=not no_redis,
     )
     with terminable():
-        with home.locked():
-            stack, plan = bring_up(home, request, note)
         if detach:
-            leave_page(home, socket_prefix(Path(stack.running.temp)))
-            announce(stack, plan, f"stop it with: marctl down --state {state}")
+            serve_detached(home, request, note)
+            announce(home, f"stop it with: marctl down --state {state}")
             return
         try:
-            MetricsPage(stack.running).start()
-            announce(stack, plan, "stop it with Ctrl-C")
-            watch(stack, note)
-        except BaseException as err:
-            note("stopping; Ctrl-C once more to do it by force" if type(err) is KeyboardInterrupt else "stopping")
-            stop(home, stack.running)
-            if not isinstance(err, Terminated):
-                raise
-        else:
-            note("stopped by another command")
+            serve(home, request, note, lambda: announce(home, "stop it with Ctrl-C"))
+        except Terminated:
+            note("stopped")
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does."""
-
-    def end(_: int, __: FrameType | None) -> None:
-        raise Terminated
-
-    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def announce(stack: Stack, plan: Plan, ending: str) -> None:
+def announce(state: State, ending: str) -> None:
     """Where it listens, what it serves, and a question to copy."""
+    from scripts.stack.document import Document
     from scripts.stack.samples import curl
+    from scripts.stack.store import declared_archive
 
-    running = stack.running
-    model, version = next(iter(plan.defaults.items()))
-    archive = next(a for a in plan.archives if (a.name, a.version) == (model, version))
-    command = curl(running.predictions, model, archive.samples[0] if archive.samples else None)
-    if running.gateway and running.gateway.settings.api_keys:
-        command += " -H 'x-api-key: YOUR-KEY'"
+    running, document = state.running(), state.history.current().document
+    assert running is not None
     versions = [
-        {"model": a.name, "version": a.version, "default": plan.defaults[a.name] == a.version} for a in plan.archives
+        {"model": model, "version": version, "default": document.models[model].default == version}
+        for model, version, _ in document.versions()
     ]
-    served = ", ".join(f"{v['model']} {v['version']}{' (default)' if v['default'] else ''}" for v in versions)
+    command = ""
+    if document != Document():
+        model = min(document.models)
+        default = document.models[model].default
+        archive = declared_archive(Path(running.store), model, default, document.models[model].versions[default])
+        command = curl(running.predictions, model, archive.samples[0] if archive.samples else None)
+        command += " -H 'x-api-key: YOUR-KEY'" if running.gateway and state.gateway_settings().api_keys else ""
     content = {
         "gateway": running.gateway.address if running.gateway else None,
         "inference": running.inference,
         "management": running.management,
         "metrics": running.metrics,
-        "pid": running.pid,
-        "state": str(stack.state.folder),
+        "pid": running.server.pid if running.server else None,
+        "state": str(state.folder),
+        "revision": state.history.current().revision,
         "versions": versions,
         "curl": command,
     }
+    served = ", ".join(f"{v['model']} {v['version']}{' (default)' if v['default'] else ''}" for v in versions)
     figures = running.predictions if running.gateway else running.metrics
-    text = f"serving {served}\n  predictions  {running.predictions}\n  management   {running.management}\n"
-    text += f"  metrics      {figures}/metrics\n  logs         {stack.state.logs}\ntry:\n  {command}\n{ending}"
+    text = f"serving {served or 'nothing yet'}\n  predictions  {running.predictions}\n"
+    text += f"  management   {running.management}\n  metrics      {figures}/metrics\n  logs         {state.logs}\n"
+    text += f"try:\n  {command}\n{ending}" if command else ending
     result(content, text)
 
 
@@ -152,21 +134,11 @@ def down(state: Path) -> None:
     Example: marctl down
     """
     from scripts.stack.state import State
-    from scripts.stack.torchserve import find, stop
+    from scripts.stack.up import stop
 
     home = State(state)
-    with home.locked():
-        running = home.running()
-        if running is None:
-            result({"stopped": False}, f"nothing runs in {home.folder}")
-            return
-        alive = find(home, running) is not None
-        if alive:
-            gateway = f"Envoy (pid {running.gateway.pid}) and " if running.gateway else ""
-            note(f"stopping {gateway}TorchServe (pid {running.pid})")
-        stop(home, running)
-    text = f"stopped, {running.predictions} is free" if alive else "it had died already; what it left is removed"
-    result({"stopped": alive, "pid": running.pid}, text)
+    stopped = stop(home, note)
+    result({"stopped": stopped}, "stopped" if stopped else f"nothing runs in {home.folder}")
 
 
 @click.command()
@@ -176,11 +148,10 @@ def status(state: Path) -> None:
 
     Example: marctl status --json
     """
+    from scripts.stack.look import status
     from scripts.stack.state import State
-    from scripts.stack.up import status
-    from scripts.stack.versions import Stack
 
-    content = status(Stack.open(State(state)))
+    content = status(State(state))
     result(content, describe(content))
 
 
@@ -191,7 +162,18 @@ def describe(content: dict[str, Any]) -> str:
         head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}\n"
     head += f"{describe_redis(content)}\n"
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
-    return head + table([TITLES, *(cells(row) for row in content["versions"])])
+    rows = table([TITLES, *(cells(row) for row in content["versions"])])
+    return "\n".join([head + rows, "", *describe_declared(content)])
+
+
+def describe_declared(content: dict[str, Any]) -> list[str]:
+    """How what runs compares with what is declared."""
+    lines = [f"revision {content['revision']}" + (", in force" if content["observed"] == content["revision"] else "")]
+    if content["observed"] != content["revision"]:
+        lines[0] += f" is declared, {content['observed']} is in force"
+    if content["reconciler_pid"] is None:
+        lines.append("nobody follows it: `marctl up` takes over what runs, and starts again what dies")
+    return [*lines, *(f"  {condition['what']}: {condition['reason']}" for condition in content["conditions"])]
 
 
 def describe_redis(content: dict[str, Any]) -> str:

@@ -12,9 +12,9 @@ import requests
 
 from handlers.redis.cache import PREFIX, generation_keys, key_prefix
 from scripts.core.errors import UserError
-from scripts.stack.management import local_session
+from scripts.core.http import local_session
+from scripts.stack.look import Stack
 from scripts.stack.redis_server import chunks, connect, shown
-from scripts.stack.versions import Stack
 
 METRICS_TIMEOUT_S = 10.0
 FIGURE = re.compile(

@@ -7,17 +7,17 @@ import warnings
 import requests
 from urllib3.exceptions import InsecureRequestWarning
 
-from scripts.stack.management import local_session
-from scripts.stack.state import Running
+from scripts.core.http import local_session
+from scripts.stack.state import State
 
 
-def client_session(running: Running) -> requests.Session:
+def client_session(state: State) -> requests.Session:
     """A session that the gateway lets in, with one of its keys if it asks for any."""
     session = local_session()
-    settings = running.gateway.settings if running.gateway else None
-    if settings and settings.api_keys:
+    settings = state.gateway_settings()
+    if settings.api_keys:
         session.headers["x-api-key"] = next(iter(settings.api_keys.values()))
-    if settings and settings.tls:
+    if settings.tls:
         # The certificate names the host that clients know, not this machine's loopback address.
         session.verify = False
         warnings.simplefilter("ignore", InsecureRequestWarning)

@@ -102,9 +102,7 @@ class History:
         with self._locked():
             last = self._mended()
             if last.revision.revision != expected:
-                raise Conflict(
-                    f"the state was changed meanwhile, from revision {expected}: {last.revision}; look, and try again"
-                )
+                raise Conflict(f"the state was changed since revision {expected}: {last.revision}; look, and try again")
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             new = Revision(expected + 1, now, actor, command, reason, last.sha256, document)
             line = msgspec.json.encode(new)

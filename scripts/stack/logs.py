@@ -8,6 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.core.logs import Position
+
 LINE = re.compile(r"^\S+ \[\w+\] W-(?P<worker>\d+)-\S+ (?:\w+ )?- ?(?P<text>.*)$")
 """As log4j2.xml writes it: date, level, thread, in server.log the class, text. Only workers' threads are named so."""
 EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(: .*)?$")
@@ -17,29 +19,6 @@ LOAD_ERROR = re.compile(r"^(?:\w+\.)*LoadError: (?P<text>.+)$")
 TRACEBACK = "Traceback (most recent call last):"
 FALLBACK_LOADER = "No module named 'ts.torch_handler"
 """TorchServe answers a handler's ImportError by looking for a built-in handler of that name; its failure hides ours."""
-END_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True)
-class Position:
-    """The end of a log at some moment, to read on from there."""
-
-    path: Path
-    size: int
-
-    @classmethod
-    def now(cls, path: Path) -> Position:
-        return cls(path, path.stat().st_size if path.exists() else 0)
-
-    def lines_since(self) -> list[str]:
-        """What was written since, at most the last quarter megabyte; a log begun anew is read from its beginning."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = self.size if size >= self.size else 0
-            file.seek(max(start, size - END_BYTES))
-            return file.read().decode(errors="replace").splitlines()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import requests
 
 from scripts.core.errors import UserError
+from scripts.core.http import local_session
 from scripts.stack.store import EXPLAINS, UNPACKED
 
 TIMEOUT_S = 60.0
@@ -46,6 +47,8 @@ class Served:
     model: str
     version: str
     archive: str
+    digest: str
+    """The first part of the archive's sha256."""
     asked: int
     workers: tuple[Worker, ...]
     batch_size: int
@@ -63,18 +66,25 @@ class Served:
         return sum(worker.ready for worker in self.workers)
 
     @property
+    def pids(self) -> list[int]:
+        """Of the processes that have started."""
+        return [worker.pid for worker in self.workers if worker.pid > 0]
+
+    @property
     def worker_ids(self) -> set[str]:
         return {worker.id for worker in self.workers}
 
     @classmethod
     def of(cls, description: dict[str, Any]) -> Served:
         queue = description.get("jobQueueStatus", {})
+        folder = Path(description["modelUrl"])
         pending, left = queue.get("pendingRequests", 0), queue.get("remainingCapacity", 0)
         workers = [Worker(w["id"], w["pid"], w["status"] == "READY", w["startTime"]) for w in description["workers"]]
         return cls(
             model=description["modelName"],
             version=description["modelVersion"],
-            archive=Path(description["modelUrl"]).name.removesuffix(UNPACKED).removesuffix(EXPLAINS),
+            archive=folder.name.removesuffix(UNPACKED).removesuffix(EXPLAINS),
+            digest=folder.parent.name,
             asked=description["minWorkers"],
             workers=tuple(workers),
             batch_size=description["batchSize"],
@@ -150,10 +160,3 @@ def message_of(answer: requests.Response) -> str:
         return str(answer.json()["message"]).rstrip(".")
     except (ValueError, KeyError, TypeError):
         return answer.text.strip()[:200] or answer.reason
-
-
-def local_session() -> requests.Session:
-    """For loopback: a proxy or a netrc file of the environment must not come between."""
-    session = requests.Session()
-    session.trust_env = False
-    return session

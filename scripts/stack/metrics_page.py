@@ -9,12 +9,9 @@ from __future__ import annotations
 import glob
 import logging
 import os
-import shutil
 import struct
-import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -31,8 +28,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from scripts.core.errors import UserError
-from scripts.stack.management import Management, Served, local_session
-from scripts.stack.state import Running, State
+from scripts.core.http import HOST, local_session
+from scripts.stack.management import Management, Served
+from scripts.stack.state import Running
 
 log = logging.getLogger(__name__)
 FOLDER = "figures"
@@ -45,7 +43,6 @@ ENDED = "ended"
 """Stands for the process in the name of the file that holds the sums of all that have ended."""
 CLOCK_S = 2.0
 """By how much a process's start may seem later than that of its file."""
-POLL_S = 0.5
 
 
 class MetricsPage:
@@ -53,7 +50,7 @@ class MetricsPage:
 
     def __init__(self, running: Running) -> None:
         self._address = urlsplit(running.metrics)
-        self._torchserve = running.torchserve_metrics
+        self._torchserve = f"http://{HOST}:{running.ports.torchserve_metrics}"
         self._figures = WorkerFigures(Path(running.temp) / FOLDER)
         self._queues = Queues(running.management)
         self._server: Server | None = None
@@ -223,33 +220,6 @@ class Page(BaseHTTPRequestHandler):
         pass
 
 
-def make_folder(temp: Path) -> Path:
-    """An empty folder for the workers' figures; those of an earlier stack are gone."""
-    folder = temp / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    return folder
-
-
-def leave_page(state: State, mark: str) -> None:
-    """Serve the page in a process of its own, which ends with the server. `mark`: by which `down` finds it."""
-    command = [sys.executable, "-m", "scripts.stack.metrics_page", str(state.folder), mark]
-    project, nothing = Path(__file__).parents[2], subprocess.DEVNULL
-    with state.console_log.open("ab") as out:
-        subprocess.Popen(command, cwd=project, stdin=nothing, stdout=out, stderr=out, start_new_session=True)
-
-
-def main(folder: str, _: str) -> None:
-    from scripts.stack.torchserve import find, running_server
-
-    state = State(Path(folder))
-    running = running_server(state)
-    page = MetricsPage(running)
-    page.start()
-    while find(state, running) is not None:
-        time.sleep(POLL_S)
-    page.stop()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def make_folder(temp: Path) -> None:
+    """For the workers' figures. Those of workers before a server's death stay, and go on counting."""
+    (temp / FOLDER).mkdir(mode=0o700, exist_ok=True)

@@ -1,45 +1,21 @@
-"""What a start serves: the recipes' archives, and what operators chose on top of them."""
+"""What a start declares: the versions that recipes describe or the store holds, on top of what is declared already."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from scripts.build.reader import Archive, read_archive
-from scripts.core.errors import UserError
-from scripts.core.explainers import explainer_of
 from scripts.core.order import version_order
-from scripts.stack.state import Choices
+from scripts.stack.document import Document, Model, Version, refuse_faults
+from scripts.stack.history import Revision
+from scripts.stack.store import digest_of
 from scripts.stack.versions import Notify
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Archives in order of model and version, and what is to be done with them."""
-
-    archives: list[Archive]
-    workers: dict[str, int] = field(default_factory=dict)
-    """`model/version` to worker count, where it is not the archive's own."""
-    defaults: dict[str, str] = field(default_factory=dict)
-
-    explainer_workers: dict[str, int] = field(default_factory=dict)
-    """The same for workers that explain; they are never part of a start's own count."""
-
-    def workers_of(self, archive: Archive) -> int | None:
-        return self.workers.get(key(archive))
-
-    def explainer_workers_of(self, archive: Archive) -> int | None:
-        return self.explainer_workers.get(f"{explainer_of(archive.name)}/{archive.version}")
-
-    @property
-    def explaining(self) -> list[Archive]:
-        return [archive for archive in self.archives if archive.explains]
-
-
-def key(archive: Archive) -> str:
-    """How choices.json names a version."""
-    return f"{archive.name}/{archive.version}"
+TAKE_BACK = "take back"
+"""The command of a revision by which the reconciler undoes one that failed."""
 
 
 def find_archives(recipes: Path, store: Path, notify: Notify) -> list[Path]:
@@ -51,38 +27,79 @@ def find_archives(recipes: Path, store: Path, notify: Notify) -> list[Path]:
     return sorted(store.glob("*.mar"))
 
 
-def make_plan(paths: Sequence[Path], store: Path, choices: Choices, workers: int | None, notify: Notify) -> Plan:
-    """`workers` is for every version and for this start only. What can no longer be respected is said and left out."""
-    chosen: dict[str, Archive] = {}
-    for path in [*paths, *extras(paths, store, choices, notify)]:
+def declare(document: Document, paths: Sequence[Path], left_out: set[tuple[str, str]], notify: Notify) -> Document:
+    """The document with the archives that are not in it, and with the current content of those that are.
+
+    `left_out`: versions that were taken out of it on purpose. A default stays where it is; that of a new model is its
+    highest version. Raises DocumentInvalid.
+    """
+    chosen: dict[tuple[str, str], Archive] = {}
+    for path in paths:
         archive = read_archive(path)
-        if key(archive) in chosen:
-            notify(f"warning: {path} is left out, {chosen[key(archive)].path.name} holds the same model and version")
-        elif key(archive) not in choices.left_out:
-            chosen[key(archive)] = archive
-    if not chosen:
-        raise UserError(f"nothing to serve: no archive in {store} and no recipe to build one from")
-    archives = sorted(chosen.values(), key=lambda archive: (archive.name, version_order(archive.version)))
-    counts = choices.workers if workers is None else dict.fromkeys(chosen, workers)
-    return Plan(archives, counts, defaults(archives, choices, notify), choices.workers)
+        first = chosen.setdefault((archive.name, archive.version), archive)
+        if first is not archive:
+            notify(f"warning: {path} is left out, {first.path.name} holds the same model and version")
+    known = document
+    ordered = sorted(chosen.values(), key=lambda archive: (archive.name, version_order(archive.version)))
+    for archive in ordered:
+        if (archive.name, archive.version) not in left_out:
+            document = with_archive(document, archive, known=known, notify=notify)
+    refuse_faults(document, "what the archives would declare")
+    return document
 
 
-def extras(paths: Sequence[Path], store: Path, choices: Choices, notify: Notify) -> list[Path]:
-    """Archives that were registered by hand and are still there."""
-    known = {path.name for path in paths}
-    found = [store / name for name in choices.extra if name not in known]
-    for path in found:
-        if not path.exists():
-            notify(f"warning: {path} was registered by hand and is gone; it is left out")
-    return [path for path in found if path.exists()]
+def with_archive(document: Document, archive: Archive, known: Document, notify: Notify) -> Document:
+    """One archive more, or its new content. Models that `known` lacks get their last archive as the default."""
+    name, version = archive.name, archive.version
+    before = document.find(name, version)
+    if before and before.archive == digest_of(archive) and before.file == archive.path.name:
+        return document
+    if before:
+        notify(f"{name} {version}: its archive has another content than before")
+        kept = msgspec.structs.replace(before, archive=digest_of(archive), file=archive.path.name)
+        explainers = (
+            archive.explainers if before.explainers is None or archive.explainers is None else before.explainers
+        )
+        return document.with_version(name, version, msgspec.structs.replace(kept, explainers=explainers))
+    model = document.models.get(name)
+    default = version if model is None or name not in known.models else model.default
+    versions = {**(model.versions if model else {}), version: declared(archive)}
+    if default != version:
+        notify(f"{name} {version} is new and gets no traffic yet: marctl default {name} {version}")
+    changed = Model(default=default, versions=versions, traffic=model.traffic if model else None)
+    return document.with_model(name, changed)
 
 
-def defaults(archives: Sequence[Archive], choices: Choices, notify: Notify) -> dict[str, str]:
-    """Each model's default: the chosen version, else the highest."""
-    found = {archive.name: archive.version for archive in archives}
-    for model, version in choices.defaults.items():
-        if any((archive.name, archive.version) == (model, version) for archive in archives):
-            found[model] = version
-        elif model in found:
-            notify(f"warning: {model} {version} was the chosen default and is not served; it is {found[model]} now")
-    return found
+def declared(archive: Archive, workers: int | None = None) -> Version:
+    """An archive as the document has it, with its own number of workers unless another one is given."""
+    return Version(
+        archive=digest_of(archive),
+        file=archive.path.name,
+        workers=archive.workers if workers is None else workers,
+        explainers=archive.explainers,
+    )
+
+
+def with_workers(document: Document, workers: int | None) -> Document:
+    """So many workers for every version that is not parked; unchanged for None."""
+    for name, version, content in list(document.versions()) if workers is not None else ():
+        if content.workers:
+            changed = msgspec.structs.replace(content, workers=workers)
+            document = document.with_version(name, version, changed)
+    return document
+
+
+def left_out(revisions: Iterable[Revision]) -> set[tuple[str, str]]:
+    """Versions that an operator took out of the document and nobody put in again.
+
+    What the reconciler took back because it failed is not among them: it may be in order by now.
+    """
+    there: set[tuple[str, str]] = set()
+    removed: set[tuple[str, str]] = set()
+    for revision in revisions:
+        now = {(name, version) for name, version, _ in revision.document.versions()}
+        if revision.command != TAKE_BACK:
+            removed |= there - now
+        removed -= now
+        there = now
+    return removed

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from scripts.core.errors import UserError
+from scripts.core.http import HOST
 
-HOST = "127.0.0.1"
 GRPC_FIRST = 7070
 ADMIN_FIRST = 9901
 WORKERS_FIRST, WORKERS_STEP = 9000, 100
@@ -17,8 +18,7 @@ class PortTaken(UserError):
     """Something else listens where this stack should."""
 
 
-@dataclass(frozen=True)
-class Ports:
+class Ports(Struct, frozen=True):
     """`workers` is the first of a range. Workers listen on sockets in the stack's own temp folder, named by these
     numbers; only where TorchServe has no native sockets are they ports."""
 
@@ -32,6 +32,21 @@ class Ports:
     admin: int
     torchserve_metrics: int
     """TorchServe's own page of figures; that at `metrics` holds the workers', too (scripts/stack/metrics_page.py)."""
+
+    @property
+    def torchserve(self) -> dict[str, str]:
+        """The URLs of TorchServe's HTTP ports, and of the page that holds its figures and the workers'."""
+        named = {"inference": self.inference, "management": self.management, "metrics": self.metrics}
+        return {name: f"http://{HOST}:{port}" for name, port in named.items()}
+
+    def refuse_taken(self, *names: str, host: str = HOST) -> None:
+        """Raise PortTaken if somebody listens on one of these by now; asked right before a start."""
+        for name in names:
+            port = getattr(self, name)
+            if not is_free(port, host):
+                raise PortTaken(
+                    f"port {port} on {host}, kept for {name.replace('_', ' ')}, is taken by another program"
+                )
 
 
 def choose_ports(inference: int, management: int, metrics: int, gateway: int = 0) -> Ports:
@@ -61,12 +76,12 @@ def claim(taken: set[int], first: int) -> int:
     return port
 
 
-def is_free(port: int) -> bool:
+def is_free(port: int, host: str = HOST) -> bool:
     with socket.socket() as probe:
         # Without it, a port that a stopped server used a minute ago counts as taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

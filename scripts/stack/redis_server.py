@@ -20,8 +20,8 @@ import redis
 
 from handlers.redis.cache import PREFIX
 from scripts.core.errors import UserError
-from scripts.stack.logs import Position
-from scripts.stack.process import kill, processes_marked, same_process, stop_tree
+from scripts.core.logs import Position
+from scripts.core.process import Identity, kill, processes_marked, stop_tree
 from scripts.stack.state import Redis, State
 
 URL_VARIABLE = "REDIS_URL"
@@ -85,7 +85,7 @@ def start(state: State, temp: Path) -> Redis:
             start_new_session=True,
         )
     url = f"unix://{temp / SOCKET}"
-    started = Redis(url, process.pid, psutil.Process(process.pid).create_time())
+    started = Redis(url, Identity.of(process.pid))
     try:
         wait_ready(state, url, process, log)
         if unsaved_file(state).exists():
@@ -191,16 +191,13 @@ def stop(state: State, server: Redis) -> None:
             pass  # it does not answer: it is ended without
         finally:
             stop_tree(process, GRACE_S)
-    if server.pid is not None:
+    if server.process is not None:
         remove_leftovers(state)
 
 
 def find(state: State, server: Redis) -> psutil.Process | None:
     """Our own Redis's process, if it still runs."""
-    if server.pid is None or server.created is None:
-        return None
-    process = same_process(server.pid, server.created, PROGRAM)
-    return process if process and works_in(process, folder(state)) else None
+    return server.process.process if server.process else None
 
 
 def remove_leftovers(state: State) -> None:

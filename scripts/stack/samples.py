@@ -13,7 +13,7 @@ from handlers.core.samples import Sample
 from handlers.core.task import Task
 from scripts.build.reader import Archive
 from scripts.core.errors import UserError
-from scripts.stack.management import local_session
+from scripts.core.http import local_session
 
 MARGIN_S = 10.0
 COMPUTE = {"cache-control": "no-cache"}

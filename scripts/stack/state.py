@@ -1,77 +1,83 @@
 """The state folder: what one stack keeps on disk.
 
+history.jsonl       every revision of the declared state; head.json: its newest line
+running.json        the stack that runs: addresses, folders, processes
+status.json         what the reconciler observed: revision in force, versions, reasons, what it does now
+reconciler.lock     held, and named in it, by the process that reconciles
 config.properties   TorchServe's settings as they are in force
-running.json        the running server, from start to stop
-choices.json        what operators chose; the next start respects it
-traffic.yaml        the models' traffic policies; traffic.jsonl tells every change of them
 log/                drained predictions and labels, if no other folder was named
-gateway/               Envoy's settings, routes and clusters as they are in force
+gateway/            Envoy's settings, routes and clusters as they are in force
 redis/              Redis's settings, and its data between a stop and the next start
-logs/               server.log, workers.log, console.log, gateway.log, redis.log
+logs/               reconciler.log, server.log, workers.log, console.log, gateway.log, redis.log
 tmp/                sockets and unpacked archives, from start to stop (elsewhere if this path is too long)
+
+Only the reconciler writes, history.jsonl aside.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from scripts.core.errors import UserError
+from scripts.core.files import WriteFailed, write_atomically
+from scripts.core.process import Identity
+from scripts.gateway.envoy import Envoy
 from scripts.gateway.settings import GatewaySettings
+from scripts.stack.history import History
+from scripts.stack.ports import Ports
+from scripts.stack.report import Status
 
 DEFAULT_STATE = Path(".marctl")
+PRIVATE = 0o600
+"""Redis's URL may hold a password, the gateway's settings hold keys."""
 
 
 class DamagedState(UserError):
     """A file of the state folder cannot be read."""
 
 
-class Busy(UserError):
-    """Another command is changing this stack."""
+class Gateway(Struct, frozen=True):
+    """A stack's Envoy. `address` is where this machine reaches it; its settings have a file of their own."""
 
-
-class Gateway(msgspec.Struct, frozen=True):
-    """A started Envoy. `address` is where this machine reaches it."""
-
-    pid: int
-    created: float
     address: str
     admin: str
-    settings: GatewaySettings
+    process: Identity | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process and self.process.alive else None
 
 
-class Redis(msgspec.Struct, frozen=True):
-    """Where the workers find Redis. `pid` and `created` are those of our own one; None for one that REDIS_URL names."""
+class Redis(Struct, frozen=True):
+    """Where the workers find Redis. `process` is our own one's; None for one that REDIS_URL names."""
 
     url: str
-    pid: int | None = None
-    created: float | None = None
+    process: Identity | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
 
 
-class Running(msgspec.Struct, frozen=True):
-    """One started server. `created` is the process's start time as the kernel gives it: a pid alone may be reused."""
+class Running(Struct, frozen=True):
+    """One started stack. Written before its first process starts, so that what a kill leaves can be found."""
 
-    pid: int
-    created: float
+    ports: Ports
     inference: str
     management: str
     metrics: str
     store: str
     temp: str
     started_at: str
-    stopping: bool = False
+    server: Identity | None = None
     gateway: Gateway | None = None
     """None where TorchServe is served alone."""
     redis: Redis | None = None
     """None where there is none."""
-    torchserve_metrics: str = ""
-    """TorchServe's own page of figures, which is a part of the one at `metrics`."""
 
     @property
     def predictions(self) -> str:
@@ -79,20 +85,7 @@ class Running(msgspec.Struct, frozen=True):
         return self.gateway.address if self.gateway else self.inference
 
 
-class Choices(msgspec.Struct):
-    """What operators chose, on top of what the recipes say. Versions are written `model/version`."""
-
-    defaults: dict[str, str] = {}
-    """Model to default version."""
-    workers: dict[str, int] = {}
-    """Version to worker count."""
-    extra: list[str] = []
-    """File names, in the store, of archives that no recipe builds."""
-    left_out: list[str] = []
-    """Versions that are not served."""
-
-
-Content = TypeVar("Content", Running, Choices)
+Content = TypeVar("Content", Running, Status, GatewaySettings)
 
 
 class State:
@@ -100,24 +93,32 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
+        self.history = History(self.folder)
         self.config = self.folder / "config.properties"
         self.logs = self.folder / "logs"
         self.server_log = self.logs / "server.log"
         self.workers_log = self.logs / "workers.log"
         self.console_log = self.logs / "console.log"
-        self.traffic = self.folder / "traffic.yaml"
-        self.traffic_history = self.folder / "traffic.jsonl"
+        self.reconciler_log = self.logs / "reconciler.log"
+        self.reconciler_lock = self.folder / "reconciler.lock"
         self.prediction_log = self.folder / "log"
+        self.gateway = self.folder / "gateway"
         self._running = self.folder / "running.json"
-        self._choices = self.folder / "choices.json"
+        self._status = self.folder / "status.json"
+        self._settings = self.gateway / "settings.json"
 
     def create(self) -> None:
-        """The folder, invisible to git whatever the project's own ignore file says."""
-        self.logs.mkdir(parents=True, exist_ok=True)
-        (self.folder / ".gitignore").write_text("*\n")
+        """The folder, invisible to git whatever the project's own ignore file says. Raises WriteFailed."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise WriteFailed(f"cannot make {self.logs}: {err.strerror}") from err
+        ignore = self.folder / ".gitignore"
+        if not ignore.exists():
+            write_atomically(ignore, "*\n")
 
     def running(self) -> Running | None:
-        """What running.json says; the server may have died since."""
+        """What running.json says; its processes may have died since."""
         return read(self._running, Running)
 
     def save_running(self, running: Running) -> None:
@@ -126,28 +127,24 @@ class State:
     def forget_running(self) -> None:
         self._running.unlink(missing_ok=True)
 
-    def choices(self) -> Choices:
-        return read(self._choices, Choices) or Choices()
+    def status(self) -> Status:
+        """The reconciler's last report; it may have died since."""
+        return read(self._status, Status) or Status()
 
-    @contextmanager
-    def choosing(self) -> Iterator[Choices]:
-        """The choices, to change; saved at the end of the block unless it raises."""
-        choices = self.choices()
-        yield choices
-        write(self._choices, choices)
+    def save_status(self, status: Status) -> None:
+        write(self._status, status)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One command at a time may change this stack; raises Busy if another one is at it."""
-        self.create()
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as err:
-                raise Busy(
-                    f"another marctl command is changing the stack in {self.folder}; try again after it"
-                ) from err
-            yield
+    def gateway_settings(self) -> GatewaySettings:
+        """What the gateway that runs was started with."""
+        return read(self._settings, GatewaySettings) or GatewaySettings()
+
+    def save_gateway_settings(self, settings: GatewaySettings) -> None:
+        self.gateway.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write(self._settings, settings)
+
+    def envoy(self, ports: Ports, settings: GatewaySettings) -> Envoy:
+        """This stack's gateway."""
+        return Envoy(self.gateway, self.logs / "gateway.log", ports.torchserve, ports.gateway, ports.admin, settings)
 
 
 def read(path: Path, kind: type[Content]) -> Content | None:
@@ -156,14 +153,10 @@ def read(path: Path, kind: type[Content]) -> Content | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as err:
-        raise DamagedState(f"{path}: {err}; mend it or remove it") from err
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise DamagedState(f"{path}: {err}; `marctl up` finds what runs by itself and writes the file anew") from err
 
 
-def write(path: Path, content: Running | Choices) -> None:
-    """Readers see the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.touch(mode=0o600)  # the gateway's settings may hold keys, Redis's URL a password
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
-    os.replace(partial, path)
+def write(path: Path, content: Struct) -> None:
+    """Raises WriteFailed."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n", mode=PRIVATE)

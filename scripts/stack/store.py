@@ -1,4 +1,4 @@
-"""The folder of archives that a stack serves from."""
+"""The folder of archives that a stack serves from, and where they lie unpacked for TorchServe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,48 @@ from pathlib import Path
 
 from scripts.build.reader import EXPLAIN_CONFIG, MODEL_CONFIG, Archive, read_archive
 from scripts.core.errors import UserError
+from scripts.core.files import sync_folder, write_failed
+from scripts.core.names import ARCHIVE_FILE
+from scripts.stack.document import Version
 
 EXPLAINS = ".explain"
 """Marks the folder of workers that explain."""
 UNPACKED = ".unpacked"
 """Under the archive's own name TorchServe would take the file in the store instead (ModelArchive.java, 0.12.0)."""
+DIGEST_LENGTH = 16
+SPARE_BYTES = 64 << 20
+"""Left free when an archive is unpacked, for logs and sockets."""
+
+
+class ArchiveMissing(UserError):
+    """The store does not hold what is declared."""
+
+
+def declared_archive(store: Path, model: str, version: str, content: Version) -> Archive:
+    """The archive of a declared version. Raises ArchiveMissing if it is gone or has other content, or is no archive."""
+    path = store / content.file
+    cure = f"put the archive back, or stop declaring it: marctl unregister {model} {version}"
+    if not path.is_file():
+        raise ArchiveMissing(f"{path} is gone; {cure}")
+    archive = read_archive(path)
+    if digest_of(archive) != content.archive:
+        raise ArchiveMissing(
+            f"{path} has sha256 {archive.sha256[:12]}..., declared is {content.archive[7:19]}...; {cure}"
+        )
+    if (archive.name, archive.version) != (model, version):
+        raise ArchiveMissing(f"{path} is {archive.name} {archive.version}, not {model} {version}; {cure}")
+    return archive
+
+
+def digest_of(archive: Archive) -> str:
+    """As the document names it."""
+    return f"sha256:{archive.sha256}"
+
+
+def file_name(archive: Archive) -> str:
+    """What an archive is called in the store: as it came, unless that name could mean something else."""
+    name = archive.path.name
+    return name if ARCHIVE_FILE.fullmatch(name) else f"{archive.name}-{archive.version}.mar"
 
 
 @contextmanager
@@ -24,7 +61,7 @@ def put(archive: Archive, store: Path, *, force: bool) -> Iterator[Archive]:
 
     Raises UserError if another file has its name, unless `force` replaces that one.
     """
-    target = store / archive.path.name
+    target = store / file_name(archive)
     if target.exists() and read_archive(target).sha256 == archive.sha256:
         yield read_archive(target)
         return
@@ -33,8 +70,8 @@ def put(archive: Archive, store: Path, *, force: bool) -> Iterator[Archive]:
             f"{target} is there with other content; give the archive another version, or replace it with --force"
         )
     previous = set_aside(target)
-    copy(archive.path, target)
     try:
+        copy(archive.path, target)
         yield read_archive(target)
     except BaseException:
         target.unlink(missing_ok=True)
@@ -45,30 +82,65 @@ def put(archive: Archive, store: Path, *, force: bool) -> Iterator[Archive]:
         previous.unlink()
 
 
+def unpacked_folder(archive: Archive, folder: Path) -> Path:
+    """Where it is unpacked; the digest in the path tells which content a registered version has."""
+    return folder / archive.sha256[:DIGEST_LENGTH] / (archive.path.name + UNPACKED)
+
+
 def unpack(archive: Archive, folder: Path) -> Path:
-    """The archive's content, as a folder below `folder`."""
-    target = folder / (archive.path.name + UNPACKED)
-    shutil.rmtree(target, ignore_errors=True)
+    """The archive's content, as a folder below `folder`; nothing to do if it is there. Raises UserError."""
+    target = unpacked_folder(archive, folder)
+    if target.is_dir():
+        return target
+    refuse_too_large(archive, folder)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(archive.path) as file:
-            file.extractall(target)
+            file.extractall(partial)
+        os.replace(partial, target)
     except (OSError, zipfile.BadZipFile) as err:
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot unpack {archive.path} into {folder}: {err}") from err
     return target
 
 
+def refuse_too_large(archive: Archive, folder: Path) -> None:
+    """Raise UserError before a disk is filled up."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    needed, free = sum(archive.files.values()), shutil.disk_usage(place).free
+    if needed + min(SPARE_BYTES, free // 10) > free:
+        raise UserError(
+            f"{archive.path} unpacks to {needed >> 20} MiB, {place} has {free >> 20} MiB left; make room there"
+        )
+
+
 def unpack_explainer(archive: Archive, folder: Path) -> Path:
     """The content of an unpacked archive once more, configured to explain. The files themselves are shared."""
-    target = folder / (archive.path.name + EXPLAINS + UNPACKED)
-    shutil.rmtree(target, ignore_errors=True)
+    source = unpack(archive, folder)
+    target = source.with_name(archive.path.name + EXPLAINS + UNPACKED)
+    if target.is_dir():
+        return target
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(folder / (archive.path.name + UNPACKED), target, copy_function=os.link)
-        os.replace(target / EXPLAIN_CONFIG, target / MODEL_CONFIG)
+        shutil.copytree(source, partial, copy_function=os.link)
+        os.replace(partial / EXPLAIN_CONFIG, partial / MODEL_CONFIG)
+        os.replace(partial, target)
     except OSError as err:
-        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot lay {archive.path.name} out to explain in {folder}: {err}") from err
     return target
+
+
+def forget_unpacked(folder: Path, digest: str, archive: str) -> None:
+    """Remove what was unpacked of an archive that is no longer served."""
+    place = folder / digest
+    for name in (archive + UNPACKED, archive + EXPLAINS + UNPACKED):
+        shutil.rmtree(place / name, ignore_errors=True)
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
 
 
 def set_aside(target: Path) -> Path | None:
@@ -81,13 +153,16 @@ def set_aside(target: Path) -> Path | None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Readers see no file or the whole file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Readers see no file or the whole file. Raises WriteFailed."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(partial, target)
+        sync_folder(target.parent)
     except OSError as err:
-        raise UserError(f"cannot copy {source} to {target}: {err.strerror or err}") from err
+        raise write_failed(target, err) from err
     finally:
         partial.unlink(missing_ok=True)

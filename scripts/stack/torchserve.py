@@ -9,161 +9,126 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import psutil
 import requests
 
 from handlers.torchserve.metrics import FOLDER_VARIABLE
 from scripts.core.errors import UserError
-from scripts.gateway import envoy
-from scripts.stack import metrics_page, redis_server
+from scripts.core.files import write_atomically, write_failed
+from scripts.core.http import HOST, local_session
+from scripts.core.process import Identity, Program, find_processes, kill, processes_marked, stop_tree
+from scripts.stack import redis_server
 from scripts.stack.java import Java
-from scripts.stack.logs import Position
-from scripts.stack.management import local_session
-from scripts.stack.ports import HOST, Ports
-from scripts.stack.process import kill, processes_marked, same_process, stop_tree
-from scripts.stack.state import Redis, Running, State
+from scripts.stack.metrics_page import FOLDER, make_folder
+from scripts.stack.ports import Ports
+from scripts.stack.state import State
 
 PROJECT = Path(__file__).parents[2]
 CONFIG, LOG_CONFIG, METRICS_CONFIG = "config.properties", "log4j2.xml", "metrics.yaml"
+MAIN_CLASS = "org.pytorch.serve.ModelServer"
 START_TIMEOUT_S = 90.0
 SOCKET_PATH_BYTES = 104
 """The shortest limit on a Unix socket's path among the systems that TorchServe runs on (macOS; Linux has 108)."""
 PASSED_ON = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD"}
 PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "HF_", "TORCH_")
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
+MODELS = "models"
+"""In the temp folder, where TorchServe links what it serves."""
 
 
-class StartFailed(UserError):
-    """TorchServe did not come up."""
+@dataclass(frozen=True)
+class TorchServe:
+    """One stack's TorchServe."""
 
+    state: State
+    ports: Ports
+    store: Path
+    temp: Path
+    """A folder of `make_temp`, for sockets and unpacked archives."""
+    redis_url: str | None
 
-class AlreadyRunning(UserError):
-    """This state folder's stack is up."""
+    def start(self, java: Java, environ: Mapping[str, str]) -> Identity:
+        """Start it with no model and wait until it answers.
 
+        Raises PortTaken or StartFailed; nothing is left running then.
+        """
+        self.sweep()
+        base = project_file(CONFIG)
+        settings = resolve(read_properties(base), self.ports, self.store)
+        write_properties(self.state.config, settings, base)
+        make_folder(self.temp)
+        self.ports.refuse_taken("inference", "management", "torchserve_metrics", "grpc_inference", "grpc_management")
+        return self.program(java, settings["vmargs"], environ).start(self._answers, START_TIMEOUT_S)
 
-class NotRunning(UserError):
-    """This state folder has no stack that is up."""
-
-
-def start(
-    state: State, java: Java, ports: Ports, store: Path, temp: Path, redis: Redis | None, environ: Mapping[str, str]
-) -> Running:
-    """Start TorchServe with no model and wait until it answers. Raises StartFailed; nothing is left running then.
-
-    `temp`: an empty folder of `make_temp`. `redis`: what the workers may use; stopped with the server if it is ours.
-    """
-    base = project_file(CONFIG)
-    settings = resolve(read_properties(base), ports, store)
-    write_properties(state.config, settings, base)
-    log = Position.now(state.server_log)
-    metrics_page.make_folder(temp)
-    with state.console_log.open("wb") as console:
-        process = subprocess.Popen(
-            command(java, settings["vmargs"], state.config, store, temp),
-            cwd=state.folder,
-            env=environment(environ, state.logs, temp, redis),
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that the terminal's Ctrl-C reaches marctl alone, which stops things in order
-        )
-    running = Running(
-        pid=process.pid,
-        created=psutil.Process(process.pid).create_time(),
-        inference=f"http://{HOST}:{ports.inference}",
-        management=f"http://{HOST}:{ports.management}",
-        metrics=f"http://{HOST}:{ports.metrics}",
-        store=str(store),
-        temp=str(temp),
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        redis=redis,
-        torchserve_metrics=f"http://{HOST}:{ports.torchserve_metrics}",
-    )
-    try:
-        state.save_running(running)
-        wait_healthy(state, running, process, log)
-    except BaseException:
-        stop(state, running)
-        raise
-    return running
-
-
-def stop(state: State, running: Running) -> None:
-    """Close the gateway, stop the server and everything it started, and remove its temp folder.
-
-    Requests under way are answered first. A second interrupt skips the grace.
-    """
-    current = state.running()
-    if current is not None and current.pid != running.pid:
-        return  # another start has taken the folder over, and cleaned it
-    running = current or running
-    process = find(state, running)
-    try:
-        if process is not None:
-            # A `marctl up` that watches this server then knows that its end was asked for.
-            state.save_running(msgspec.structs.replace(running, stopping=True))
+    def stop(self) -> bool:
+        """End every TorchServe of this state folder, and its workers; whether there was one."""
+        found = find_servers(self.state)
         try:
-            if running.gateway is not None:
-                envoy.stop(state, running.gateway, drain=process is not None)
-        finally:
-            if process is not None:
+            for process in found:
                 stop_tree(process)
-    finally:
-        # After the workers, so that the last answers are in what it saves.
-        if running.redis is not None:
-            redis_server.stop(state, running.redis)
-        kill(processes_marked(socket_prefix(Path(running.temp))))
-        shutil.rmtree(running.temp, ignore_errors=True)
-        state.forget_running()
+        finally:
+            self.sweep()
+        return bool(found)
 
+    def sweep(self) -> None:
+        """Remove what a server that died has left: workers, sockets, links."""
+        kill(processes_marked(socket_prefix(self.temp)))
+        for path in self.temp.glob(".ts.sock.*"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.temp / MODELS, ignore_errors=True)
 
-def find(state: State, running: Running) -> psutil.Process | None:
-    """The server's process, if it still runs."""
-    return same_process(running.pid, running.created, str(state.config))
-
-
-def running_server(state: State) -> Running:
-    """The stack that is up; raises NotRunning."""
-    running = state.running()
-    if running is None:
-        raise NotRunning(f"nothing runs in {state.folder}; start it with `marctl up`")
-    if find(state, running) is None:
-        raise NotRunning(
-            f"the server of {state.folder} (pid {running.pid}) has died, its log is {state.server_log}; "
-            "start it again with `marctl up`"
+    def program(self, java: Java, vmargs: str, environ: Mapping[str, str]) -> Program:
+        return Program(
+            name="TorchServe",
+            command=command(java, vmargs, self.state.config, self.store, self.temp),
+            folder=self.state.folder,
+            environ=environment(environ, self.state.logs, self.temp, self.redis_url),
+            log=self.state.console_log,
+            told=self.state.server_log,
         )
-    return running
+
+    def _answers(self, pid: int) -> bool:
+        """Whether this very process speaks HTTP on every port; its health is another question."""
+        ports = {self.ports.inference: "ping", self.ports.management: "models", self.ports.torchserve_metrics: "metrics"}
+        session = local_session()
+        try:
+            for port, page in ports.items():
+                session.get(f"http://{HOST}:{port}/{page}", timeout=5)
+        except requests.RequestException:
+            return False
+        return set(ports) <= listening_ports(pid)
 
 
-def refuse_second(state: State) -> None:
-    """Raise AlreadyRunning if this stack is up; clean up what a server that died has left."""
-    running = state.running()
-    if running is None:
-        return
-    if find(state, running) is not None:
-        raise AlreadyRunning(
-            f"the stack in {state.folder} is running already (pid {running.pid}, {running.inference}); "
-            f"stop it with `marctl down --state {state.folder}`, or give the second one another --state and ports"
-        )
-    stop(state, running)
+def listening_ports(pid: int) -> set[int]:
+    """Where a process listens; another server may answer on a port that this one could not get."""
+    with suppress(psutil.Error):
+        found = psutil.Process(pid).net_connections("tcp")
+        return {c.laddr.port for c in found if c.status == psutil.CONN_LISTEN}
+    return set()
+
+
+def find_servers(state: State) -> list[psutil.Process]:
+    """Every TorchServe of a state folder, by its command line."""
+    return find_processes(lambda process: {MAIN_CLASS, str(state.config)} <= set(process.cmdline()))
 
 
 def make_temp(state: State) -> Path:
     """An empty folder for sockets and unpacked archives, its path short enough for a socket's."""
     temp = state.folder / "tmp"
-    if len(os.fsencode(socket_prefix(temp))) + len("65535") > SOCKET_PATH_BYTES:
-        return Path(tempfile.mkdtemp(prefix="marctl-"))
-    shutil.rmtree(temp, ignore_errors=True)
-    temp.mkdir(mode=0o700)
+    try:
+        if len(os.fsencode(socket_prefix(temp))) + len("65535") > SOCKET_PATH_BYTES:
+            return Path(tempfile.mkdtemp(prefix="marctl-"))
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(mode=0o700)
+    except OSError as err:
+        raise write_failed(temp, err) from err
     return temp
 
 
@@ -190,7 +155,7 @@ def read_properties(path: Path) -> dict[str, str]:
 def write_properties(path: Path, settings: Mapping[str, str], origin: Path) -> None:
     lines = [f"# Made from {origin} by `marctl up`; written anew at each start."]
     lines += [f"{key}={value}" for key, value in settings.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(path, "\n".join(lines) + "\n")
 
 
 def resolve(settings: Mapping[str, str], ports: Ports, store: Path) -> dict[str, str]:
@@ -214,7 +179,7 @@ def resolve(settings: Mapping[str, str], ports: Ports, store: Path) -> dict[str,
 def command(java: Java, vmargs: str, config: Path, store: Path, temp: Path) -> list[str]:
     home = server_home()
     options = [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={temp}", *vmargs.split()]
-    main = ["-cp", f"{home}/ts/frontend/*", "org.pytorch.serve.ModelServer"]
+    main = ["-cp", f"{home}/ts/frontend/*", MAIN_CLASS]
     # Workers run this very Python, whether or not its environment is activated.
     return [str(java.path), *options, *main, "--python", sys.executable, "-f", str(config), "-s", str(store), "-ncs"]
 
@@ -227,7 +192,7 @@ def server_home() -> Path:
     return Path(found.submodule_search_locations[0]).resolve().parent
 
 
-def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis: Redis | None = None) -> dict[str, str]:
+def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis_url: str | None = None) -> dict[str, str]:
     """What the server and its workers see of the caller's environment: a short list, so that no secret comes along.
 
     PYTHONPATH stays out because it would put other code before an archive's own, TS_* because TorchServe would let it
@@ -237,9 +202,8 @@ def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis: Redis
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     ours = {"PATH": path, "LOG_LOCATION": str(logs), "METRICS_LOCATION": str(logs)}
     ours |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp))
-    ours[FOLDER_VARIABLE] = str(temp / metrics_page.FOLDER)
-    if redis is not None:
-        ours[redis_server.URL_VARIABLE] = redis.url
+    if redis_url is not None:
+        ours[redis_server.URL_VARIABLE] = redis_url
     ours |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     return {"OMP_NUM_THREADS": "1"} | kept | ours
 
@@ -248,36 +212,3 @@ def passes(name: str) -> bool:
     if name in PASSED_ON:
         return True
     return name.startswith(PASSED_ON_PREFIXES) and not any(word in name for word in SECRET_WORDS)
-
-
-def wait_healthy(state: State, running: Running, process: subprocess.Popen[bytes], log: Position) -> None:
-    """Until every port answers; raises StartFailed with the log's last lines if the process ends first."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not answers(running):
-        if process.poll() is not None:
-            raise StartFailed(
-                f"TorchServe ended while starting, exit code {process.returncode}{last_words(state, log)}"
-            )
-        if time.monotonic() > deadline:
-            raise StartFailed(f"TorchServe did not answer within {START_TIMEOUT_S:.0f} s{last_words(state, log)}")
-        time.sleep(0.1)
-
-
-def answers(running: Running) -> bool:
-    """Whether every port speaks HTTP; its health is another question."""
-    session = local_session()
-    try:
-        figures = f"{running.torchserve_metrics}/metrics"
-        for url in (f"{running.inference}/ping", f"{running.management}/models", figures):
-            session.get(url, timeout=5)
-    except requests.RequestException:
-        return False
-    return True
-
-
-def last_words(state: State, log: Position) -> str:
-    """The end of the logs, for a message: what the server logged since, else what Java printed."""
-    lines, path = log.lines_since(), log.path
-    if not lines:
-        lines, path = Position(state.console_log, 0).lines_since(), state.console_log
-    return f"; last lines of {path}:" + "".join(f"\n    {line}" for line in lines[-5:])

@@ -1,269 +1,244 @@
-"""Starts a whole stack, watches it, and describes it."""
+"""Starts and stops a stack: the process that reconciles, in the foreground or left behind, one per state folder."""
 
 from __future__ import annotations
 
+import fcntl
+import getpass
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import IO, Any
 
 import msgspec
 import psutil
 
-from scripts.core.errors import UserError
-from scripts.core.explainers import is_explainer
-from scripts.core.order import version_order
-from scripts.gateway import envoy
-from scripts.gateway.settings import read_settings
-from scripts.gateway.traffic import open_gateway
-from scripts.stack import redis_server
-from scripts.stack.java import find_java
-from scripts.stack.logs import Position
-from scripts.stack.management import NoSuchVersion, Served
-from scripts.stack.plan import Plan, find_archives, make_plan
-from scripts.stack.ports import choose_ports
-from scripts.stack.state import Busy, Redis, Running, State
-from scripts.stack.torchserve import find, last_words, make_temp, refuse_second, start, stop
-from scripts.stack.versions import Notify, Stack, begin_explainer, begin_load, finish_explainer, finish_load
+from scripts.core.errors import Relayed, UserError, short_name
+from scripts.core.files import write_failed
+from scripts.core.process import Identity, kill, rotate
+from scripts.stack.document import Document
+from scripts.stack.plan import declare, find_archives, left_out, with_workers
+from scripts.stack.reconciler import Reconciler
+from scripts.stack.servers import Request, Servers, stop_stack
+from scripts.stack.state import State
+from scripts.stack.versions import Notify
 
-WATCH_S = 0.5
-READINESS_EVERY_S = 5.0
-MIB = 1 << 20
+STOP_TIMEOUT_S = 90.0
+"""For an orderly stop: half a minute to drain the gateway, and the servers' own time."""
+POLL_S = 0.05
+BARE_FILE = "scripts.stack.up"
 
 
-class ServerDied(UserError):
-    """TorchServe or Envoy ended although nobody stopped it."""
+class AlreadyRunning(UserError):
+    """This state folder's stack is up."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What `marctl up` was asked for. Ports may be 0 for any free one."""
-
-    recipes: Path
-    store: Path
-    inference_port: int
-    management_port: int
-    metrics_port: int
-    workers: int | None = None
-    gateway_port: int | None = None
-    """None for no gateway."""
-    gateway_config: Path | None = None
-    upstreams: tuple[str, ...] = ()
-    """Further TorchServe servers behind the gateway, on top of the configuration's."""
-    redis: bool = True
-    """Whether the workers may use one."""
+class NothingToServe(UserError):
+    """No archive and no recipe."""
 
 
-def bring_up(state: State, request: Request, notify: Notify) -> tuple[Stack, Plan]:
-    """Build, start, load and check everything; on any failure all of it is stopped again."""
-    refuse_second(state)
-    java = find_java()
-    store = request.store.resolve()
-    settings = read_settings(request.gateway_config, request.upstreams)
-    ports = choose_ports(
-        request.inference_port, request.management_port, request.metrics_port, request.gateway_port or 0
-    )
-    paths = find_archives(request.recipes, store, notify)
-    plan = make_plan(paths, store, state.choices(), request.workers, notify)
-    notify(f"starting TorchServe on Java {java.major}, port {ports.inference}")
-    temp = make_temp(state)
-    redis = provide_redis(state, temp, notify) if request.redis else None
-    try:
-        running = start(state, java, ports, store, temp, redis, os.environ)
-    except BaseException:
-        if redis is not None:
-            redis_server.stop(state, redis)
-        raise
-    try:
-        stack = Stack.of(state, running)
-        load_all(stack, plan, notify)
-        if request.gateway_port is not None:
-            stack = open_gateway(stack, (ports.gateway, ports.admin), settings, notify)
-    except BaseException:
-        stop(state, running)
-        raise
-    return stack, plan
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: `marctl down`, a service manager, or a terminal that was closed."""
 
 
-def provide_redis(state: State, temp: Path, notify: Notify) -> Redis | None:
-    """Redis for the workers' cache and log; predictions go on without it, so its failure is a warning."""
-    try:
-        redis = redis_server.provide(state, temp, os.environ)
-        if not redis_server.answers(redis.url):
-            notify(f"warning: no Redis answers at {redis_server.shown(redis.url)}; the workers will go on trying")
-    except UserError as err:
-        notify(f"warning: without Redis, so without cache and log: {err}")
-        return None
-    return redis
+def serve(state: State, request: Request, notify: Notify, ready: Callable[[], None]) -> None:
+    """Build, declare, and reconcile until an exception ends it; then everything is stopped.
 
-
-def load_all(stack: Stack, plan: Plan, notify: Notify) -> None:
-    """All versions load side by side; then each is checked, and the defaults are set."""
-    logs = stack.mark()
-    for archive in plan.archives:
-        notify(f"{archive.name} {archive.version}: loading")
-        begin_load(stack, archive, plan.workers_of(archive))
-    for archive in plan.archives:
-        finish_load(stack, archive, logs, notify)
-    # After the predictions' workers, which then need not share the processor with these while they load.
-    for archive in plan.explaining:
-        begin_explainer(stack, archive, plan.explainer_workers_of(archive))
-    for archive in plan.explaining:
-        finish_explainer(stack, archive, logs, notify)
-    for model, version in plan.defaults.items():
-        stack.management.set_default(model, version)
-
-
-def watch(stack: Stack, notify: Notify) -> None:
-    """Return when the stack was stopped by another command; raises ServerDied if a part of it ended by itself."""
-    log, gateway_log = Position.now(stack.state.server_log), Position.now(envoy.log_file(stack.state))
-    gateway = stack.running.gateway
-    before = readiness(stack)
-    checked = time.monotonic()
-    redis_trouble = ""
-    while find(stack.state, stack.running) is not None and (
-        gateway is None or envoy.find(stack.state, gateway) is not None
-    ):
-        time.sleep(WATCH_S)
-        if time.monotonic() - checked >= READINESS_EVERY_S:
-            before, checked = tell_changes(stack, before, notify), time.monotonic()
-            redis_trouble = revive_redis(stack.state, redis_trouble, notify)
-    now = stack.state.running()
-    if now is None or now.stopping:
-        return
-    if gateway is not None and find(stack.state, stack.running) is not None:
-        raise ServerDied(f"Envoy (pid {gateway.pid}) has ended{envoy.last_words(gateway_log)}")
-    raise ServerDied(f"TorchServe (pid {stack.running.pid}) has ended{last_words(stack.state, log)}")
-
-
-def tell_changes(stack: Stack, before: dict[str, str], notify: Notify) -> dict[str, str]:
-    """Say which version's workers came or went; returns what to compare with next time."""
-    now = readiness(stack) or before
-    for name, ready in now.items():
-        if before.get(name, ready) != ready:
-            notify(f"{name}: {ready} workers ready; their log is {stack.state.workers_log}")
-    return now
-
-
-def revive_redis(state: State, trouble: str, notify: Notify) -> str:
-    """Start our own Redis again if it has died; the workers find it at the same socket.
-
-    `trouble`: why the last look could not; returns why this one could not, so that a reason is told once.
+    `ready` is called once everything serves. Raises AlreadyRunning, and whatever keeps a first start from success;
+    Ctrl-C and `terminable` signals end it in order. A second one skips the grace that requests under way have.
     """
-    if dead_redis(state) is None:
-        return ""
+    with reconciling(state):
+        try:
+            declare_start(state, request, notify)
+            servers = Servers(state, request, notify)
+            Reconciler(state, servers, notify).run(ready)
+        except BaseException as err:
+            if isinstance(err, KeyboardInterrupt):
+                forced = "" if isinstance(err, Terminated) else "; Ctrl-C once more to do it by force"
+                notify(f"stopping{forced}")
+            stop_stack(state)
+            raise
+
+
+def declare_start(state: State, request: Request, notify: Notify) -> None:
+    """A further revision if recipes or the store hold what is not declared yet. Raises NothingToServe."""
+    paths = find_archives(Path(request.recipes), Path(request.store), notify)
+    now = state.history.current()
+    document = declare(now.document, paths, left_out(state.history.revisions()), notify)
+    document = with_workers(document, request.workers)
+    if not document.models and now.document == Document():
+        raise NothingToServe(f"nothing to serve: no archive in {request.store} and no recipe to build one from")
+    if document != now.document:
+        state.history.commit(document, expected=now.revision, actor=getpass.getuser(), command="up")
+
+
+@contextmanager
+def reconciling(state: State) -> Iterator[None]:
+    """The right to reconcile, for one process at a time, and gone with it. Raises AlreadyRunning."""
+    state.create()
     try:
-        with state.locked():
-            found = dead_redis(state)  # another command may have stopped it before the lock was ours
-            if found is None:
-                return ""
-            running, dead = found
-            redis = redis_server.start(state, Path(running.temp))
-            state.save_running(msgspec.structs.replace(running, redis=redis))
-    except Busy:
-        return trouble
-    except UserError as err:
-        if str(err) != trouble:
-            notify(f"warning: Redis has died and does not start again, so no cache and no log: {err}")
-        return str(err)
-    notify(f"Redis (pid {dead}) had died and was started again, pid {redis.pid}; cached answers are gone")
-    return ""
+        file = state.reconciler_lock.open("a+b")
+    except OSError as err:
+        raise write_failed(state.reconciler_lock, err) from err
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise AlreadyRunning(already_running(state)) from err
+        identity = Identity.of(os.getpid())
+        try:
+            file.truncate(0)
+            file.write(msgspec.json.encode(identity))
+            file.flush()
+        except OSError as err:
+            raise write_failed(state.reconciler_lock, err) from err
+        yield
 
 
-def dead_redis(state: State) -> tuple[Running, int] | None:
-    """The stack and its own Redis's process id, if that ended by itself."""
-    running = state.running()
-    if running is None or running.stopping or running.redis is None or running.redis.pid is None:
+def already_running(state: State) -> str:
+    found = reconciler_of(state)
+    running = None
+    with suppress(UserError):
+        running = state.running()
+    where = f", {running.predictions}" if running else ""
+    return (
+        f"the stack in {state.folder} is running already (pid {found.pid if found else 'unknown'}{where}); "
+        f"stop it with `marctl down --state {state.folder}`, or give the second one another --state and ports"
+    )
+
+
+def reconciler_of(state: State) -> Identity | None:
+    """The process that reconciles this state folder, None if there is none."""
+    try:
+        found = msgspec.json.decode(state.reconciler_lock.read_bytes(), type=Identity)
+    except (OSError, msgspec.DecodeError):
         return None
-    return None if redis_server.find(state, running.redis) else (running, running.redis.pid)
+    return found if found.alive else None
 
 
-def readiness(stack: Stack) -> dict[str, str]:
-    """`mcqa 1.0` to `1 of 1`; empty while the server does not answer."""
+def serve_detached(state: State, request: Request, notify: Notify) -> None:
+    """The same in a process of its own, left behind; returns once everything serves.
+
+    Raises AlreadyRunning, and Relayed with what ended the other process before that.
+    """
+    if reconciler_of(state) is not None:
+        raise AlreadyRunning(already_running(state))
+    state.create()
+    reading, writing = os.pipe()
+    with open_log(state) as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", BARE_FILE, str(state.folder), msgspec.json.encode(request).decode(), str(writing)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[writing],
+            start_new_session=True,
+        )
+    os.close(writing)
     try:
-        return {str(served): f"{served.ready} of {served.asked}" for served in every_version(stack)}
-    except UserError:
-        return {}
+        with os.fdopen(reading, encoding="utf-8") as news:
+            follow(news, notify, state)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        process.wait()
+        raise
 
 
-def every_version(stack: Stack) -> list[Served]:
-    """By model and version; a model that goes meanwhile is left out."""
-    found: list[Served] = []
-    for model in sorted(stack.management.models()):
-        with suppress(NoSuchVersion):
-            found += sorted(stack.management.versions(model), key=lambda served: version_order(served.version))
-    return found
-
-
-def status(stack: Stack) -> dict[str, Any]:
-    """Everything that `marctl status` shows."""
-    running = stack.running
-    served = every_version(stack)
-    defaults = {model: default_of(stack, model) for model in {version.model for version in served}}
-    return {
-        "running": True,
-        "state": str(stack.state.folder),
-        "pid": running.pid,
-        "started_at": running.started_at,
-        "inference": running.inference,
-        "management": running.management,
-        "metrics": running.metrics,
-        "gateway": running.gateway.address if running.gateway else None,
-        "gateway_pid": running.gateway.pid if running.gateway else None,
-        "admin": running.gateway.admin if running.gateway else None,
-        **redis_status(stack.state, running),
-        "store": running.store,
-        "server_memory_mb": memory_mb(running.pid),
-        "versions": [row(version, defaults[version.model]) for version in served],
-    }
-
-
-def redis_status(state: State, running: Running) -> dict[str, Any]:
-    """`redis_pid` is None for one that REDIS_URL names, and for our own after it has died."""
-    redis = running.redis
-    if redis is None:
-        return {"redis": None, "redis_pid": None, "redis_answers": False}
-    process = redis_server.find(state, redis)
-    return {
-        "redis": redis_server.shown(redis.url),
-        "redis_pid": process.pid if process else None,
-        "redis_answers": redis_server.answers(redis.url),
-    }
-
-
-def default_of(stack: Stack, model: str) -> str | None:
-    """None for workers that explain, too: which of them is asked, the predictions' default decides."""
-    if is_explainer(model):
-        return None
-    with suppress(NoSuchVersion):
-        return stack.management.default_version(model)
-    return None
-
-
-def row(served: Served, default: str | None) -> dict[str, Any]:
-    pids = [worker.pid for worker in served.workers if worker.pid > 0]
-    return {
-        "model": served.model,
-        "version": served.version,
-        "default": served.version == default,
-        "workers_ready": served.ready,
-        "workers_asked": served.asked,
-        "pids": pids,
-        "memory_mb": sum(memory_mb(pid) for pid in pids),
-        "queue": served.queue,
-        "queue_size": served.queue_size,
-        "batch_size": served.batch_size,
-        "batch_delay_ms": served.batch_delay_ms,
-        "archive": served.archive,
-        "loaded_since": min((worker.since for worker in served.workers), default=None),
-    }
-
-
-def memory_mb(pid: int) -> int:
-    """Resident memory, 0 for a process that is gone."""
+def open_log(state: State) -> IO[bytes]:
     try:
-        return int(psutil.Process(pid).memory_info().rss // MIB)
-    except psutil.Error:
+        rotate(state.reconciler_log)
+        return state.reconciler_log.open("ab")
+    except OSError as err:
+        raise write_failed(state.reconciler_log, err) from err
+
+
+def follow(news: IO[str], notify: Notify, state: State) -> None:
+    """Pass on what the other process tells, until it serves."""
+    for line in news:
+        told = json.loads(line)
+        if "note" in told:
+            notify(told["note"])
+        elif "failed" in told:
+            raise Relayed(told["failed"], told["detail"])
+        else:
+            return
+    raise UserError(f"the process that was to serve has ended without a word; its log is {state.reconciler_log}")
+
+
+def stop(state: State, notify: Notify) -> bool:
+    """End the reconciler and everything else of a state folder; whether there was anything to stop.
+
+    Requests under way are answered first. Needs no room on the disk.
+    """
+    found = reconciler_of(state)
+    process = found.process if found else None
+    if process is not None:
+        notify(f"stopping (pid {process.pid})")
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while found is not None and found.alive and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if found is not None and found.alive:
+            notify("it does not end by itself; ended by force")
+            kill([process])
+    return stop_stack(state) or process is not None
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does."""
+
+    def end(_: int, __: FrameType | None) -> None:
+        raise Terminated
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def main(folder: str, request: str, descriptor: str) -> int:
+    """The process that is left behind: it tells its progress through a pipe until it serves, and to its log."""
+    news: list[IO[str]] = [os.fdopen(int(descriptor), "w", encoding="utf-8")]
+
+    def tell(content: dict[str, Any]) -> None:
+        with suppress(OSError):
+            for pipe in news:
+                pipe.write(json.dumps(content) + "\n")
+                pipe.flush()
+
+    def notify(text: str) -> None:
+        tell({"note": text})
+        with suppress(OSError):  # a full disk, which must not end what serves
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    def ready() -> None:
+        tell({"ready": True})
+        while news:
+            with suppress(OSError):
+                news.pop().close()
+
+    try:
+        with terminable():
+            serve(State(Path(folder)), msgspec.json.decode(request, type=Request), notify, ready)
+    except Terminated:
+        notify("stopped")
         return 0
+    except UserError as err:
+        notify(f"error: {err}") if not news else tell({"failed": short_name(err), "detail": str(err)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))

@@ -83,6 +83,10 @@ class Site:
     def ask(self, path: str) -> requests.Response:
         return requests.post(f"{self.call('status')['inference']}/predictions/{path}", json=REQUEST, timeout=30)
 
+    def client(self, gateway: str, path: str = "/predict") -> requests.Response:
+        """One question to the gateway."""
+        return requests.post(gateway + path, json=REQUEST, timeout=30)
+
     def assert_nothing_left(self, listened: dict[str, Any]) -> None:
         for name in ("gateway", "inference", "management", "metrics"):
             assert not listening(listened[name])
@@ -96,6 +100,13 @@ class Site:
         mark = str(self.state)
         return [
             p for p in found if any(mark in word for word in p.info["cmdline"] or []) and is_server(p.info["cmdline"])
+        ]
+
+    def reconcilers(self) -> list[psutil.Process]:
+        """The process that was left behind, by its command line."""
+        found = psutil.process_iter(["cmdline"])
+        return [
+            p for p in found if "scripts.stack.up" in (p.info["cmdline"] or []) and str(self.state) in p.info["cmdline"]
         ]
 
 
@@ -132,7 +143,7 @@ def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     yield make
     for site in sites:
         site.run("down")
-        for process in site.processes():
+        for process in [*site.reconcilers(), *site.processes()]:
             process.kill()
 
 

@@ -16,16 +16,18 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import msgspec
 import requests
 
+from scripts.core.http import HOST
+from scripts.core.process import Identity
 from scripts.gateway import counts, envoy
 from scripts.gateway.counts import Attempts
 from scripts.gateway.health import Health, Workers, routed
 from scripts.gateway.names import Role, extension, socket_address
 from scripts.gateway.policies import Traffic
 from scripts.gateway.settings import GatewaySettings
-from scripts.stack.ports import HOST, free_port
-from scripts.stack.state import Running, State
+from scripts.stack.ports import free_port
 
 Reply = tuple[int, dict[str, str], bytes]
 SERVED = {"mcqa": ["1.0", "2.0", "3.0"], "embed": ["1.0"]}
@@ -120,20 +122,19 @@ class TestGateway:
     """A running gateway; its policies may be changed."""
 
     __test__ = False
-    state: State
-    running: Running
+    envoy: envoy.Envoy
+    process: Identity
     served: Mapping[str, list[str]]
     policies: dict[str, Traffic] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
-        assert self.running.gateway is not None
-        return self.running.gateway.address
+        return self.envoy.address
 
     def set(self, **fields: Any) -> None:
         """A new policy for mcqa."""
         self.policies = all_documents(self.served, Traffic(**fields))
-        envoy.apply(self.state, self.running, self.served, self.policies)
+        self.envoy.apply(self.served, self.policies)
 
     def ask(self, path: str = "/predict", body: Any = None, **headers: str) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -141,11 +142,10 @@ class TestGateway:
 
     @property
     def probes(self) -> str:
-        assert self.running.gateway is not None
-        return f"http://{HOST}:{self.running.gateway.settings.probe_port}"
+        return self.envoy.probes
 
     def watcher(self, heartbeats: Path) -> Health:
-        return Health(envoy.folder(self.state), [self.running.inference], heartbeats)
+        return Health(self.envoy.folder, self.envoy.hosts, heartbeats)
 
     def look(self, health: Health, *sick: str, pid: int = os.getpid()) -> None:
         """One step: all versions have a worker, whose process is `pid`, but those of mcqa that are sick."""
@@ -161,12 +161,10 @@ class TestGateway:
         return counts.read(self.admin_page(counts.STATS)).get((model, version, role), Attempts())
 
     def admin_page(self, path: str) -> str:
-        assert self.running.gateway is not None
-        return requests.get(self.running.gateway.admin + path, timeout=20).text
+        return requests.get(self.envoy.admin + path, timeout=20).text
 
     def stop(self) -> None:
-        assert self.running.gateway is not None
-        envoy.stop(self.state, self.running.gateway)
+        self.envoy.stop()
 
 
 def all_documents(served: Mapping[str, list[str]], mcqa: Traffic) -> dict[str, Traffic]:
@@ -175,15 +173,12 @@ def all_documents(served: Mapping[str, list[str]], mcqa: Traffic) -> dict[str, T
 
 def open_gateway(folder: Path, torchserve: str, settings: GatewaySettings | None = None, **fields: Any) -> TestGateway:
     """A started gateway with a policy for mcqa."""
-    state = State(folder)
-    state.create()
-    running = Running(0, 0.0, torchserve, torchserve, torchserve, "", "", "")
     policies = all_documents(SERVED, Traffic(**(fields or {"split": {"1.0": 80, "2.0": 20}})))
-    ports = free_port(), free_port()
-    gateway = envoy.start(state, running, ports, settings or GatewaySettings(), SERVED, policies)
-    return TestGateway(
-        state, Running(0, 0.0, torchserve, torchserve, torchserve, "", "", "", gateway=gateway), SERVED, policies
-    )
+    urls = dict.fromkeys(("inference", "management", "metrics"), torchserve)
+    folders = folder / "gateway", folder / "logs" / "gateway.log"
+    chosen = msgspec.structs.replace(settings or GatewaySettings(), probe_port=free_port())
+    gateway = envoy.Envoy(*folders, urls, free_port(), free_port(), chosen)
+    return TestGateway(gateway, gateway.start(SERVED, policies), SERVED, policies)
 
 
 @contextmanager

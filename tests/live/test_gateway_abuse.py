@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts.gateway import envoy
 from scripts.gateway.settings import GatewaySettings
 from tests.live.envoys import TestGateway, constant_server, open_gateway, until
 
@@ -68,9 +67,7 @@ def others_are_answered(gateway: TestGateway) -> Iterator[None]:
 
 
 def assert_none_is_left(gateway: TestGateway) -> None:
-    assert gateway.running.gateway is not None
-    running = gateway.running.gateway
-    until(lambda: envoy.figure(running, "http.gateway.downstream_cx_active") == 0, timeout_s=TIMEOUT_S + MARGIN_S)
+    until(lambda: gateway.envoy.figure("http.gateway.downstream_cx_active") == 0, timeout_s=TIMEOUT_S + MARGIN_S)
 
 
 def broken(draw: random.Random) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts.gateway.envoy import GatewayFailed, apply
+from scripts.gateway.envoy import GatewayFailed
 from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
 from tests.live.envoys import Standin, TestGateway, fails, hangs, open_gateway, refuses, self_signed, until, waits
 
@@ -341,7 +341,7 @@ def test_what_envoy_refuses_changes_nothing(server: Standin, gateway: TestGatewa
     served = {**gateway.served, "bad\x00name": ["1.0"]}
     policies = {**gateway.policies, "bad\x00name": gateway.policies["mcqa"]}
     with pytest.raises(GatewayFailed, match=r"did not take .*\.json; the former one is back"):
-        apply(gateway.state, gateway.running, served, policies)
+        gateway.envoy.apply(served, policies)
     assert gateway.ask().status_code == 200
     gateway.set(split={"2.0": 100})
     assert gateway.ask().headers["x-model-version"] == "2.0"

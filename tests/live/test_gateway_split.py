@@ -48,7 +48,7 @@ def test_ten_thousand_users_are_split_as_the_weights_say(gateway: TestGateway) -
 def test_the_same_user_gets_the_same_version_even_after_a_restart(gateway: TestGateway, tmp_path: Path) -> None:
     first = sides(gateway, split={"1.0": 80, "2.0": 20})
     assert sides(gateway, split={"1.0": 80, "2.0": 20}) == first
-    other = open_gateway(tmp_path, gateway.running.inference)
+    other = open_gateway(tmp_path, gateway.envoy.torchserve["inference"])
     try:
         assert ask_all(other) == first
     finally:

@@ -19,8 +19,9 @@ import requests
 
 from scripts.build.adopt import adopt
 from scripts.build.build import build
-from scripts.stack.process import is_alive
+from scripts.core.process import is_alive
 from tests.live.conftest import Site, is_server
+from tests.live.envoys import until
 from tests.tiny_archives import ANSWER, BUSY, CONSTANT, FAILS_TO_LOAD, LACKS_A_LIBRARY, REQUEST, tiny_archive
 
 pytestmark = pytest.mark.live
@@ -219,7 +220,7 @@ def foreground(site: Site) -> tuple[subprocess.Popen[str], list[psutil.Process]]
         if line.startswith("stop it with Ctrl-C"):
             break
     started = [p for p in psutil.Process(process.pid).children(recursive=True) if is_server(p.cmdline())]
-    assert len(started) == 4, "Redis, TorchServe, its worker and Envoy"
+    assert len(started) == 3 + len(list(site.store.glob("*.mar"))), "Redis, TorchServe, its workers and Envoy"
     return process, started
 
 
@@ -242,7 +243,7 @@ def test_redis_that_dies_is_started_again_where_the_workers_find_it(make_site: M
     before = site.call("status")
     psutil.Process(before["redis_pid"]).kill()
     assert process.stderr is not None
-    told = next(line for line in process.stderr if "Redis" in line)
+    told = next(line for line in process.stderr if line.startswith("Redis (pid"))
     now = site.call("status")
     assert told == (
         f"Redis (pid {before['redis_pid']}) had died and was started again, pid {now['redis_pid']}; "
@@ -279,28 +280,31 @@ def test_down_ends_a_foreground_stack_without_an_error(make_site: MakeSite) -> N
     site.call("down")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert errors.endswith("stopped by another command\n")
+    assert errors.endswith("stopping\nstopped\n")
     site.assert_nothing_left(listened)
 
 
-def test_a_server_that_dies_ends_the_foreground_with_the_reason(make_site: MakeSite) -> None:
-    site = make_site("1.0")
-    process, _ = foreground(site)
-    listened = site.call("status")
-    psutil.Process(listened["pid"]).kill()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert f"error: TorchServe (pid {listened['pid']}) has ended" in errors
-    site.assert_nothing_left(listened)
+def test_a_server_that_dies_is_started_again_with_its_versions(make_site: MakeSite) -> None:
+    site = make_site("1.0", "2.0")
+    before = site.up()
+    site.call("route", "split", "mcqa", "1.0=50", "2.0=50")
+    psutil.Process(before["pid"]).kill()
+    until(lambda: site.run("status").returncode == 0 and site.call("status")["pid"] != before["pid"], 60)
+    until(lambda: all(row["workers_ready"] for row in site.versions().values()), 60)
+    until(lambda: site.call("status")["conditions"] == [], 60)
+    assert {site.client(before["gateway"]).headers["x-model-version"] for _ in range(20)} == {"1.0", "2.0"}
+    assert site.call("down")["stopped"]
+    site.assert_nothing_left(before)
 
 
-def test_a_dead_stack_is_noticed_and_cleaned_by_the_next_start(make_site: MakeSite) -> None:
+def test_a_stack_whose_processes_are_all_killed_is_cleaned_by_the_next_start(make_site: MakeSite) -> None:
     site = make_site("1.0")
     dead = site.up()
-    psutil.Process(dead["pid"]).kill()
+    for pid in (site.call("status")["reconciler_pid"], dead["pid"]):
+        psutil.Process(pid).kill()
     done = site.run("status")
     assert done.returncode == 1
-    assert "has died" in done.stderr
+    assert "has died; start it again with `marctl up`" in done.stderr
     listened = site.up()
     answer = subprocess.run(shlex.split(listened["curl"]), capture_output=True, text=True, check=True).stdout
     assert json.loads(answer) == ANSWER

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from scripts.cli import COMMANDS, main
+from scripts.core.process import Identity
+from scripts.stack.ports import Ports
 from scripts.stack.state import Running, State
 
 HEAVY = {"torch", "transformers", "requests", "rich.table", "psutil", "msgspec", "yaml"}
-STACK_COMMANDS = ["up", "down", "status", "register", "scale", "default", "unregister", "ask"]
+STACK_COMMANDS = ["up", "down", "status", "register", "scale", "default", "unregister", "rollback", "ask"]
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -83,16 +86,23 @@ def test_down_with_nothing_running_is_no_failure(tmp_path: Path) -> None:
 
 def test_down_cleans_up_what_a_dead_server_left_and_ends_no_stranger(tmp_path: Path) -> None:
     """The recorded pid is this very test's: alive, but not the server."""
-    import os
-
     temp = tmp_path / "tmp"
     temp.mkdir()
     state = State(tmp_path)
-    state.save_running(Running(os.getpid(), 1.0, "http://x:1", "", "", "", str(temp), "2026-01-01T00:00:00+00:00"))
+    server = Identity(os.getpid(), 1, "another boot")
+    state.save_running(Running(Ports(*range(1, 9)), "http://x:1", "", "", "", str(temp), "2026-01-01", server))
     done = CliRunner().invoke(main, ["down", "--state", str(tmp_path)])
-    assert (done.exit_code, done.stdout) == (0, "it had died already; what it left is removed\n")
+    assert (done.exit_code, done.stdout) == (0, f"nothing runs in {tmp_path}\n")
     assert not temp.exists()
     assert state.running() is None
+
+
+@pytest.mark.parametrize("name", ["running.json", "status.json", "reconciler.lock", "gateway/settings.json"])
+def test_down_needs_no_file_to_be_whole(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{damaged")
+    done = CliRunner().invoke(main, ["down", "--state", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (0, f"nothing runs in {tmp_path}\n")
 
 
 @pytest.mark.parametrize("name", ["show", "set", "split", "shadow", "fallback", "history"])
@@ -111,5 +121,5 @@ def test_a_split_without_sense_is_misuse(arguments: list[str]) -> None:
 
 
 def test_the_traffic_of_nothing_is_no_traffic(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["route", "show", "--state", str(tmp_path)])
-    assert (done.exit_code, done.stderr) == (1, f"error: nothing runs in {tmp_path}; start it with `marctl up`\n")
+    done = CliRunner().invoke(main, ["route", "show", "mcqa", "--state", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (1, "error: no model mcqa is served; there are: none\n")

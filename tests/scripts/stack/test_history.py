@@ -63,7 +63,7 @@ def test_the_state_at_a_time_is_the_last_revision_before_it(history: History) ->
 
 def test_who_changes_an_old_revision_is_told_who_came_first(history: History) -> None:
     history.commit(document(9), expected=4, actor="bob", command="register x.mar")
-    with pytest.raises(Conflict, match=r"from revision 4: revision 5 by bob at .* \(register x\.mar\)"):
+    with pytest.raises(Conflict, match=r"since revision 4: revision 5 by bob at .* \(register x\.mar\)"):
         history.commit(document(1), expected=4, actor="ann", command="scale mcqa 1.0 1")
     assert history.current().document == document(9)
 

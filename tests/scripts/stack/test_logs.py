@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.stack.logs import Position, mark, reason
+from scripts.core.logs import Position
+from scripts.stack.logs import mark, reason
 
 TRACEBACK = [
     "Backend worker process died.",

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from scripts.core.errors import UserError
 from scripts.core.order import version_order
-from scripts.stack.plan import Plan, find_archives, make_plan
-from scripts.stack.state import Choices
-from tests.tiny_archives import tiny_archive
+from scripts.stack.document import Document, DocumentInvalid
+from scripts.stack.history import History
+from scripts.stack.plan import TAKE_BACK, declare, find_archives, left_out, with_workers
+from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
 
 
 class Notes(list[str]):
@@ -28,54 +29,80 @@ def store(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(store: Path, notes: Notes, choices: Choices | None = None, workers: int | None = None) -> Plan:
-    paths = [store / f"mcqa-{version}.mar" for version in ("1.9", "1.10", "1.2")]
-    return make_plan(paths, store, choices or Choices(), workers, notes)
+def versions(document: Document) -> list[str]:
+    return [f"{model} {version}" for model, version, _ in document.versions()]
 
 
-def versions(found: Plan) -> list[str]:
-    return [archive.version for archive in found.archives]
-
-
-def test_without_choices_all_are_served_and_the_highest_version_is_the_default(store: Path, notes: Notes) -> None:
-    found = plan(store, notes)
-    assert versions(found) == ["1.2", "1.9", "1.10"]
-    assert found.defaults == {"mcqa": "1.10"}
-    assert [found.workers_of(archive) for archive in found.archives] == [None] * 3
-
-
-def test_choices_are_respected(store: Path, notes: Notes) -> None:
-    tiny_archive(store, "embed", "0.1")
-    choices = Choices({"mcqa": "1.2"}, {"mcqa/1.2": 2}, ["embed-0.1.mar"], ["mcqa/1.9"])
-    found = plan(store, notes, choices)
-    assert [f"{a.name} {a.version}" for a in found.archives] == ["embed 0.1", "mcqa 1.2", "mcqa 1.10"]
-    assert found.defaults == {"embed": "0.1", "mcqa": "1.2"}
-    assert found.workers_of(found.archives[1]) == 2
+def test_a_first_start_declares_all_and_the_highest_version_as_default(store: Path, notes: Notes) -> None:
+    document = declare(Document(), sorted(store.glob("*.mar")), set(), notes)
+    assert versions(document) == ["mcqa 1.2", "mcqa 1.9", "mcqa 1.10"]
+    assert document.models["mcqa"].default == "1.10"
+    assert {content.workers for _, _, content in document.versions()} == {1}
     assert notes == []
 
 
-def test_a_vanished_extra_archive_is_a_warning(store: Path, notes: Notes) -> None:
-    found = plan(store, notes, Choices(extra=["gone-1.mar"]))
-    assert versions(found) == ["1.2", "1.9", "1.10"]
-    assert ["gone-1.mar was registered by hand and is gone" in note for note in notes] == [True]
+def test_a_default_stays_where_it_is_and_new_versions_get_no_traffic(store: Path, notes: Notes) -> None:
+    first = declare(Document(), [store / "mcqa-1.2.mar"], set(), notes)
+    document = declare(first, sorted(store.glob("*.mar")), set(), notes)
+    assert document.models["mcqa"].default == "1.2"
+    assert "mcqa 1.10 is new and gets no traffic yet: marctl default mcqa 1.10" in notes
 
 
-def test_a_vanished_default_is_a_warning(store: Path, notes: Notes) -> None:
-    found = plan(store, notes, Choices(defaults={"mcqa": "7.0"}))
-    assert found.defaults == {"mcqa": "1.10"}
-    assert notes == ["warning: mcqa 7.0 was the chosen default and is not served; it is 1.10 now"]
+def test_what_an_operator_took_out_stays_out(store: Path, notes: Notes) -> None:
+    document = declare(Document(), sorted(store.glob("*.mar")), {("mcqa", "1.9")}, notes)
+    assert versions(document) == ["mcqa 1.2", "mcqa 1.10"]
 
 
-def test_two_files_of_one_version_are_served_once(store: Path, notes: Notes) -> None:
+def test_a_declared_version_whose_archive_is_missing_stays_declared(store: Path, notes: Notes) -> None:
+    first = declare(Document(), sorted(store.glob("*.mar")), set(), notes)
+    assert declare(first, [store / "mcqa-1.2.mar"], set(), notes) == first
+
+
+def test_a_rebuilt_archive_is_declared_with_its_new_content_and_the_chosen_workers(store: Path, notes: Notes) -> None:
+    first = with_workers(declare(Document(), [store / "mcqa-1.2.mar"], set(), notes), 3)
+    rebuilt = declare(first, [tiny_archive(store, version="1.2", handler=FAILS_TO_LOAD)], set(), notes)
+    before, after = first.find("mcqa", "1.2"), rebuilt.find("mcqa", "1.2")
+    assert before is not None
+    assert after is not None
+    assert (before.archive != after.archive, after.workers) == (True, 3)
+
+
+def test_two_files_of_one_version_are_declared_once(store: Path, notes: Notes) -> None:
     (store / "copy.mar").write_bytes((store / "mcqa-1.2.mar").read_bytes())
-    found = plan(store, notes, Choices(extra=["copy.mar"]))
-    assert versions(found) == ["1.2", "1.9", "1.10"]
+    document = declare(Document(), [*sorted(store.glob("mcqa*.mar")), store / "copy.mar"], set(), notes)
+    assert versions(document) == ["mcqa 1.2", "mcqa 1.9", "mcqa 1.10"]
     assert ["copy.mar is left out" in note for note in notes] == [True]
 
 
-def test_a_worker_count_for_this_start_overrides_the_kept_ones(store: Path, notes: Notes) -> None:
-    found = plan(store, notes, Choices(workers={"mcqa/1.2": 3}), workers=2)
-    assert [found.workers_of(archive) for archive in found.archives] == [2, 2, 2]
+def test_parked_versions_stay_parked_when_all_get_other_workers(store: Path, notes: Notes) -> None:
+    document = declare(Document(), sorted(store.glob("*.mar")), set(), notes)
+    parked = document.find("mcqa", "1.2")
+    assert parked is not None
+    document = document.with_version("mcqa", "1.2", msgspec.structs.replace(parked, workers=0))
+    assert [content.workers for _, _, content in with_workers(document, 2).versions()] == [0, 2, 2]
+    assert with_workers(document, None) == document
+
+
+def test_names_that_share_a_figure_are_refused_before_anything_starts(store: Path, notes: Notes) -> None:
+    tiny_archive(store, version="1_2")
+    with pytest.raises(DocumentInvalid, match="would share one figure"):
+        declare(Document(), sorted(store.glob("*.mar")), set(), notes)
+
+
+def test_only_what_an_operator_removed_is_left_out(tmp_path: Path, store: Path, notes: Notes) -> None:
+    """A version that the reconciler took back may load the next time."""
+    history = History(tmp_path / "state")
+    both = declare(Document(), [store / "mcqa-1.2.mar", store / "mcqa-1.9.mar"], set(), notes)
+    for document, command in (
+        (both, "up"),
+        (both.with_version("mcqa", "1.2", None), "unregister mcqa 1.2"),
+        (both, "register mcqa-1.2.mar"),
+        (both.with_version("mcqa", "1.2", None), TAKE_BACK),
+    ):
+        history.commit(document, expected=history.current().revision, actor="x", command=command)
+    assert left_out(history.revisions()) == set()
+    history.commit(Document(), expected=4, actor="x", command="unregister mcqa 1.9")
+    assert left_out(history.revisions()) == {("mcqa", "1.9")}
 
 
 def test_without_recipes_the_stores_archives_are_served(store: Path, notes: Notes) -> None:
@@ -84,11 +111,6 @@ def test_without_recipes_the_stores_archives_are_served(store: Path, notes: Note
         "mcqa-1.2.mar",
         "mcqa-1.9.mar",
     ]
-
-
-def test_nothing_to_serve_is_an_error(tmp_path: Path, notes: Notes) -> None:
-    with pytest.raises(UserError, match="nothing to serve"):
-        make_plan([], tmp_path, Choices(), None, notes)
 
 
 def test_what_is_no_version_number_sorts_first() -> None:

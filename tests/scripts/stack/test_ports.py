@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from scripts.core.errors import UserError
-from scripts.stack.ports import HOST, PortTaken, choose_ports, is_free
+from scripts.core.http import HOST
+from scripts.stack.ports import PortTaken, choose_ports, is_free
 
 
 @pytest.fixture

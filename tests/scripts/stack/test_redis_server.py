@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from handlers.redis.cache import PREFIX
+from scripts.core.process import is_alive
 from scripts.stack import redis_server
-from scripts.stack.process import is_alive
 from scripts.stack.redis_server import RedisFailed, connect
 from scripts.stack.state import Redis, State
 

@@ -4,11 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from scripts.stack.state import Busy, Choices, DamagedState, Running, State
+from scripts.core.process import Identity
+from scripts.gateway.settings import GatewaySettings
+from scripts.stack.ports import Ports
+from scripts.stack.report import Answer, Status
+from scripts.stack.state import DamagedState, Gateway, Running, State
+
+PORTS = Ports(*range(1, 9))
 
 
 def some_running() -> Running:
-    return Running(7, 1.5, "http://a", "http://b", "http://c", "/store", "/tmp/x", "2026-01-01T00:00:00+00:00")
+    server = Identity(7, 8, "boot")
+    return Running(
+        PORTS, "http://a", "http://b", "http://c", "/store", "/tmp/x", "2026-01-01", server, Gateway("d", "e")
+    )
 
 
 def test_a_running_server_is_remembered_and_forgotten(tmp_path: Path) -> None:
@@ -20,36 +29,31 @@ def test_a_running_server_is_remembered_and_forgotten(tmp_path: Path) -> None:
     assert state.running() is None
 
 
-def test_choices_persist(tmp_path: Path) -> None:
-    with State(tmp_path).choosing() as choices:
-        choices.defaults["mcqa"] = "2.0"
-        choices.left_out.append("mcqa/1.0")
-    assert State(tmp_path).choices() == Choices(defaults={"mcqa": "2.0"}, left_out=["mcqa/1.0"])
-
-
-def test_choices_of_a_failed_command_are_not_kept(tmp_path: Path) -> None:
+def test_keys_stand_in_the_gateways_folder_alone_and_are_private(tmp_path: Path) -> None:
     state = State(tmp_path)
-    with pytest.raises(ZeroDivisionError), state.choosing() as choices:
-        choices.defaults["mcqa"] = str(1 / 0)
-    assert state.choices() == Choices()
+    state.create()
+    state.save_running(some_running())
+    state.save_gateway_settings(GatewaySettings(api_keys={"ann": "secret-key"}))
+    holding = [path for path in tmp_path.rglob("*") if path.is_file() and b"secret-key" in path.read_bytes()]
+    assert [path.parent.name for path in holding] == ["gateway"]
+    assert [path.stat().st_mode & 0o077 for path in (*holding, holding[0].parent)] == [0, 0]
+    assert State(tmp_path).gateway_settings().api_keys == {"ann": "secret-key"}
 
 
-def test_fresh_choices_share_nothing() -> None:
-    Choices().extra.append("a.mar")
-    assert Choices().extra == []
+@pytest.mark.parametrize("content", ['{"ports": [1]}', "", "\x00" * 100, "[" * 5000, b"\xff\xfe"])
+def test_a_damaged_file_is_named_with_advice_that_loses_nothing(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "running.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DamagedState, match=r"running\.json: .*`marctl up` finds what runs by itself") as caught:
+        State(tmp_path).running()
+    assert "remove" not in str(caught.value)
 
 
-def test_a_damaged_file_is_named_with_its_fault(tmp_path: Path) -> None:
-    (tmp_path / "choices.json").write_text('{"defaults": [1]}')
-    with pytest.raises(DamagedState, match=r"choices\.json: Expected `object`, got `array` - at `\$\.defaults`"):
-        State(tmp_path).choices()
-
-
-def test_two_commands_cannot_change_one_stack_at_once(tmp_path: Path) -> None:
-    with State(tmp_path).locked(), pytest.raises(Busy, match="another marctl"), State(tmp_path).locked():
-        pass
-    with State(tmp_path).locked():
-        pass
+def test_an_answer_is_given_once_the_revision_was_observed() -> None:
+    status = Status(observed=5, answers={"5": Answer("taken back", "why", "load_failed")})
+    assert status.answer(6) is None
+    assert status.answer(5) == Answer("taken back", "why", "load_failed")
+    assert status.answer(4) == Answer("in force")
 
 
 def test_the_folder_hides_itself_from_git(tmp_path: Path) -> None:

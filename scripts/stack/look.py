@@ -1,0 +1,143 @@
+"""What a stack looks like from outside: for `marctl status`, and for whoever asks one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import psutil
+
+from scripts.core.errors import UserError
+from scripts.core.explainers import models_in
+from scripts.core.order import version_order
+from scripts.stack import redis_server
+from scripts.stack.document import Document
+from scripts.stack.history import HistoryDamaged
+from scripts.stack.management import Management, NoSuchVersion, Served
+from scripts.stack.servers import alive
+from scripts.stack.state import Running, State
+from scripts.stack.up import reconciler_of
+
+MIB = 1 << 20
+
+
+class NotRunning(UserError):
+    """This state folder has no stack that is up."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack and the state folder it belongs to."""
+
+    state: State
+    running: Running
+    management: Management
+
+    @classmethod
+    def open(cls, state: State) -> Stack:
+        """The stack that is up; raises NotRunning."""
+        running = running_stack(state)
+        return cls(state, running, Management(running.management))
+
+
+def running_stack(state: State) -> Running:
+    """Raises NotRunning if TorchServe does not run."""
+    running = state.running()
+    if running is None:
+        raise NotRunning(f"nothing runs in {state.folder}; start it with `marctl up`")
+    if not alive(running.server):
+        cure = "it is being started" if reconciler_of(state) else "start it again with `marctl up`"
+        pid = f"pid {running.server.pid}" if running.server else "not started yet"
+        raise NotRunning(f"the server of {state.folder} ({pid}) has died; {cure}; its log is {state.server_log}")
+    return running
+
+
+def status(state: State) -> dict[str, Any]:
+    """Everything that `marctl status` shows."""
+    stack = Stack.open(state)
+    running, reconciler = stack.running, reconciler_of(state)
+    report = state.status()
+    served = every_version(stack)
+    try:
+        declared, document = state.history.current().revision, state.history.current().document
+        trouble = ""
+    except HistoryDamaged as err:
+        declared, document, trouble = report.observed, Document(), str(err)
+    conditions = msgspec.to_builtins(report.conditions)
+    return {
+        "running": True,
+        "state": str(state.folder),
+        "revision": declared,
+        "observed": report.observed,
+        "reconciler_pid": reconciler.pid if reconciler else None,
+        "conditions": [*conditions, *([{"what": "the history", "reason": trouble}] if trouble else [])],
+        "pid": running.server.pid if running.server else None,
+        "started_at": running.started_at,
+        "inference": running.inference,
+        "management": running.management,
+        "metrics": running.metrics,
+        "gateway": running.gateway.address if running.gateway else None,
+        "gateway_pid": running.gateway.pid if running.gateway else None,
+        "admin": running.gateway.admin if running.gateway else None,
+        **redis_status(state, running),
+        "store": running.store,
+        "server_memory_mb": memory_mb(running.server.pid) if running.server else 0,
+        "versions": [row(version, document) for version in served],
+    }
+
+
+def redis_status(state: State, running: Running) -> dict[str, Any]:
+    """`redis_pid` is None for one that REDIS_URL names, and for our own after it has died."""
+    redis = running.redis
+    if redis is None:
+        return {"redis": None, "redis_pid": None, "redis_answers": False}
+    process = redis_server.find(state, redis)
+    return {
+        "redis": redis_server.shown(redis.url),
+        "redis_pid": process.pid if process else None,
+        "redis_answers": redis_server.answers(redis.url),
+    }
+
+
+def every_version(stack: Stack) -> list[Served]:
+    """By model and version; a model that goes meanwhile is left out."""
+    found: list[Served] = []
+    for model in sorted(stack.management.models()):
+        with suppress(NoSuchVersion):
+            found += sorted(stack.management.versions(model), key=lambda served: version_order(served.version))
+    return found
+
+
+def served_models(stack: Stack) -> list[str]:
+    """Those that predict."""
+    return models_in(stack.management.models())
+
+
+def row(served: Served, document: Document) -> dict[str, Any]:
+    """A version with its workers. The default is the declared one; workers that explain have none of their own."""
+    model = document.models.get(served.model)
+    return {
+        "model": served.model,
+        "version": served.version,
+        "default": model is not None and model.default == served.version,
+        "workers_ready": served.ready,
+        "workers_asked": served.asked,
+        "pids": served.pids,
+        "memory_mb": sum(memory_mb(pid) for pid in served.pids),
+        "queue": served.queue,
+        "queue_size": served.queue_size,
+        "batch_size": served.batch_size,
+        "batch_delay_ms": served.batch_delay_ms,
+        "archive": served.archive,
+        "loaded_since": min((worker.since for worker in served.workers), default=None),
+    }
+
+
+def memory_mb(pid: int) -> int:
+    """Resident memory, 0 for a process that is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss // MIB)
+    except psutil.Error:
+        return 0

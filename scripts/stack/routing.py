@@ -1,0 +1,49 @@
+"""Which versions the gateway knows and who gets what share, from what is declared and what answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from scripts.core.explainers import explainer_of
+from scripts.core.order import version_order
+from scripts.gateway.policies import Traffic
+from scripts.stack.document import Document, Model
+
+Key = tuple[str, str]
+"""The name that something is registered under, and its version."""
+Routing = tuple[dict[str, set[str]], dict[str, Traffic]]
+
+
+def routing(document: Document, answering: Collection[Key]) -> Routing:
+    """Versions by name, and the policy of each model, as the gateway is to follow them.
+
+    A declared version that does not answer gets no traffic while another one of its model does; it comes back by
+    itself. A model of which none answers keeps its routes, for clients to be told 503 and not 404.
+    """
+    served: dict[str, set[str]] = {}
+    policies: dict[str, Traffic] = {}
+    for name, model in document.models.items():
+        there = {version for version in model.versions if (name, version) in answering}
+        served[name] = there or set(model.versions)
+        policies[name] = restricted(model, there) if there else model.policy
+        explaining = {version for version in model.versions if (explainer_of(name), version) in answering}
+        if explaining:
+            served[explainer_of(name)] = explaining
+    return served, policies
+
+
+def restricted(model: Model, there: Collection[str]) -> Traffic:
+    """A model's policy without the versions that are not there."""
+    policy: Traffic | None = model.policy
+    for version in model.versions:
+        if version not in there and policy is not None:
+            policy = policy.without(version)
+    if policy is not None:
+        return policy
+    # Nobody of the split is left: the next best answers.
+    wanted = [model.default, *model.policy.stand_ins, *sorted(there, key=version_order, reverse=True)]
+    only = next(version for version in wanted if version in there)
+    fallback = [entry for entry in model.policy.fallback if entry not in model.versions or entry in there]
+    return msgspec.structs.replace(model.policy, split={only: 100}, shadow={}, fallback=fallback)

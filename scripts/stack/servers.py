@@ -1,0 +1,233 @@
+"""The processes of one stack: Redis, TorchServe and Envoy. Found again by identity, started, and stopped in order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+from msgspec import Struct
+
+from scripts.core.errors import UserError
+from scripts.core.process import Identity, reap
+from scripts.gateway.envoy import Envoy
+from scripts.gateway.policies import Served, Traffic
+from scripts.gateway.settings import GatewaySettings, read_settings
+from scripts.stack import redis_server
+from scripts.stack.java import find_java
+from scripts.stack.ports import choose_ports
+from scripts.stack.state import DamagedState, Gateway, Redis, Running, State
+from scripts.stack.torchserve import TorchServe, find_servers, make_temp
+from scripts.stack.versions import Notify
+
+
+class Request(Struct, frozen=True):
+    """What `marctl up` was asked for. Ports may be 0 for any free one."""
+
+    recipes: str
+    store: str
+    inference_port: int
+    management_port: int
+    metrics_port: int
+    workers: int | None = None
+    gateway_port: int | None = None
+    """None for no gateway."""
+    gateway_config: str | None = None
+    upstreams: tuple[str, ...] = ()
+    """Further TorchServe servers behind the gateway, on top of the configuration's."""
+    redis: bool = True
+    """Whether the workers may use one."""
+
+
+class Servers:
+    """What runs of one stack. `running` is kept in running.json, and written before anything starts."""
+
+    def __init__(self, state: State, request: Request, notify: Notify) -> None:
+        self.state = state
+        self.request = request
+        self.notify = notify
+        self.settings = GatewaySettings()
+        found = self._adopted()
+        self.adopted = found is not None
+        """Whether it runs already, started by a reconciler before this one."""
+        self.running = found or self._begun()
+
+    def _adopted(self) -> Running | None:
+        """The stack that runs already, where a reconciler before this one was killed; None if nothing is left of it."""
+        running = readable(self.state, self.notify)
+        servers = find_servers(self.state)
+        if running is None or not (servers or gateway_of(self.state, running, GatewaySettings()).find()):
+            stop_stack(self.state)
+            return None
+        self.settings = self.state.gateway_settings()
+        server = next((Identity.of(process.pid) for process in servers), None)
+        running = msgspec.structs.replace(running, server=server)
+        if running.gateway is not None:
+            envoys = gateway_of(self.state, running, self.settings).find()
+            found = next((Identity.of(process.pid) for process in envoys), None)
+            running = msgspec.structs.replace(running, gateway=msgspec.structs.replace(running.gateway, process=found))
+        self.notify("taking over the stack that runs already, with its addresses")
+        self.state.save_running(running)
+        return running
+
+    def _begun(self) -> Running:
+        """Addresses and folders of a stack that starts."""
+        request = self.request
+        config = Path(request.gateway_config) if request.gateway_config else None
+        self.settings = read_settings(config, request.upstreams)
+        ports = choose_ports(
+            request.inference_port, request.management_port, request.metrics_port, request.gateway_port or 0
+        )
+        envoy, urls = self.state.envoy(ports, self.settings), ports.torchserve
+        running = Running(
+            ports=ports,
+            inference=urls["inference"],
+            management=urls["management"],
+            metrics=urls["metrics"],
+            store=str(Path(request.store).resolve()),
+            temp=str(make_temp(self.state)),
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            gateway=None if request.gateway_port is None else Gateway(envoy.address, envoy.admin),
+        )
+        self.state.save_gateway_settings(self.settings)
+        self.state.save_running(running)
+        return running
+
+    @property
+    def torchserve(self) -> TorchServe:
+        running = self.running
+        url = running.redis.url if running.redis else None
+        return TorchServe(self.state, running.ports, Path(running.store), Path(running.temp), url)
+
+    @property
+    def envoy(self) -> Envoy:
+        return self.state.envoy(self.running.ports, self.settings)
+
+    def start_torchserve(self) -> None:
+        """With no model. Raises StartFailed, PortTaken or NoJava."""
+        java = find_java()
+        self.notify(f"starting TorchServe on Java {java.major}, port {self.running.ports.inference}")
+        self._keep(server=self.torchserve.start(java, os.environ))
+
+    def torchserve_alive(self) -> bool:
+        return alive(self.running.server)
+
+    def start_envoy(self, served: Served, policies: Mapping[str, Traffic]) -> None:
+        """Before what is served. Raises StartFailed, PortTaken or GatewayFailed."""
+        assert self.running.gateway is not None
+        self.notify(f"starting Envoy, port {self.running.ports.gateway}")
+        host = self.settings.address.strip("[]")
+        self.running.ports.refuse_taken("gateway", host=host)
+        self.running.ports.refuse_taken("admin")
+        process = self.envoy.start(served, policies)
+        self._keep(gateway=msgspec.structs.replace(self.running.gateway, process=process))
+
+    def envoy_alive(self) -> bool:
+        """True, too, where there is to be none."""
+        return self.running.gateway is None or alive(self.running.gateway.process)
+
+    def start_redis(self) -> None:
+        """Redis for the workers' cache and log, unless there is to be none. Raises RedisFailed."""
+        redis = redis_server.provide(self.state, Path(self.running.temp), os.environ)
+        self._keep(redis=redis)
+        if not redis_server.answers(redis.url):
+            where = redis_server.shown(redis.url)
+            self.notify(f"warning: no Redis answers at {where}; the workers will go on trying")
+
+    def redis_alive(self) -> bool:
+        """True, too, for one that REDIS_URL names, and where there is to be none."""
+        redis = self.running.redis
+        if redis is None:
+            return not self.request.redis
+        return redis.process is None or alive(redis.process)
+
+    def _keep(self, **changes: Any) -> None:
+        self.running = msgspec.structs.replace(self.running, **changes)
+        self.state.save_running(self.running)
+
+
+def alive(identity: Identity | None) -> bool:
+    """Whether a process runs; one of our children that has ended is taken off the table."""
+    if identity is None:
+        return False
+    if identity.alive:
+        return True
+    reap(identity.pid)
+    return False
+
+
+def readable(state: State, notify: Notify) -> Running | None:
+    """running.json, or None for one that is missing or damaged."""
+    try:
+        return state.running()
+    except DamagedState as err:
+        notify(f"warning: {err}")
+        return None
+
+
+def gateway_of(state: State, running: Running, settings: GatewaySettings) -> Envoy:
+    return state.envoy(running.ports, settings)
+
+
+def stop_stack(state: State) -> bool:
+    """Close the gateway, stop everything and remove its temp folder; whether there was anything to stop.
+
+    Requests under way are answered first. Whatever the files say, and however full the disk is, no process of this
+    state folder is left.
+    """
+    running = readable(state, lambda _: None)
+    servers = find_servers(state)
+    temps = {Path(running.temp)} if running else {state.folder / "tmp"}
+    temps |= {temp for process in servers if (temp := temp_of(process))}
+    there = bool(servers)
+    try:
+        there = stop_gateway(state, running, drain=bool(servers)) or there
+    finally:
+        try:
+            for temp in temps:
+                store = Path(running.store) if running else temp
+                ports = running.ports if running else choose_ports(0, 0, 0)
+                TorchServe(state, ports, store, temp, None).stop()
+        finally:
+            # After the workers, so that the last answers are in what it saves.
+            there = stop_redis(state, running.redis if running else None) or there
+            for temp in temps:
+                shutil.rmtree(temp, ignore_errors=True)
+            state.forget_running()
+    return there
+
+
+def stop_gateway(state: State, running: Running | None, *, drain: bool) -> bool:
+    """Whether there was one."""
+    settings = GatewaySettings()
+    with suppress(UserError):
+        settings = state.gateway_settings()
+    envoy = state.envoy(running.ports if running else choose_ports(0, 0, 0), settings)
+    found = bool(envoy.find())
+    envoy.stop(drain=drain and running is not None)
+    return found
+
+
+def stop_redis(state: State, redis: Redis | None) -> bool:
+    """Whether our own one ran."""
+    found = redis is not None and redis_server.find(state, redis) is not None
+    try:
+        if redis is not None:
+            redis_server.stop(state, redis)
+    finally:
+        redis_server.remove_leftovers(state)
+    return found
+
+
+def temp_of(process: psutil.Process) -> Path | None:
+    """The temp folder that a TorchServe was started with."""
+    flag = "-Djava.io.tmpdir="
+    with suppress(psutil.Error):
+        return next((Path(word.removeprefix(flag)) for word in process.cmdline() if word.startswith(flag)), None)
+    return None

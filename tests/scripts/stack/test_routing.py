@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from scripts.gateway.policies import Traffic
+from scripts.stack.document import Document, Model, Version
+from scripts.stack.routing import routing
+
+
+def document(traffic: Traffic | None, *versions: str) -> Document:
+    content = Version(archive="sha256:" + "0" * 64, file="x.mar", workers=1, explainers=1)
+    return Document({"mcqa": Model(default=versions[0], versions=dict.fromkeys(versions, content), traffic=traffic)})
+
+
+ALL = {("mcqa", version) for version in ("1", "2", "3")}
+SPLIT = Traffic(split={"1": 95, "2": 5}, shadow={"3": 10}, fallback=["1", "stale"], experiment="e")
+
+
+def test_what_answers_is_routed_as_declared() -> None:
+    served, policies = routing(document(SPLIT, "1", "2", "3"), {*ALL, ("mcqa-explain", "1")})
+    assert served == {"mcqa": {"1", "2", "3"}, "mcqa-explain": {"1"}}
+    assert policies == {"mcqa": SPLIT}
+
+
+@pytest.mark.parametrize(
+    ("missing", "split"), [("1", {"2": 5}), ("2", {"1": 95}), ("3", {"1": 95, "2": 5})], ids=["most", "some", "shadow"]
+)
+def test_a_version_that_does_not_answer_is_left_out_for_the_time_being(missing: str, split: dict[str, float]) -> None:
+    served, policies = routing(document(SPLIT, "1", "2", "3"), ALL - {("mcqa", missing)})
+    policy = policies["mcqa"]
+    assert policy.split == split
+    assert missing not in {*policy.shadow, *policy.fallback, *served["mcqa"]}
+    assert policy.experiment == "e"
+
+
+def test_without_anyone_of_the_split_the_next_best_answers() -> None:
+    split = Traffic(split={"3": 1}, fallback=["2", "1"])
+    assert routing(document(split, "1", "2", "3"), {("mcqa", "1"), ("mcqa", "2")})[1]["mcqa"].split == {"1": 100}
+    assert routing(document(split, "1", "2", "3"), {("mcqa", "2")})[1]["mcqa"].split == {"2": 100}
+    assert routing(document(None, "1", "2", "3"), {("mcqa", "2"), ("mcqa", "3")})[1]["mcqa"].split == {"3": 100}
+
+
+def test_a_model_of_which_nobody_answers_keeps_its_routes() -> None:
+    """So that clients are told that it is unavailable, not that there is no such model."""
+    assert routing(document(SPLIT, "1", "2", "3"), set()) == ({"mcqa": {"1", "2", "3"}}, {"mcqa": SPLIT})
