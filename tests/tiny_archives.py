@@ -44,7 +44,7 @@ def tiny_archive(
     answer: dict[str, object] | None = None,
     samples: bool = True,
 ) -> Path:
-    """Write `<model>-<version>.mar` into the folder; `answer` is what its sample expects."""
+    """Write `<model>-<version>.mar` into the folder; `answer` is what its sample expects, by its task."""
     manifest = {
         "createdOn": "01/01/1980 00:00:00",
         "runtime": "python",
@@ -64,4 +64,6 @@ def tiny_archive(
         archive.writestr("model-config.yaml", CONFIG)
         if samples:
             archive.writestr("samples.json", json.dumps([{"request": REQUEST, "expected": answer or ANSWER}]))
+        if answer:
+            archive.writestr("metadata.json", json.dumps({"task": "multiple_choice"}))
     return path

@@ -29,7 +29,7 @@ METADATA = "metadata.json"
 MODEL_CONFIG = "model-config.yaml"
 EXPLAIN_CONFIG = "explain-config.yaml"
 """Takes the former one's place where the archive is served to explain."""
-MOST_TEXT_BYTES = 8 << 20
+MOST_TEXT_BYTES = 32 << 20
 """Of a file that is read whole: manifest, samples, configuration."""
 MOST_FILES = 20_000
 MOST_BYTES = 64 << 30

@@ -99,7 +99,9 @@ class Found:
 
     @property
     def answers(self) -> bool:
-        return self.proved or self.trusted
+        """Whether requests may be sent to it: TorchServe would queue them for workers that are all dead."""
+        manned = self.served.asked == 0 or any(identity.alive for identity in self.workers)
+        return manned and (self.proved or self.trusted)
 
     @property
     def lost(self) -> bool:
@@ -582,8 +584,9 @@ class Reconciler:
                 if served is None:
                     del self._all()[key]
                     continue
-            before = found.served.ready
+            before, answered = found.served.ready, found.answers
             found.see(served)
+            self._dirty = self._dirty or found.answers != answered or served.ready != before
             if found.proved and served.ready != before:
                 self.notify(f"{served}: {served.ready} of {served.asked} workers ready; log: {self.state.workers_log}")
             if (
