@@ -14,36 +14,36 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from scripts.build.reader import Archive
 from scripts.core.errors import UserError, short_name
 from scripts.core.explainers import explainer_of, is_explainer
 from scripts.core.files import WriteFailed
-from scripts.core.process import Identity, StartFailed
+from scripts.core.process import StartFailed
 from scripts.gateway.envoy import GatewayFailed
 from scripts.stack import versions
 from scripts.stack.backoff import Backoff
-from scripts.stack.document import Document, Version
+from scripts.stack.document import Document
 from scripts.stack.history import Conflict, HistoryDamaged, Revision
 from scripts.stack.java import NoJava
-from scripts.stack.management import Management, ManagementFailed, NoSuchVersion, Served
+from scripts.stack.journal import Journal
+from scripts.stack.management import Management, ManagementFailed, NoSuchVersion
 from scripts.stack.plan import TAKE_BACK
 from scripts.stack.ports import PortTaken
-from scripts.stack.report import KEPT_ANSWERS, KEPT_NOTES, Answer, Condition, Note, Status
+from scripts.stack.registered import Found, Wanted, named, wanted
+from scripts.stack.report import Answer
 from scripts.stack.routing import Key, Routing, routing
 from scripts.stack.samples import ask_samples
 from scripts.stack.servers import Servers
-from scripts.stack.state import DamagedState, State
-from scripts.stack.store import DIGEST_LENGTH, declared_archive
+from scripts.stack.state import State
+from scripts.stack.store import declared_archive
 from scripts.stack.versions import Notify, Server
 
 ACTOR = "reconciler"
 CANNOT_START = (StartFailed, PortTaken, NoJava)
+HISTORY, STACK, TORCHSERVE, ENVOY, REDIS = "the history", "the stack", "TorchServe", "Envoy", "Redis"
 STEP_S = 0.05
 """How soon a new revision is noticed."""
 WATCH_S = 0.25
@@ -53,8 +53,6 @@ COMPARE_S = 5.0
 """How often the gateway's files are compared with what Envoy has."""
 DEATHS = 3
 """Of TorchServe, while a revision is brought into force, before that one is to blame."""
-LOST_S = 60.0
-"""After so long without a worker that was asked for, TorchServe has given up on it."""
 
 
 class NothingServed(UserError):
@@ -72,82 +70,10 @@ class Watched:
     model: str
     version: str
     pids: tuple[int, ...]
+    ready: tuple[bool, ...]
 
 
-HealthHook = Callable[[Sequence[Watched]], None]
-
-
-@dataclass
-class Found:
-    """A version that is registered. `proved`: its workers are ready and it has answered its samples."""
-
-    served: Served
-    proved: bool = False
-    trusted: bool = False
-    """It was there with all its workers when this process began: it keeps its traffic until it has answered again."""
-    workers: list[Identity] = field(default_factory=list)
-    short_since: float | None = None
-    """Since when it has fewer workers than asked for, by the monotonic clock."""
-    looked: float = 0.0
-    pushed: Backoff = field(default_factory=lambda: Backoff(LOST_S, 600.0))
-
-    @classmethod
-    def of(cls, served: Served, *, proved: bool = False, trusted: bool = False) -> Found:
-        found = cls(served, proved, trusted)
-        found.see(served)
-        return found
-
-    @property
-    def answers(self) -> bool:
-        """Whether requests may be sent to it: TorchServe would queue them for workers that are all dead."""
-        manned = self.served.asked == 0 or any(identity.alive for identity in self.workers)
-        return manned and (self.proved or self.trusted)
-
-    @property
-    def lost(self) -> bool:
-        """Whether TorchServe has given up on a worker."""
-        return self.short_since is not None and time.monotonic() - self.short_since > LOST_S
-
-    def see(self, served: Served) -> None:
-        self.served = served
-        self.workers = [identity for pid in served.pids if (identity := Identity.of(pid))]
-        if served.ready >= served.asked:
-            self.short_since = None
-        elif self.short_since is None:
-            self.short_since = time.monotonic()
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be registered under a key."""
-
-    model: str
-    version: str
-    content: Version
-    explain: bool = False
-
-    @property
-    def key(self) -> Key:
-        return explainer_of(self.model) if self.explain else self.model, self.version
-
-    @property
-    def workers(self) -> int:
-        return (self.content.explainers or 0) if self.explain else self.content.workers
-
-    @property
-    def digest(self) -> str:
-        return self.content.archive.removeprefix("sha256:")[:DIGEST_LENGTH]
-
-
-def wanted(document: Document) -> dict[Key, Wanted]:
-    """Predictions' workers first: they need not share the processor with those that explain while they load."""
-    all_of = [Wanted(model, version, content) for model, version, content in document.versions()]
-    all_of += [
-        Wanted(model, version, content, explain=True)
-        for model, version, content in document.versions()
-        if content.explainers is not None
-    ]
-    return {each.key: each for each in all_of}
+HealthHook = Callable[[Sequence[Watched], Routing], None]
 
 
 class Reconciler:
@@ -156,17 +82,17 @@ class Reconciler:
     def __init__(self, state: State, servers: Servers, notify: Notify, health: HealthHook | None = None) -> None:
         self.state = state
         self.servers = servers
-        self._notify = notify
+        self.journal = Journal(state, notify)
         self._health = health
-        self._status = self._former_status()
         self._found: dict[Key, Found] | None = None
-        self._conditions: dict[str, Condition] = {}
-        self._backoffs: dict[str, Backoff] = {}
+        """What TorchServe has registered; None before it was asked, and while there is none."""
         self._starts: dict[str, Backoff] = {}
         self._routing: Routing | None = None
+        """What the gateway was told last."""
         self._target: Revision | None = None
         self._deaths = 0
         self._dirty = True
+        """Whether something is to be done at once."""
         self._ready = servers.adopted
         """Whether it has served: what cannot be started from then on is tried again, and ends nothing."""
         self._watched = self._compared = 0.0
@@ -191,27 +117,23 @@ class Reconciler:
         """Until there is something to do; a moment at least."""
         with suppress(ServerGone):
             self.pause(STEP_S)
-            while not self._due():
+            while not (self._dirty or self.journal.retry_due or self.state.history.stamp() != self._stamp):
                 self.pause(STEP_S)
 
-    def _due(self) -> bool:
-        changed = self.state.history.stamp() != self._stamp
-        retry = self._backoffs and any(backoff.due for backoff in self._backoffs.values())
-        return changed or self._dirty or bool(retry)
-
     def _pass(self) -> bool:
-        """One comparison and its steps; whether the newest revision has its answer afterwards."""
+        """One comparison and its steps; whether the newest revision is in force afterwards."""
         self._dirty = False
         try:
             revision = self.state.history.current()
         except HistoryDamaged as err:
-            self._trouble("the history", err)
+            self.journal.trouble(HISTORY, err)
             return False
         if self._target is None or self._target.revision != revision.revision:
             self._target, self._deaths = revision, 0
-            self._forget_troubles(revision.document)
+            known = {HISTORY, STACK, TORCHSERVE, ENVOY, REDIS}
+            self.journal.begin(known | {named(key) for key in wanted(revision.document)})
         try:
-            self._converge(revision)
+            self._converge(revision.document)
         except CANNOT_START:
             if not self._ready:
                 raise
@@ -220,50 +142,61 @@ class Reconciler:
         except UserError as err:
             self._dirty = self._after(revision, err) or self._dirty
             return False
-        self._well("the history", "the stack")
-        self._answer(revision)
+        self.journal.well(HISTORY, STACK)
+        self.journal.in_force_now(revision.revision, asked=revision.command != TAKE_BACK)
         return True
 
-    def _forget_troubles(self, document: Document) -> None:
-        """Everything is tried again at once, and what is not declared any more troubles nobody."""
-        self._backoffs.clear()
-        known = {"the history", "the stack", "TorchServe", "Envoy", "Redis", *map(named, wanted(document))}
-        self._conditions = {what: condition for what, condition in self._conditions.items() if what in known}
+    @property
+    def _is_new(self) -> bool:
+        """Whether there is a former revision to go back to, or none at all that was ever in force."""
+        target = self._target
+        return target is not None and target.revision > self.journal.in_force and target.command != TAKE_BACK
 
     def _after(self, revision: Revision, err: UserError) -> bool:
-        """What follows from a failure: try again at once, later, or take the revision back. Whether at once."""
+        """What follows from a failure: take the revision back, or try again. Whether at once."""
         if not self.servers.torchserve_alive():
             self._found = None
             self._deaths += 1
-            if self._deaths < DEATHS or not self._is_new(revision):
-                self._trouble("TorchServe", err)
+            if self._deaths < DEATHS or not self._is_new:
+                self.journal.trouble(TORCHSERVE, err)
                 return True
         elif isinstance(err, GatewayFailed) and not self.servers.envoy_alive():
             return True
-        if self._is_new(revision):
+        if self._is_new:
             return self._take_back(revision, err)
-        self._trouble("the stack", err)
+        self.journal.trouble(STACK, err)
         return False
 
-    def _is_new_target(self) -> bool:
-        return self._target is not None and self._is_new(self._target)
-
-    def _is_new(self, revision: Revision) -> bool:
-        """Whether there is a former revision to go back to, or none at all that was ever in force."""
-        return revision.revision > self._status.in_force and revision.command != TAKE_BACK
+    def _take_back(self, revision: Revision, err: UserError) -> bool:
+        """The former revision once more, as a further one; true, for it is to be brought into force at once."""
+        former = self.journal.in_force
+        document = self.state.history.find(former).document if former else Document()
+        try:
+            self.state.history.commit(
+                document, expected=revision.revision, actor=ACTOR, command=TAKE_BACK, reason=str(err)
+            )
+        except Conflict:
+            return True
+        except WriteFailed as full:
+            self.journal.trouble(STACK, full)
+            return False
+        failed = Answer("taken back", str(err), short_name(err))
+        self.journal.taken_back(revision.revision, failed, f"{revision.command}: taken back, {err}")
+        if not former:
+            raise NothingServed(str(err)) from err
+        return True
 
     # One pass
 
-    def _converge(self, revision: Revision) -> None:
-        document = revision.document
+    def _converge(self, document: Document) -> None:
         self._start_redis()
         if not self.servers.torchserve_alive():
             self._found = None
-            self._start("TorchServe", self.servers.start_torchserve)
+            self._start(TORCHSERVE, self.servers.start_torchserve)
         if self._found is None:
             self._found = self._look()
-        self._load(document, new=self._is_new(revision))
-        if self._is_new(revision):
+        self._load(document)
+        if self._is_new:
             self._check_newcomers(document)
         self._set_defaults(document)
         self._route(document)
@@ -277,48 +210,44 @@ class Reconciler:
         for model in management.models():
             with suppress(NoSuchVersion):
                 for served in management.versions(model):
-                    there = Found.of(served, trusted=served.ready >= served.asked)
-                    found[model, served.version] = there
+                    found[model, served.version] = Found.of(served, trusted=served.ready >= served.asked)
         return found
 
-    def _load(self, document: Document, *, new: bool) -> None:
+    def _load(self, document: Document) -> None:
         """Everything that is declared and not there, and more workers where there are too few; all side by side."""
-        server, found = self._server(), self._all()
+        server = self._server()
         logs = server.mark()
-        if not new and self._routing:
+        if not self._is_new and self._routing:
             self._route(document)
-        begun: list[tuple[Wanted, Archive]] = []
         for explain in (False, True):
+            begun: list[tuple[Wanted, Archive]] = []
             for each in wanted(document).values():
                 if each.explain == explain and not self._as_wanted(each):
-                    with self._blaming(each, document, new):
-                        begun.append((each, self._begin(server, each)))
+                    with self._blaming(each, document):
+                        begun.append((each, self._begin(server, each, document)))
             for each, archive in begun:
-                if each.explain == explain:
-                    with self._blaming(each, document, new):
-                        served = versions.prove(server, archive, logs, explain=explain)
-                        found[each.key] = Found.of(served, proved=True)
-                        self._well(named(each.key))
-                        if not new:
-                            self._route(document)
+                with self._blaming(each, document):
+                    served = versions.prove(server, archive, logs, explain=explain)
+                    self._all()[each.key] = Found.of(served, proved=True)
+                    self.journal.well(named(each.key))
+                    if not self._is_new:
+                        self._route(document)
 
     def _as_wanted(self, each: Wanted) -> bool:
         """Whether nothing is to be done for it now."""
-        found = self._all().get(each.key)
-        backoff = self._backoffs.get(named(each.key))
-        if backoff and not backoff.due:
+        if self.journal.waits(named(each.key)):
             return True
+        found = self._all().get(each.key)
         return bool(
             found and found.proved and found.served.digest == each.digest and found.served.asked >= each.workers
         )
 
-    def _begin(self, server: Server, each: Wanted) -> Archive:
+    def _begin(self, server: Server, each: Wanted, document: Document) -> Archive:
         """Registered and loading afterwards; a content that is not declared any more makes room for it."""
-        store = Path(self.servers.running.store)
-        archive = server.run(lambda: declared_archive(store, each.model, each.version, each.content))
+        archive = self._archive(server, each)
         there = self._all().get(each.key)
         if there and there.served.digest != each.digest:
-            self._replace(server, there)
+            self._replace(server, there, document)
             there = None
         if there is None:
             server.notify(f"{named(each.key)}: loading")
@@ -329,16 +258,20 @@ class Reconciler:
             server.management.scale(*each.key, each.workers)
         return archive
 
-    def _replace(self, server: Server, there: Found) -> None:
+    def _archive(self, server: Server, each: Wanted) -> Archive:
+        """Read and checked; it takes a second for some hundred megabytes."""
+        store = Path(self.servers.running.store)
+        return server.run(lambda: declared_archive(store, each.model, each.version, each.content))
+
+    def _replace(self, server: Server, there: Found, document: Document) -> None:
         """TorchServe takes no second archive of a version. Others answer meanwhile, where there are others."""
-        there.proved = there.trusted = False
-        if self._target:
-            self._route(self._target.document)
+        there.doubt()
+        self._route(document)
         versions.drain(server, there.served)
         self._remove(server, (there.served.model, there.served.version))
 
     @contextmanager
-    def _blaming(self, each: Wanted, document: Document, new: bool) -> Iterator[None]:
+    def _blaming(self, each: Wanted, document: Document) -> Iterator[None]:
         """A version that fails goes, unless it served before, with fewer workers, and goes on with those.
 
         A new revision fails with it, an old one goes on without.
@@ -351,35 +284,35 @@ class Reconciler:
             if not self.servers.torchserve_alive():
                 raise ServerGone(f"TorchServe ended while {named(each.key)} was loaded: {err}") from err
             there = self._all().get(each.key)
-            if served_before and there is before and there is not None:
+            if there is not None and there is before and served_before:
                 there.see(self._server().management.describe(*each.key))
             else:
                 self._leave_out(document, each.key)
-            if new:
+            if self._is_new:
                 raise
-            self._trouble(named(each.key), err)
+            self.journal.trouble(named(each.key), err)
 
     def _leave_out(self, document: Document, key: Key) -> None:
         """First the routes, then the version."""
-        if (there := self._all().get(key)) and not self._is_new_target():
-            there.proved = there.trusted = False
+        if (there := self._all().get(key)) and not self._is_new:
+            there.doubt()
             self._route(document)
         self._remove(self._server(), key)
 
     def _check_newcomers(self, document: Document) -> None:
         """Who is to get traffic and had none answers its samples once more. Raises SampleFailed."""
         had = self._routing[1] if self._routing else {}
-        now = routing(document, self._answering(document))[1]
         server = self._server()
-        for name, policy in now.items():
+        for name, policy in routing(document, self._answering(document))[1].items():
             before = had[name].split if name in had else {}
             for version in (v for v, weight in policy.split.items() if weight and not before.get(v)):
                 found = self._all().get((name, version))
                 if found and found.served.ready:
-                    content = document.models[name].versions[version]
-                    store, timeout_s = Path(self.servers.running.store), found.served.response_timeout_s
-                    archive = server.run(lambda: declared_archive(store, name, version, content))  # noqa: B023
-                    server.run(lambda: ask_samples(server.inference, archive, timeout_s))  # noqa: B023
+                    self._ask(server, Wanted(name, version, document.models[name].versions[version]), found)
+
+    def _ask(self, server: Server, each: Wanted, found: Found) -> None:
+        archive = self._archive(server, each)
+        server.run(lambda: ask_samples(server.inference, archive, found.served.response_timeout_s))
 
     def _set_defaults(self, document: Document) -> None:
         """TorchServe's own, for those who ask it without a version."""
@@ -395,7 +328,7 @@ class Reconciler:
             return
         now = routing(document, self._answering(document))
         if not self.servers.envoy_alive():
-            self._start("Envoy", lambda: self.servers.start_envoy(*now))
+            self._start(ENVOY, lambda: self.servers.start_envoy(*now))
         elif now != self._routing or not self.servers.envoy.in_force(*now):
             leaving = set(self._all()) - set(wanted(document))
             self.servers.envoy.apply(*now, keep=bool(leaving))
@@ -420,13 +353,13 @@ class Reconciler:
 
     def _unload(self, document: Document) -> None:
         """What is no longer declared, after the requests that wait for it."""
-        server, leaving = self._server(), sorted(set(self._all()) - set(wanted(document)))
-        leaving.sort(key=lambda key: not is_explainer(key[0]))
+        server = self._server()
+        leaving = sorted(set(self._all()) - set(wanted(document)), key=lambda key: (not is_explainer(key[0]), key))
         for key in leaving:
             server.notify(f"{named(key)}: unregistering")
             versions.drain(server, self._all()[key].served)
             self._remove(server, key)
-            self._well(named(key))
+            self.journal.well(named(key))
         if leaving:
             self._route(document)
 
@@ -437,80 +370,6 @@ class Reconciler:
             if served is not None:
                 versions.remove(server, served)
             self._all().pop(each, None)
-
-    # Answers
-
-    def _answer(self, revision: Revision) -> None:
-        """The revision is in force, apart from what is being tried again."""
-        former = self._status
-        if revision.revision == former.observed == former.in_force and self._told() == former.conditions:
-            return
-        answers = dict(former.answers)
-        if revision.revision > former.observed and revision.command != TAKE_BACK:
-            answers[str(revision.revision)] = Answer("in force")
-        reached = max(revision.revision, former.in_force)
-        self._report(observed=revision.revision, in_force=reached, answers=dict(list(answers.items())[-KEPT_ANSWERS:]))
-
-    def _take_back(self, revision: Revision, err: UserError) -> bool:
-        """The former revision once more, as a further one; true, for it is to be brought into force at once."""
-        former = self._status.in_force
-        document = self.state.history.find(former).document if former else Document()
-        try:
-            self.state.history.commit(
-                document, expected=revision.revision, actor=ACTOR, command=TAKE_BACK, reason=str(err)
-            )
-        except Conflict:
-            return True
-        except WriteFailed as full:
-            self._trouble("the stack", full)
-            return False
-        failed = Answer("taken back", str(err), short_name(err))
-        numbers = range(max(former, self._status.observed) + 1, revision.revision + 1)
-        answers = self._status.answers | {str(number): failed for number in numbers}
-        self._status = msgspec.structs.replace(self._status, answers=answers)
-        self._notify(f"{revision.command}: taken back, {err}")
-        if not former:
-            raise NothingServed(str(err)) from err
-        return True
-
-    def _trouble(self, what: str, err: UserError) -> None:
-        """Tell it once, and try again after a while."""
-        backoff = self._backoffs.setdefault(what, Backoff(1.0, 60.0))
-        backoff.tried()
-        known = self._conditions.get(what)
-        if known is None or known.reason != str(err):
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self._conditions[what] = Condition(what, str(err), now)
-            self.notify(f"warning: {what}: {err}")
-
-    def _well(self, *names: str) -> None:
-        for name in names:
-            self._backoffs.pop(name, None)
-            if self._conditions.pop(name, None):
-                self.notify(f"{name} is well again")
-
-    def _told(self) -> list[Condition]:
-        return [self._conditions[name] for name in sorted(self._conditions)]
-
-    def notify(self, text: str) -> None:
-        """To whoever started this process, and to the commands that wait."""
-        self._notify(text)
-        number = self._status.notes[-1].number + 1 if self._status.notes else 1
-        self._report(notes=[*self._status.notes[-KEPT_NOTES:], Note(number, text)])
-
-    def _report(self, **changes: object) -> None:
-        """A disk that is full must not end what runs."""
-        self._status = msgspec.structs.replace(self._status, conditions=self._told(), **changes)
-        with suppress(WriteFailed):
-            self.state.save_status(self._status)
-
-    def _former_status(self) -> Status:
-        try:
-            status = self.state.status()
-        except DamagedState as err:
-            self._notify(f"warning: {err}")
-            return Status()
-        return msgspec.structs.replace(status, conditions=[])
 
     # Waiting and watching
 
@@ -548,8 +407,8 @@ class Reconciler:
 
     def _watch(self) -> None:
         """Four times a second, and cheap: no call of TorchServe unless a worker has ended."""
-        if self._health is not None:
-            self._health(self._watched_versions())
+        if self._health is not None and self._routing is not None:
+            self._health(self._watched_versions(), self._routing)
         self._revive_redis()
         self._revive_envoy()
         if self._found is not None and not self.servers.torchserve_alive():
@@ -560,57 +419,55 @@ class Reconciler:
         if self._routing and time.monotonic() - self._compared > COMPARE_S:
             self._compared = time.monotonic()
             self._dirty = self._dirty or not self.servers.envoy.in_force(*self._routing)
+            self.journal.flush()
 
     def _watched_versions(self) -> list[Watched]:
+        found = (self._found or {}).items()
         return [
-            Watched(*key, tuple(identity.pid for identity in found.workers))
-            for key, found in (self._found or {}).items()
+            Watched(*key, tuple(w.pid for w in there.served.workers), tuple(w.ready for w in there.served.workers))
+            for key, there in found
         ]
 
     def _watch_workers(self) -> None:
         """TorchServe starts workers that ended again, and gives up after some minutes."""
         for key, found in list((self._found or {}).items()):
-            well = found.short_since is None and all(identity.alive for identity in found.workers)
-            if well or time.monotonic() - found.looked < LOOK_S:
+            if found.well or time.monotonic() - found.looked < LOOK_S:
                 continue
             found.looked = time.monotonic()
             try:
-                served = self._server().served(*key)
+                self._see(key, found)
             except ManagementFailed:
                 return
-            if served is None or served.asked != found.served.asked:  # somebody went past the document
-                self._dirty = True
-                found.proved = found.trusted = False
-                if served is None:
-                    del self._all()[key]
-                    continue
-            before, answered = found.served.ready, found.answers
-            found.see(served)
-            self._dirty = self._dirty or found.answers != answered or served.ready != before
-            if found.proved and served.ready != before:
-                self.notify(f"{served}: {served.ready} of {served.asked} workers ready; log: {self.state.workers_log}")
-            if (
-                found.proved
-                and found.short_since
-                and time.monotonic() - found.short_since > LOST_S
-                and found.pushed.due
-            ):
-                found.pushed.tried()
-                self._server().management.scale(*key, served.asked)
+
+    def _see(self, key: Key, found: Found) -> None:
+        """Ask TorchServe about a version some of whose workers are missing."""
+        served = self._server().served(*key)
+        if served is None or served.asked != found.served.asked:  # somebody went past the document
+            self._dirty = True
+            found.doubt()
+            if served is None:
+                del self._all()[key]
+                return
+        before, answered = found.served.ready, found.answers
+        found.see(served)
+        self._dirty = self._dirty or found.answers != answered or served.ready != before
+        if found.proved and served.ready != before:
+            ready = f"{served.ready} of {served.asked} workers ready"
+            self.journal.note(f"{served}: {ready}; their log is {self.state.workers_log}")
+        if found.proved and found.lost and found.pushed.due:
+            found.pushed.tried()
+            self._server().management.scale(*key, served.asked)
 
     def _start_redis(self) -> None:
         """Predictions go on without it, so its failure is a condition."""
-        if self.servers.redis_alive():
-            return
-        backoff = self._backoffs.get("Redis")
-        if backoff and not backoff.due:
+        if self.servers.redis_alive() or self.journal.waits(REDIS):
             return
         try:
             self.servers.start_redis()
         except UserError as err:
-            self._trouble("Redis", err)
+            self.journal.trouble(REDIS, err)
         else:
-            self._well("Redis")
+            self.journal.well(REDIS)
 
     def _revive_redis(self) -> None:
         redis = self.servers.running.redis
@@ -619,25 +476,21 @@ class Reconciler:
         self._start_redis()
         now = self.servers.running.redis
         if now is not None and now != redis:
-            self.notify(
-                f"Redis (pid {redis.pid}) had died and was started again, pid {now.pid}; cached answers are gone"
-            )
+            again = f"Redis (pid {redis.pid}) had died and was started again, pid {now.pid}"
+            self.journal.note(f"{again}; cached answers are gone")
 
     def _revive_envoy(self) -> None:
         """At once, with the routes that it had."""
-        if self._routing is None or self.servers.envoy_alive():
-            return
-        backoff = self._backoffs.get("Envoy")
-        if backoff and not backoff.due:
-            return
         routes = self._routing
+        if routes is None or self.servers.envoy_alive() or self.journal.waits(ENVOY):
+            return
         try:
             self.servers.start_envoy(*routes)
         except UserError as err:
-            self._trouble("Envoy", err)
+            self.journal.trouble(ENVOY, err)
         else:
-            self._well("Envoy")
-            self.notify("Envoy had died and was started again")
+            self.journal.well(ENVOY)
+            self.journal.note("Envoy had died and was started again")
 
     def _start(self, what: str, start: Callable[[], None]) -> None:
         """At once the first time, then after ever longer waits."""
@@ -648,9 +501,9 @@ class Reconciler:
         try:
             start()
         except UserError as err:
-            self._trouble(what, err)
+            self.journal.trouble(what, err)
             raise
-        self._well(what)
+        self.journal.well(what)
 
     def _server(self) -> Server:
         running = self.servers.running
@@ -660,7 +513,7 @@ class Reconciler:
             unpacked=Path(running.temp) / "archives",
             server_log=self.state.server_log,
             workers_log=self.state.workers_log,
-            notify=self.notify,
+            notify=self.journal.note,
             pause=self.pause,
             wait=self.wait,
         )
@@ -670,8 +523,3 @@ class Reconciler:
         if self._found is None:
             raise ServerGone("TorchServe has ended")
         return self._found
-
-
-def named(key: Key) -> str:
-    """`mcqa 2.0`."""
-    return " ".join(key)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,17 +95,24 @@ def unpack(archive: Archive, folder: Path) -> Path:
     if target.is_dir():
         return target
     refuse_too_large(archive, folder)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(archive.path) as file:
-            file.extractall(partial)
-        os.replace(partial, target)
-    except (OSError, zipfile.BadZipFile) as err:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot unpack {archive.path} into {folder}: {err}") from err
+    with made(target, f"cannot unpack {archive.path} into {folder}") as partial, zipfile.ZipFile(archive.path) as file:
+        file.extractall(partial)
     return target
+
+
+@contextmanager
+def made(target: Path, failure: str) -> Iterator[Path]:
+    """A folder to fill, under a name of its own until the block ends. Raises UserError, and nothing is left then."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, target)
+    except (OSError, zipfile.BadZipFile, zlib.error) as err:
+        if not target.is_dir():
+            raise UserError(f"{failure}: {err}") from err
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_too_large(archive: Archive, folder: Path) -> None:
@@ -122,15 +131,9 @@ def unpack_explainer(archive: Archive, folder: Path) -> Path:
     target = source.with_name(archive.path.name + EXPLAINS + UNPACKED)
     if target.is_dir():
         return target
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial, copy_function=os.link)
+    with made(target, f"cannot lay {archive.path.name} out to explain in {folder}") as partial:
+        shutil.copytree(source, partial, copy_function=os.link, dirs_exist_ok=True)
         os.replace(partial / EXPLAIN_CONFIG, partial / MODEL_CONFIG)
-        os.replace(partial, target)
-    except OSError as err:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot lay {archive.path.name} out to explain in {folder}: {err}") from err
     return target
 
 

@@ -1,0 +1,107 @@
+"""What is to be registered with TorchServe, and what is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from scripts.core.explainers import explainer_of
+from scripts.core.process import Identity
+from scripts.stack.backoff import Backoff
+from scripts.stack.document import Document, Version
+from scripts.stack.management import Served
+from scripts.stack.routing import Key
+from scripts.stack.store import DIGEST_LENGTH
+
+LOST_S = 60.0
+"""After so long without a worker that was asked for, TorchServe has given up on it."""
+LONGEST_PUSH_S = 600.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be registered under a key."""
+
+    model: str
+    version: str
+    content: Version
+    explain: bool = False
+
+    @property
+    def key(self) -> Key:
+        return explainer_of(self.model) if self.explain else self.model, self.version
+
+    @property
+    def workers(self) -> int:
+        return (self.content.explainers or 0) if self.explain else self.content.workers
+
+    @property
+    def digest(self) -> str:
+        return self.content.archive.removeprefix("sha256:")[:DIGEST_LENGTH]
+
+
+def wanted(document: Document) -> dict[Key, Wanted]:
+    """Predictions' workers first: they need not share the processor with those that explain while they load."""
+    all_of = [Wanted(model, version, content) for model, version, content in document.versions()]
+    all_of += [
+        Wanted(model, version, content, explain=True)
+        for model, version, content in document.versions()
+        if content.explainers is not None
+    ]
+    return {each.key: each for each in all_of}
+
+
+@dataclass
+class Found:
+    """A version that is registered. `proved`: its workers are ready and it has answered its samples."""
+
+    served: Served
+    proved: bool = False
+    trusted: bool = False
+    """It was there with all its workers when this process began: it keeps its traffic until it has answered again."""
+    workers: list[Identity] = field(default_factory=list)
+    short_since: float | None = None
+    """Since when it has fewer workers than asked for, by the monotonic clock."""
+    looked: float = 0.0
+    """When TorchServe was asked about it last."""
+    pushed: Backoff = field(default_factory=lambda: Backoff(LOST_S, LONGEST_PUSH_S))
+
+    @classmethod
+    def of(cls, served: Served, *, proved: bool = False, trusted: bool = False) -> Found:
+        found = cls(served, proved, trusted)
+        found.see(served)
+        return found
+
+    @property
+    def answers(self) -> bool:
+        """Whether requests may be sent to it: TorchServe would queue them for workers that are all dead."""
+        manned = self.served.asked == 0 or any(identity.alive for identity in self.workers)
+        return manned and (self.proved or self.trusted)
+
+    @property
+    def well(self) -> bool:
+        """Whether all its workers run, as far as their processes tell."""
+        return self.short_since is None and all(identity.alive for identity in self.workers)
+
+    @property
+    def lost(self) -> bool:
+        """Whether TorchServe has given up on a worker."""
+        return self.short_since is not None and time.monotonic() - self.short_since > LOST_S
+
+    def doubt(self) -> None:
+        """It must answer again before it gets traffic."""
+        self.proved = self.trusted = False
+
+    def see(self, served: Served) -> None:
+        """What TorchServe tells by now."""
+        self.served = served
+        self.workers = [identity for pid in served.pids if (identity := Identity.of(pid))]
+        if served.ready >= served.asked:
+            self.short_since = None
+        elif self.short_since is None:
+            self.short_since = time.monotonic()
+
+
+def named(key: Key) -> str:
+    """`mcqa 2.0`."""
+    return " ".join(key)
