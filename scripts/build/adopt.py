@@ -20,6 +20,7 @@ from handlers.tasks import find_task
 from scripts.build.build import lay_out_model
 from scripts.build.recipe import RECIPE_FILE, Recipe, Sample, Version, Weights, own_file, read_version
 from scripts.core.errors import UserError
+from scripts.core.files import write_atomically
 from scripts.core.names import NAME
 
 BESIDE = ("label", "id", "expected")
@@ -69,7 +70,7 @@ def adopt(
     plain = Recipe(task="", description="", samples=samples)
     content = {k: v for k, v in msgspec.to_builtins(recipe).items() if v != msgspec.to_builtins(plain)[k]}
     content = {"task": content.pop("task"), **content, **own, "samples": msgspec.to_builtins(samples)}
-    (place / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_atomically(place / RECIPE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return read_version(place)
 
 

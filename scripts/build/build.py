@@ -35,6 +35,7 @@ from scripts.build.recipe import Explanations, Version, Weights, find_versions
 from scripts.build.sources import locate
 from scripts.build.verify import verify
 from scripts.core.errors import UserError
+from scripts.core.files import sync
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip file can hold; archives must not tell when they were built."""
@@ -67,7 +68,9 @@ def build(version: Version, store: Path, *, force: bool = False, notify: Notify 
             pack(run_archiver(version, work / "stage", work), partial)
         notify(f"{version}: verifying")
         verify(partial, reference)
+        sync(partial)
         os.replace(partial, target)
+        sync(store)
     except (OSError, SafetensorError) as err:
         raise UserError(f"{version}: cannot build {target}: {err}; the temporary files went to {TEMP}") from err
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.core.errors import UserError
@@ -16,17 +18,24 @@ class WriteFailed(UserError):
 def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
     """Replace a file, durably; its folder is made if missing. Raises WriteFailed."""
     data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
             write_all(handle, data)
-            os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The same for a file that somebody else writes, to the path that this yields. Raises WriteFailed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
         os.replace(partial, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as err:
         raise write_failed(path, err) from err
     finally:
@@ -40,9 +49,9 @@ def write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename or a new name in this folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content durable, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

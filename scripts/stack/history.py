@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from scripts.core.errors import UserError
-from scripts.core.files import WriteFailed, sync_folder, write_all, write_atomically, write_failed
+from scripts.core.files import WriteFailed, sync, write_all, write_atomically, write_failed
 from scripts.stack.document import Document
 
 BLOCK = 64 * 1024
@@ -236,7 +236,7 @@ class History:
             os.lseek(handle, size, os.SEEK_SET)
             write_all(handle, line + b"\n")
             os.fsync(handle)
-            sync_folder(self.file.parent)
+            sync(self.file.parent)
         except OSError as err:
             os.ftruncate(handle, size)
             raise write_failed(self.file, err) from err

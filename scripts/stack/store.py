@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scripts.build.reader import EXPLAIN_CONFIG, MODEL_CONFIG, Archive, read_archive
 from scripts.core.errors import UserError
-from scripts.core.files import sync_folder, write_failed
+from scripts.core.files import replacing
 from scripts.core.names import ARCHIVE_FILE
 from scripts.stack.document import Version
 
@@ -157,15 +157,5 @@ def set_aside(target: Path) -> Path | None:
 
 def copy(source: Path, target: Path) -> None:
     """Readers see no file or the whole file. Raises WriteFailed."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial:
         shutil.copyfile(source, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-        sync_folder(target.parent)
-    except OSError as err:
-        raise write_failed(target, err) from err
-    finally:
-        partial.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from scripts.build.delta import pack_delta, write_delta
 from scripts.build.recipe import METADATA_FILE, Training, Version, read_version
 from scripts.build.weights import load_base, load_weights
 from scripts.core.errors import UserError
+from scripts.core.files import write_atomically
 from scripts.train.batches import Example, Pairs, tokenize
 from scripts.train.loop import freeze, noisy_copies, teacher_logits, train
 from scripts.train.model_card import write_model_card
@@ -111,7 +112,7 @@ def claim(work: Path, version: Version, datasets: Sequence[Dataset], deltas: Map
                 f"{work}: its checkpoint was made with other {', '.join(changed)}; forget it (--restart), or leave it "
                 "there and train in another folder (--work)"
             )
-    path.write_text(json.dumps(now))
+    write_atomically(path, json.dumps(now))
 
 
 def average(results: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -306,5 +307,5 @@ def write_metadata(version: Version, changes: dict[str, Any]) -> None:
     """Merge `changes` into metadata.yaml and write the model card anew."""
     path = version.folder / METADATA_FILE
     known = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
-    path.write_text(yaml.safe_dump(known | changes, sort_keys=False, allow_unicode=True))
+    write_atomically(path, yaml.safe_dump(known | changes, sort_keys=False, allow_unicode=True))
     write_model_card(read_version(version.folder))

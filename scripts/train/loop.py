@@ -7,7 +7,6 @@ that only the teacher can label (word masking after Tang et al. 2019, arXiv:1903
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from handlers.text.tokenization import PairEncoder, Row
 from scripts.build.recipe import Training, TrainingRun
+from scripts.core.files import replacing
 from scripts.core.progress import track
 from scripts.train.batches import NO_LABEL, Example, Step, epoch_order
 from scripts.train.precision import MasterWeights, cheapen_dropout
@@ -36,11 +36,10 @@ class Run:
     step: int = 0
 
     def save(self, path: Path) -> None:
-        """Write aside and rename, so that a checkpoint is whole or absent."""
-        partial = path.with_suffix(".partial")
+        """A checkpoint is whole or absent."""
         state = {"weights": self.master.state(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save(state | {"random": torch.get_rng_state()}, partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            torch.save(state | {"random": torch.get_rng_state()}, partial)
 
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts.build.recipe import Version
+from scripts.core.files import write_atomically
 
 CARD_FILE = "MODEL_CARD.md"
 
 
 def write_model_card(version: Version) -> Path:
     path = version.folder / CARD_FILE
-    path.write_text(model_card(version))
+    write_atomically(path, model_card(version))
     return path
 
 
