@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise write_failed(path, err) from err
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_full(folder: Path, needed_bytes: int) -> None:
+    """Raise WriteFailed before something is begun that could not be told to the end."""
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if free < needed_bytes:
+        sizes = f"{free >> 10} KiB are free in {folder}, {needed_bytes >> 10} are needed"
+        raise WriteFailed(f"No space left on device: {sizes}; make room there and try again, nothing was changed")
 
 
 def write_all(handle: int, data: bytes) -> None:

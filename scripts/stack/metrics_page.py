@@ -220,6 +220,8 @@ class Page(BaseHTTPRequestHandler):
         pass
 
 
-def make_folder(temp: Path) -> None:
+def make_folder(temp: Path) -> Path:
     """For the workers' figures. Those of workers before a server's death stay, and go on counting."""
-    (temp / FOLDER).mkdir(mode=0o700, exist_ok=True)
+    folder = temp / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

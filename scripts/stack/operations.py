@@ -17,6 +17,7 @@ import msgspec
 from scripts.build.reader import read_archive
 from scripts.core.errors import Relayed, UserError
 from scripts.core.explainers import SUFFIX, is_explainer
+from scripts.core.files import WriteFailed, refuse_full
 from scripts.core.order import version_order
 from scripts.gateway.policies import Traffic, place
 from scripts.gateway.policies import check as check_traffic
@@ -30,6 +31,8 @@ from scripts.stack.up import reconciler_of
 from scripts.stack.versions import Notify
 
 POLL_S = 0.02
+SPARE_BYTES = 1 << 20
+"""Free on the disk before a change begins: its answer and the gateway's files need room, too."""
 SLOW_S = 10.0
 """After so long without news, a command says what it waits for."""
 
@@ -89,6 +92,7 @@ class Operator:
             refuse_faults(document, "the declared state would have")
             if document == before.document:
                 return Change(before, followed=reconciler_of(self.state) is not None)
+            refuse_full(self.state.folder, SPARE_BYTES)
             try:
                 revision = self.state.history.commit(
                     document,
@@ -139,6 +143,10 @@ class Operator:
             if time.monotonic() - news > SLOW_S:
                 news = time.monotonic()
                 self.notify(f"still waiting for revision {revision.revision}; log: {self.state.reconciler_log}")
+                try:
+                    refuse_full(self.state.folder, SPARE_BYTES)
+                except WriteFailed as err:
+                    self.notify(f"no answer can be written: {err}")
             time.sleep(POLL_S)
 
 

@@ -96,7 +96,11 @@ class TorchServe:
 
     def _answers(self, pid: int) -> bool:
         """Whether this very process speaks HTTP on every port; its health is another question."""
-        ports = {self.ports.inference: "ping", self.ports.management: "models", self.ports.torchserve_metrics: "metrics"}
+        ports = {
+            self.ports.inference: "ping",
+            self.ports.management: "models",
+            self.ports.torchserve_metrics: "metrics",
+        }
         session = local_session()
         try:
             for port, page in ports.items():
@@ -202,6 +206,7 @@ def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis_url: s
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     ours = {"PATH": path, "LOG_LOCATION": str(logs), "METRICS_LOCATION": str(logs)}
     ours |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp))
+    ours[FOLDER_VARIABLE] = str(temp / FOLDER)
     if redis_url is not None:
         ours[redis_server.URL_VARIABLE] = redis_url
     ours |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}

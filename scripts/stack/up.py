@@ -23,6 +23,7 @@ from scripts.core.errors import Relayed, UserError, short_name
 from scripts.core.files import write_failed
 from scripts.core.process import Identity, kill, rotate
 from scripts.stack.document import Document
+from scripts.stack.metrics_page import MetricsPage
 from scripts.stack.plan import declare, find_archives, left_out, with_workers
 from scripts.stack.reconciler import Reconciler
 from scripts.stack.servers import Request, Servers, stop_stack
@@ -57,6 +58,7 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
         try:
             declare_start(state, request, notify)
             servers = Servers(state, request, notify)
+            MetricsPage(servers.running).start()
             Reconciler(state, servers, notify).run(ready)
         except BaseException as err:
             if isinstance(err, KeyboardInterrupt):

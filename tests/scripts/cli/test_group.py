@@ -90,7 +90,7 @@ def test_down_cleans_up_what_a_dead_server_left_and_ends_no_stranger(tmp_path: P
     temp.mkdir()
     state = State(tmp_path)
     server = Identity(os.getpid(), 1, "another boot")
-    state.save_running(Running(Ports(*range(1, 9)), "http://x:1", "", "", "", str(temp), "2026-01-01", server))
+    state.save_running(Running(Ports(*range(1, 10)), "http://x:1", "", "", "", str(temp), "2026-01-01", server))
     done = CliRunner().invoke(main, ["down", "--state", str(tmp_path)])
     assert (done.exit_code, done.stdout) == (0, f"nothing runs in {tmp_path}\n")
     assert not temp.exists()

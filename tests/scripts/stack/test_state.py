@@ -10,7 +10,7 @@ from scripts.stack.ports import Ports
 from scripts.stack.report import Answer, Status
 from scripts.stack.state import DamagedState, Gateway, Running, State
 
-PORTS = Ports(*range(1, 9))
+PORTS = Ports(*range(1, 10))
 
 
 def some_running() -> Running:
