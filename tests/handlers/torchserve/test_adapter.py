@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
@@ -298,6 +298,8 @@ def fuzzed() -> Any:
 
 @effort(max_examples=400, deadline=None)
 @given(st.lists(any_request, min_size=1, max_size=4))
+@example([(SERVER, [Field("body", "\ud800", "text/plain")])])
+@example([({}, [Field("body", b'{"text": "fine"}'), Field("body", 3)])])  # type: ignore[arg-type]  # decoded JSON
 def test_whatever_comes_each_gets_a_reply_and_neighbours_their_answers(fuzzed: Any, requests: list[Sent]) -> None:
     good = plain()
     mixed = [good, *(part for request in requests for part in (request, good))]
