@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMultipleChoice, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMultipleChoice, AutoModelForSequenceClassification, BertConfig
 
 from handlers.core.errors import LoadError
 from handlers.text.hub import load_model, load_tokenizer
@@ -39,6 +39,13 @@ def test_a_folder_without_a_tokenizer_is_refused(kind: str, tiny_model: Callable
     folder = without_tokenizer(shutil.copytree(tiny_model(kind), tmp_path / "model"))
     with pytest.raises(LoadError, match=r"model/ .*tokenizer.*save it beside the model: tokenizer\.save_pretrained"):
         load(folder)
+
+
+def test_an_invented_vocabulary_is_refused_even_where_its_size_would_do(tmp_path: Path) -> None:
+    """transformers makes up one of five special tokens."""
+    BertConfig(vocab_size=8).save_pretrained(tmp_path / "model")
+    with pytest.raises(LoadError, match=r"model/ holds no tokenizer file \(.*tokenizer\.json.*\); save it beside"):
+        load_tokenizer(tmp_path / "model")
 
 
 def test_a_configuration_alone_is_no_tokenizer(folder: Path) -> None:

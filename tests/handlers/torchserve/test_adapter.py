@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
@@ -298,6 +298,8 @@ def fuzzed() -> Any:
 
 @effort(max_examples=400, deadline=None)
 @given(st.lists(any_request, min_size=1, max_size=4))
+@example([(SERVER, [Field("body", "\ud800", "text/plain")])])
+@example([({}, [Field("body", b'{"text": "fine"}'), Field("body", 3)])])  # type: ignore[arg-type]  # decoded JSON
 def test_whatever_comes_each_gets_a_reply_and_neighbours_their_answers(fuzzed: Any, requests: list[Sent]) -> None:
     good = plain()
     mixed = [good, *(part for request in requests for part in (request, good))]
@@ -316,15 +318,13 @@ def test_whatever_comes_each_gets_a_reply_and_neighbours_their_answers(fuzzed: A
         assert answer.code != 500 or mixed[i][0].get("url_path") == "feedback", answer.body
 
 
-def test_the_fuzz_can_fail() -> None:
+def test_the_fuzz_can_fail(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that leaves the pipeline is an error of the whole batch, which `replies_in` tells."""
 
-    class Broken:
-        settings = None
-        broken = False
+    def answer(requests: Any) -> Any:
+        raise FaultError
 
-        def answer(self, requests: Any) -> Any:
-            raise FaultError
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match="Prediction failed"):
-        Served(Broken(), patch).send(plain())  # type: ignore[arg-type]  # a broken one
+    assert adapter._pipeline is not None
+    monkeypatch.setattr(adapter._pipeline, "answer", answer)
+    with pytest.raises(AssertionError, match="Prediction failed"):
+        served.send(plain())
