@@ -175,7 +175,8 @@ def hostile(stack: Stack, seconds: float, rounds: int) -> Iterator[Figures]:
         told = ", ".join(f"{count:,} {answer}" for answer, count in attack.answers.most_common())
         print(f"the hostile ones: {told}; processes ended: {ended}", file=sys.stderr)
         if attack.failed:
-            print(f"answered 500: {dict(attack.failed.most_common())}", file=sys.stderr)
+            print(f"not coped with: {dict(attack.failed.most_common())}", file=sys.stderr)
+        print(f"the good ones: {found['codes']}", file=sys.stderr)
         way = f"among {attack.answers.total():,} hostile ones"
         yield {"load": "100 a second", "way": way, **found, "ended": ended}
 

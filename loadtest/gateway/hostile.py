@@ -42,6 +42,9 @@ MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
 BETWEEN_LOOKS_BYTES = 1 << 16
 SENDERS = 16
 TIMEOUT_S = 60.0
+NO_ANSWER = "no answer"
+FAILURES = ("500", "502", "503", "504", NO_ANSWER)
+"""Answers that say that a server did not cope."""
 ABANDONED = "abandoned"
 """Answer to a request that never ends: its sender hangs up."""
 
@@ -248,7 +251,7 @@ def zipped() -> Iterator[Hostile]:
 
 @dataclass
 class Attack:
-    """What hostile requests were answered: how many by each code, and the kinds that a worker failed on (500)."""
+    """What hostile requests were answered: how many by each code, and on which kinds a server failed, and how."""
 
     answers: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
@@ -266,8 +269,8 @@ def attacked(urls: Sequence[str], count: int, seconds: float) -> Iterator[Attack
         hostile, url = sent[number % len(sent)], urls[number // len(sent) % len(urls)]
         answer = answer_to(hostile, url)
         attack.answers[answer] += 1
-        if answer == "500":
-            attack.failed[hostile.kind] += 1
+        if answer in FAILURES:
+            attack.failed[f"{answer} {hostile.kind}"] += 1
 
     with ThreadPoolExecutor(SENDERS) as pool:
         under_way = [pool.submit(send, number) for number in range(count)]
@@ -297,7 +300,7 @@ def answer_to(hostile: Hostile, url: str) -> str:
             while len(data) < len("HTTP/1.1 200") and (more := connection.recv(4096)):
                 data += more
     except TimeoutError:
-        return "no answer"
+        return NO_ANSWER
     except OSError:
         pass
     return data[9:12].decode("ascii", "replace") if data.startswith(b"HTTP/1.") else "closed"
