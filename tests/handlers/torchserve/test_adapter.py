@@ -322,6 +322,7 @@ def test_the_fuzz_can_fail() -> None:
     class Broken:
         settings = None
         broken = False
+        model_seconds = 0.0
 
         def answer(self, requests: Any) -> Any:
             raise FaultError
