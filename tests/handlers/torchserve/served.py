@@ -58,7 +58,7 @@ class Served:
     def __init__(self, pipeline: Pipeline, monkeypatch: Any) -> None:
         self.batches: list[Any] = []
         self.returned: list[Any] = []
-        counted = WorkerMetrics(pipeline.model.name, pipeline.model.version, pipeline)
+        counted = WorkerMetrics("small", "1.0", pipeline)
         monkeypatch.setattr(adapter, "_pipeline", pipeline)
         monkeypatch.setattr(adapter, "_metrics", counted)
         metrics = SimpleNamespace(request_ids=None, add_time=lambda *_: None)
