@@ -118,7 +118,8 @@ def test_an_archive_says_which_libraries_it_lacks(root: Path) -> None:
 @pytest.mark.parametrize(
     ("handler", "words"),
     [
-        (None, "task is 'None'; expected one of .*multiple_choice"),
+        (None, r"model-config\.yaml has no `handler` section; rebuild the archive"),
+        ({"threads": 1}, "task is 'None'; expected one of .*multiple_choice"),
         ({"task": "multiple_choise"}, "task is 'multiple_choise'; expected one of .*multiple_choice"),
         (HANDLER | {"max_tokens": "many"}, r"model-config\.yaml, section `handler`: .* at `\$\.max_tokens`"),
         (HANDLER | {"max_token": 64}, "unknown field `max_token`"),
