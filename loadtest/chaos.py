@@ -47,7 +47,7 @@ from tests.tiny_archives import REQUEST, tiny_archive
 
 SETTLE_TIMEOUT_S = 90.0
 COMMAND_TIMEOUT_S = 120.0
-LATEST_KILL_S = 2.5
+LATEST_KILL_S = 2.0
 """After the beginning of a change, which takes one to three seconds."""
 AFTERMATH_S = 5.0
 """A failure within so many seconds after a kill is counted to it."""

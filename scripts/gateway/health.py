@@ -8,7 +8,6 @@ a worker answers again. Readiness is told from the same knowledge; TorchServe is
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from scripts.core.explainers import models_in
+from scripts.core.files import write_atomically
 from scripts.gateway.clusters import assignment
 from scripts.gateway.names import PROBES, Json, endpoints_file, typed
 from scripts.gateway.policies import Served, Traffic
@@ -181,12 +181,10 @@ def routed(policies: Mapping[str, Traffic]) -> list[tuple[str, str]]:
 
 
 def write(path: Path, resource: Json) -> None:
-    """Readers see the old file or the whole new one; Envoy looks when a file is renamed into place."""
+    """Envoy looks when a file is renamed into place. Raises WriteFailed."""
     resources = [resource]
     digest = sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"version_info": digest, "resources": resources}) + "\n")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps({"version_info": digest, "resources": resources}) + "\n", mode=0o600)
 
 
 def time_of(path: Path) -> int:

@@ -27,7 +27,6 @@ from scripts.core.faults import listed, schema_faults
 from scripts.core.names import ARCHIVE_FILE, name_faults
 from scripts.core.order import version_order
 from scripts.core.yaml_text import YamlInvalid, read_yaml
-from scripts.gateway.names import cluster, stat_name
 from scripts.gateway.policies import Traffic, default_traffic, key_faults, meaning_faults, place, whole
 
 MOST_WORKERS = 1024
@@ -121,7 +120,7 @@ def meaning(document: Document) -> list[str]:
         if model.traffic is not None:
             found += meaning_faults(name, model.traffic, served)
         found += parked_faults(name, model)
-    return [*dict.fromkeys(found), *folded_faults(document)]
+    return [*dict.fromkeys(found)]
 
 
 def default_faults(name: str, model: Model) -> list[str]:
@@ -145,17 +144,6 @@ def parked_faults(name: str, model: Model) -> list[str]:
         for version in parked
         if model.traffic is not None and version in model.traffic.versions
     ]
-
-
-def folded_faults(document: Document) -> list[str]:
-    """Versions that Envoy's figures could not tell apart: a dot in a name becomes `_` there."""
-    seen: dict[str, str] = {}
-    found = []
-    for model, version, _ in document.versions():
-        other = seen.setdefault(stat_name(cluster(model, version)), f"{model} {version}")
-        if other != f"{model} {version}":
-            found.append(f"{model} {version} and {other} would share one figure of the gateway; rename one of them")
-    return found
 
 
 def schema() -> dict[str, Any]:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from handlers.torchserve.heartbeat import FOLDER as HEARTBEATS
 from scripts.build.reader import Archive
 from scripts.core.errors import UserError, short_name
 from scripts.core.explainers import explainer_of, is_explainer
 from scripts.core.files import WriteFailed
 from scripts.core.process import StartFailed
 from scripts.gateway.envoy import GatewayFailed
+from scripts.gateway.health import Health, Workers, routed
 from scripts.stack import versions
 from scripts.stack.backoff import Backoff
 from scripts.stack.document import Document
@@ -63,27 +64,14 @@ class ServerGone(UserError):
     """TorchServe ended while it was needed."""
 
 
-@dataclass(frozen=True)
-class Watched:
-    """A version's worker processes, for whoever looks after their health."""
-
-    model: str
-    version: str
-    pids: tuple[int, ...]
-    ready: tuple[bool, ...]
-
-
-HealthHook = Callable[[Sequence[Watched], Routing], None]
-
-
 class Reconciler:
     """Follows one state folder's history."""
 
-    def __init__(self, state: State, servers: Servers, notify: Notify, health: HealthHook | None = None) -> None:
+    def __init__(self, state: State, servers: Servers, notify: Notify) -> None:
         self.state = state
         self.servers = servers
         self.journal = Journal(state, notify)
-        self._health = health
+        self._health = Health(state.gateway, servers.envoy.hosts, Path(servers.running.temp) / HEARTBEATS)
         self._found: dict[Key, Found] | None = None
         """What TorchServe has registered; None before it was asked, and while there is none."""
         self._starts: dict[str, Backoff] = {}
@@ -336,12 +324,17 @@ class Reconciler:
 
     def _answering(self, document: Document) -> set[Key]:
         """What is declared, has proved itself and has the declared content."""
-        declared = wanted(document)
-        return {
-            key
-            for key, found in self._all().items()
-            if found.answers and key in declared and found.served.digest == declared[key].digest
-        }
+        declared, found = wanted(document), self._all()
+        return {key for key, there in found.items() if key in declared and self._may_answer(declared[key], there)}
+
+    def _may_answer(self, each: Wanted, found: Found) -> bool:
+        """A version whose workers have all died keeps its share where another one stands in for it: the gateway
+        sends its requests there at once, and tells so. Where nobody does, others of the split get them."""
+        model = self._target.document.models.get(each.model) if self._target else None
+        policy = model.policy if model else None
+        stood_in_for = bool(policy and policy.fallback)
+        known = found.served.digest == each.digest and (found.proved or found.trusted)
+        return known and (found.manned or stood_in_for)
 
     def _scale_down(self, document: Document) -> None:
         """After the routes: a version that is parked gets no more requests by then."""
@@ -407,8 +400,7 @@ class Reconciler:
 
     def _watch(self) -> None:
         """Four times a second, and cheap: no call of TorchServe unless a worker has ended."""
-        if self._health is not None and self._routing is not None:
-            self._health(self._watched_versions(), self._routing)
+        self._tell_health()
         self._revive_redis()
         self._revive_envoy()
         if self._found is not None and not self.servers.torchserve_alive():
@@ -421,12 +413,19 @@ class Reconciler:
             self._dirty = self._dirty or not self.servers.envoy.in_force(*self._routing)
             self.journal.flush()
 
-    def _watched_versions(self) -> list[Watched]:
-        found = (self._found or {}).items()
-        return [
-            Watched(*key, tuple(w.pid for w in there.served.workers), tuple(w.ready for w in there.served.workers))
-            for key, there in found
+    def _tell_health(self) -> None:
+        """Which versions have a worker that can answer, for the gateway."""
+        if self.servers.running.gateway is None or self._routing is None:
+            return
+        served, policies = self._routing
+        keys = [(name, version) for name in sorted(served) for version in sorted(served[name])]
+        found = {key: there.served.workers for key, there in (self._found or {}).items()}
+        workers = [
+            Workers(*key, tuple(w.pid for w in found.get(key, ())), tuple(w.ready for w in found.get(key, ())))
+            for key in keys
         ]
+        with suppress(WriteFailed):  # of a full disk the next change tells
+            self._health.step(workers, routed(policies))
 
     def _watch_workers(self) -> None:
         """TorchServe starts workers that ended again, and gives up after some minutes."""
@@ -448,9 +447,9 @@ class Reconciler:
             if served is None:
                 del self._all()[key]
                 return
-        before, answered = found.served.ready, found.answers
+        before, manned = found.served.ready, found.manned
         found.see(served)
-        self._dirty = self._dirty or found.answers != answered or served.ready != before
+        self._dirty = self._dirty or found.manned != manned or served.ready != before
         if found.proved and served.ready != before:
             ready = f"{served.ready} of {served.asked} workers ready"
             self.journal.note(f"{served}: {ready}; their log is {self.state.workers_log}")

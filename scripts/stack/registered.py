@@ -73,10 +73,9 @@ class Found:
         return found
 
     @property
-    def answers(self) -> bool:
-        """Whether requests may be sent to it: TorchServe would queue them for workers that are all dead."""
-        manned = self.served.asked == 0 or any(identity.alive for identity in self.workers)
-        return manned and (self.proved or self.trusted)
+    def manned(self) -> bool:
+        """Whether a worker is left, or none is asked for: TorchServe would queue requests for those that are dead."""
+        return self.served.asked == 0 or any(identity.alive for identity in self.workers)
 
     @property
     def well(self) -> bool:

@@ -21,7 +21,7 @@ from scripts.gateway.policies import Served, Traffic
 from scripts.gateway.settings import GatewaySettings, read_settings
 from scripts.stack import redis_server
 from scripts.stack.java import find_java
-from scripts.stack.ports import choose_ports
+from scripts.stack.ports import choose_ports, free_port
 from scripts.stack.state import DamagedState, Gateway, Redis, Running, State
 from scripts.stack.torchserve import TorchServe, find_servers, make_temp
 from scripts.stack.versions import Notify
@@ -80,7 +80,8 @@ class Servers:
         """Addresses and folders of a stack that starts."""
         request = self.request
         config = Path(request.gateway_config) if request.gateway_config else None
-        self.settings = read_settings(config, request.upstreams)
+        settings = read_settings(config, request.upstreams)
+        self.settings = msgspec.structs.replace(settings, probe_port=settings.probe_port or free_port())
         ports = choose_ports(
             request.inference_port, request.management_port, request.metrics_port, request.gateway_port or 0
         )

@@ -41,8 +41,7 @@ def connect(gateway: TestGateway) -> socket.socket:
 
 
 def memory_mb(gateway: TestGateway) -> float:
-    assert gateway.running.gateway is not None
-    return float(psutil.Process(gateway.running.gateway.pid).memory_info().rss / (1 << 20))
+    return float(psutil.Process(gateway.process.pid).memory_info().rss / (1 << 20))
 
 
 def used_mb(gateway: TestGateway) -> float:

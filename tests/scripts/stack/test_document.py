@@ -61,14 +61,6 @@ def test_an_archive_lies_in_the_store_and_nowhere_else(file: str) -> None:
     assert faults(Document({"mcqa": Model(default="1.0", versions={"1.0": content})}))
 
 
-def test_versions_that_share_one_figure_are_refused() -> None:
-    one = Document({"mcqa": Model(default="1.0", versions={"1.0": version(), "1_0": version()})})
-    [told] = faults(one)
-    assert "mcqa 1_0 and mcqa 1.0 would share one figure" in told or "mcqa 1.0 and mcqa 1_0 would share" in told
-    across = {name: Model(default="1", versions={"1": version()}) for name in ("a.b", "a_b")}
-    assert faults(Document(across))
-
-
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_weight_is_a_number(number: float) -> None:
     assert faults(with_traffic(Traffic(split={"1.0": number, "2.0": 1})))

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from scripts.core.order import version_order
-from scripts.stack.document import Document, DocumentInvalid
+from scripts.stack.document import Document
 from scripts.stack.history import History
 from scripts.stack.plan import TAKE_BACK, declare, find_archives, left_out, with_workers
 from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
@@ -81,12 +81,6 @@ def test_parked_versions_stay_parked_when_all_get_other_workers(store: Path, not
     document = document.with_version("mcqa", "1.2", msgspec.structs.replace(parked, workers=0))
     assert [content.workers for _, _, content in with_workers(document, 2).versions()] == [0, 2, 2]
     assert with_workers(document, None) == document
-
-
-def test_names_that_share_a_figure_are_refused_before_anything_starts(store: Path, notes: Notes) -> None:
-    tiny_archive(store, version="1_2")
-    with pytest.raises(DocumentInvalid, match="would share one figure"):
-        declare(Document(), sorted(store.glob("*.mar")), set(), notes)
 
 
 def test_only_what_an_operator_removed_is_left_out(tmp_path: Path, store: Path, notes: Notes) -> None:
