@@ -70,6 +70,8 @@ def reserve(environ: MutableMapping[str, str] = os.environ) -> None:
             os.replace(partial, file)
     except OSError as err:
         log.warning("no metrics of this worker: cannot write to %s (%s)", folder, err.strerror)
+        for path in Path(folder).glob(f"*_{os.getpid()}.*"):
+            path.unlink(missing_ok=True)
         del environ[FOLDER_VARIABLE]
 
 
