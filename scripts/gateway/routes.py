@@ -77,6 +77,9 @@ def route_configuration(name: str, routes: list[Json]) -> Json:
         virtual_hosts=[{"name": name, "domains": ["*"], "routes": routes}],
         # Of this attempt: a fallback's begins when it is its turn.
         request_headers_to_add=[label(START_HEADER, "%START_TIME(%s%3f)%", overwrite=True)],
+        # TorchServe answers 417 to an expectation that it does not know, and takes the body, which comes all the same,
+        # for the connection's next request, so that somebody else gets its answer. Envoy answers 100-continue itself.
+        request_headers_to_remove=["expect"],
         # Longer lists of routes than the default lets pass (4096 bytes) come with a few dozen models.
         max_direct_response_body_size_bytes=256 * 1024,
     )

@@ -141,3 +141,11 @@ def test_a_compressed_body_is_told_with_the_cure(server: Standin, gateway: TestG
 
 def test_a_body_that_is_said_to_be_as_it_is_passes(server: Standin, gateway: TestGateway) -> None:
     assert gateway.ask(content_encoding="Identity").status_code == 200
+
+
+@pytest.mark.parametrize("expected", ["the-moon", "100-continue", "100-continue, the-moon"])
+def test_no_expectation_reaches_torchserve(server: Standin, gateway: TestGateway, expected: str) -> None:
+    """It would take the body of an expectation that it refuses for the next request of the connection."""
+    assert gateway.ask(expect=expected).status_code == 200
+    [(_, headers, _)] = server.seen
+    assert "expect" not in {name.lower() for name in headers}
