@@ -34,7 +34,7 @@ def test_every_variant_of_serving_is_a_valid_recipe_and_a_valid_gateway(tmp_path
 
 def test_a_version_that_is_not_there_is_told_with_those_that_are() -> None:
     with (
-        pytest.raises(CommandFailed, match=r"no version mcqa/9\.9; expected one of mcqa/1\.0, mcqa/2\.0"),
+        pytest.raises(CommandFailed, match=r"no version mcqa/9\.9; expected one of .*mcqa/1\.0, mcqa/2\.0"),
         running_stack(["mcqa/9.9"]),
     ):
         pass
