@@ -39,8 +39,8 @@ from handlers.core.task import Task
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
-LARGE_SHARE = 8
-"""A request is large if it costs more than this part of the limit."""
+BATCH_SHARE = 2
+"""Large requests of a batch are computed while all that is computed costs no more than this many largest requests."""
 FOREVER = float("inf")
 
 
@@ -80,10 +80,7 @@ class Exchange:
     logged: bool = False
     """A fault of this request stands in the log; the same one would follow for each of its questions."""
     cost: int = 0
-
-    @property
-    def large(self) -> bool:
-        return self.cost > 0
+    large: bool = False
 
 
 class Lookup(Protocol):
@@ -154,7 +151,6 @@ class Pipeline:
         self._model_seconds = 0.0
         self._plain = task.form() or plain_form(task)
         self._headers = {"x-model-version": model.version}
-        self._large = (self.settings.max_cost or 0) // LARGE_SHARE
 
     # --- for servers
 
@@ -250,8 +246,8 @@ class Pipeline:
         if cost > limit:
             unit = self.task.cost_unit
             raise TooLarge(f"{cost:,} {unit}; one request may bring at most {limit:,}; send several requests")
-        # What costs little is not told apart.
-        exchange.cost = cost if cost > self._large else 0
+        exchange.cost = cost
+        exchange.large = cost > self.settings.small_cost
 
     # --- look up, predict, keep
 
@@ -264,17 +260,20 @@ class Pipeline:
     def _compute(self, items: Sequence[Item], batch_deadline: float) -> None:
         """Give each item its outcome or error: small requests together, then large ones, the smallest first.
 
-        TorchServe answers a batch as a whole, so large requests may take only a share of the time: the first of them is
-        always computed, the others while the share lasts.
+        TorchServe answers a batch as a whole, so what large requests may cost is bounded: the first of them is always
+        computed, the others as long as the batch stays within its share.
         """
-        self._predict([item for item in items if not item.exchange.large], batch_deadline)
+        small = [item for item in items if not item.exchange.large]
+        self._predict(small, batch_deadline)
         large: dict[int, list[Item]] = {}
         for item in items:
             if item.exchange.large:
                 large.setdefault(id(item.exchange), []).append(item)
-        share_ends = time.monotonic() + self.settings.large_seconds
+        spent = sum({id(item.exchange): item.exchange.cost for item in small}.values())
+        share = BATCH_SHARE * (self.settings.max_cost or 0)
         for i, together in enumerate(sorted(large.values(), key=lambda group: group[0].exchange.cost)):
-            if i and time.monotonic() > share_ends:
+            spent += together[0].exchange.cost
+            if i and spent > share:
                 for item in together:
                     item.error = Busy(
                         f"{self.model} has too many large requests at once, and small ones go first; "

@@ -17,6 +17,10 @@ from handlers.core.errors import LoadError
 Count = Annotated[int, Meta(ge=1)]
 
 
+LARGE_SHARE = 4
+"""A request is large if it costs more than this part of what one may cost: the small ones of a batch go first."""
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the prediction log keeps of an answered question, besides the answer."""
 
@@ -64,9 +68,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Questions in one request."""
     batch_seconds: Annotated[float, Meta(gt=0)] = 30.0
     """Time for one server batch; what is not computed by then is answered 504, so that the worker is never killed."""
-    large_seconds: Annotated[float, Meta(gt=0)] = 0.1
-    """Time in one server batch for large requests beyond the first of them: those that cost more than an eighth of
-    `max_cost`. Small ones are computed first, and large ones that find no time left are answered 503, try again."""
     log: Log = Log()
     cache: CacheSettings | bool = CacheSettings()
     """`off` (which YAML reads as false) computes every answer."""
@@ -79,6 +80,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def max_cost(self) -> int | None:
         """What one request may cost in all, in the task's unit (`Task.cost`); None for no limit."""
         return None
+
+    @property
+    def small_cost(self) -> int:
+        """What a request may cost to be small; need not be counted more exactly below that."""
+        return (self.max_cost or 0) // LARGE_SHARE
 
     @property
     def cache_settings(self) -> CacheSettings | None:

@@ -19,7 +19,7 @@ def load(
 ) -> Pipeline:
     """In float32, with rows of at most 64 tokens, unless the settings say otherwise; time is no matter."""
     task_type = find_task(task)
-    section = {"task": task, "precision": "float32", "max_tokens": 64, "large_seconds": 60.0} | settings
+    section = {"task": task, "precision": "float32", "max_tokens": 64} | settings
     pipeline = pipeline_of(task_type, folder, Model(name, version), task_type.settings_type.load(section), "cpu")
     pipeline.forms.update(forms(pipeline))
     return pipeline

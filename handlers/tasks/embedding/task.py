@@ -95,11 +95,11 @@ class Embedding(Task[Question, Vector]):
         refuse_blank(question.input_text, "$.input_text")
 
     def cost(self, questions: Sequence[Question]) -> int:
-        """Tokens of all rows. Short requests are counted by their characters, of which no tokenizer makes more tokens
-        than one each; only what may be large is tokenized to be counted."""
-        texts = [question.input_text for question in questions]
-        at_most = sum(map(len, texts)) + len(texts) * self.encoder.special_tokens
-        return at_most if at_most <= self.settings.max_cost // 8 else self.encoder.count(texts)
+        """Tokens of all rows; only what may be large is tokenized to be counted."""
+        at_most = len(questions) * self.settings.max_tokens
+        if at_most <= self.settings.small_cost:
+            return at_most
+        return self.encoder.count([question.input_text for question in questions])
 
     def predict(self, questions: Sequence[Question], deadline: float) -> list[Vector | None]:
         """All texts through the model together."""

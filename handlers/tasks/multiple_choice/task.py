@@ -107,7 +107,7 @@ class MultipleChoice(Task[Question, Choice]):
     def cost(self, questions: Sequence[Question]) -> int:
         """Tokens of all rows; only what may be large is tokenized to be counted."""
         at_most = sum(len(question.choices) for question in questions) * self.settings.max_tokens
-        if at_most <= self.settings.max_cost // 8:
+        if at_most <= self.settings.small_cost:
             return at_most
         return self.encoder.count([pair for question in questions for pair in pairs(question)])
 

@@ -232,32 +232,40 @@ def test_times_that_are_none_are_as_good_as_absent(start: str, timeout: str) -> 
 
 # --- cost
 
-LARGE = "x" * 20
-"""With a limit of 80 characters, more than an eighth of it."""
+LARGE = "x" * 24
+"""With a limit of 80 characters, more than a quarter of it."""
 
 
 def test_small_requests_go_first_and_large_ones_by_their_cost() -> None:
-    pipeline, task, _ = small(most=80, large_seconds=60.0)
+    pipeline, task, _ = small(most=80)
     bodies = [{"text": LARGE + "xx"}, FINE, {"text": LARGE}, {"instances": [{"text": LARGE}] * 2}, ALSO_FINE]
     assert {reply.code for reply in send(pipeline, bodies)} == {200}
     assert task.batches == [["fine", "also fine"], [LARGE], [LARGE + "xx"], [LARGE, LARGE]]
 
 
-def test_the_first_large_request_is_computed_and_others_while_their_share_lasts() -> None:
-    pipeline, task, log = small(most=80, large_seconds=0.15)
-    task.seconds = 0.1
-    replies = send(pipeline, [{"text": LARGE + "x" * i} for i in range(4)] + [FINE])
-    assert [reply.code for reply in replies] == [200, 200, 503, 503, 200]
-    assert json.loads(replies[3].body)["error"] == "busy"
-    assert replies[3].headers["retry-after"] == "1"
-    assert task.batches == [["fine"], [LARGE], [LARGE + "x"]]
-    assert [record.error for record in log.records] == [None, None, "busy", "busy", None]
+def test_large_requests_are_computed_while_the_batch_stays_within_its_share() -> None:
+    """Of two largest requests: 4 and three times 40, or 4 and twice 80, of 160 characters."""
+    for text, codes in (("x" * 40, [200, 200, 200, 503, 200]), ("x" * 80, [200, 503, 503, 503, 200])):
+        pipeline, task, log = small(most=80)
+        replies = send(pipeline, [{"text": text}] * 4 + [FINE])
+        assert [reply.code for reply in replies] == codes
+        assert json.loads(replies[3].body)["error"] == "busy"
+        assert replies[3].headers["retry-after"] == "1"
+        assert task.batches == [["fine"], *[[text]] * (codes.count(200) - 1)]
+        assert [record.error for record in log.records] == [None if code == 200 else "busy" for code in codes]
 
 
 def test_a_large_request_is_computed_even_where_small_ones_took_the_share() -> None:
-    pipeline, task, _ = small(most=80, large_seconds=0.01)
-    task.seconds = 0.05
-    assert [reply.code for reply in send(pipeline, [{"text": LARGE}, FINE])] == [200, 200]
+    pipeline, _, _ = small(most=80)
+    bodies = [{"text": "x" * 20}] * 9
+    assert [reply.code for reply in send(pipeline, [{"text": LARGE}, *bodies])] == [200] * 10
+
+
+def test_many_requests_of_usual_size_are_all_computed() -> None:
+    """However much they cost together: nobody is refused who asks for no more than others do."""
+    pipeline, task, _ = small(most=80)
+    assert {reply.code for reply in send(pipeline, [{"text": "x" * 20}] * 64)} == {200}
+    assert [len(batch) for batch in task.batches] == [64]
 
 
 def test_a_request_beyond_the_limit_is_refused_uncomputed() -> None:
