@@ -9,7 +9,8 @@ stack must come to the declared state by itself: the versions, workers and defau
 that the gateway gives, are compared with the document, and the history is verified.
 
 Versions are archives of a few hundred bytes that answer a constant. One JSON line at the end: rounds by what was
-killed, and the requests by outcome and by what had been killed shortly before.
+killed, the requests by outcome and by what had been killed shortly before, and, from before the load, the reconciler's
+processor time at rest and the time from a change of the split to its effect.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ from urllib.parse import urlsplit
 import psutil
 import requests
 
-from loadtest.stack import MARCTL, PROJECT
+from loadtest.stack import MARCTL, PROJECT, cpu_seconds
 from scripts.stack.document import Document
 from scripts.stack.history import NOTHING
 from scripts.stack.look import Stack
+from scripts.stack.operations import Operator, change_traffic
 from scripts.stack.state import State
 from scripts.stack.up import reconciler_of
 from tests.tiny_archives import REQUEST, tiny_archive
@@ -52,6 +54,7 @@ LATEST_KILL_S = 2.0
 AFTERMATH_S = 5.0
 """A failure within so many seconds after a kill is counted to it."""
 CLIENTS = 16
+REST_S, REST_CHANGES = 20.0, 21
 KEPT, SPARE = ("1.0", "2.0"), ("3.0", "4.0")
 VICTIMS = ("nothing", "reconciler", "command", "envoy", "redis", "worker", "torchserve")
 
@@ -128,6 +131,22 @@ class Chaos:
     @property
     def state(self) -> State:
         return State(self.folder / "state")
+
+    def at_rest(self) -> dict[str, float]:
+        """Before the load: the reconciler's processor time, and how long a change takes until it is in force."""
+        found = reconciler_of(self.state)
+        assert found is not None
+        process = psutil.Process(found.pid)
+        before, began = cpu_seconds(process), time.monotonic()
+        time.sleep(REST_S)
+        share = (cpu_seconds(process) - before) / (time.monotonic() - began)
+        operator = Operator(self.state, "chaos at rest", lambda _: None)
+        seconds = []
+        for i in range(REST_CHANGES):
+            began = time.monotonic()
+            change_traffic(operator, "mcqa", {"split": {"1.0": 1 + i, "2.0": 1}})
+            seconds.append(time.monotonic() - began)
+        return {"reconciler_cpu_at_rest": round(share, 4), "change_to_effect_ms": round(1000 * median(seconds), 1)}
 
     def round(self, number: int) -> None:
         """One change, one kill, and the wait for what is declared."""
@@ -285,7 +304,8 @@ def main() -> int:
                 raise SystemExit(f"error: the stack does not start: {faults}; see {keeper.log}")
             running = chaos.state.running()
             assert running is not None
-            result = run(chaos, Clients(running.predictions, asked.rate), asked)
+            rest = chaos.at_rest()
+            result = rest | run(chaos, Clients(running.predictions, asked.rate), asked)
         finally:
             keeper.ending.set()
             subprocess.run([*MARCTL, "down", "--state", str(chaos.state.folder)], cwd=PROJECT, check=False)

@@ -1,1 +1,1 @@
-"""One TorchServe on this machine: started, told what to serve, asked how it is, stopped."""
+"""One stack on this machine: what is declared, its history, and the reconciler that makes it so."""

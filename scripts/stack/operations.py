@@ -24,8 +24,8 @@ from scripts.gateway.policies import check as check_traffic
 from scripts.stack.document import Declared, Document, DocumentInvalid, Model, Version, refuse_faults
 from scripts.stack.history import Conflict, Revision
 from scripts.stack.plan import TAKE_BACK, declared
-from scripts.stack.report import Answer
-from scripts.stack.state import Running, State
+from scripts.stack.report import Answer, Status
+from scripts.stack.state import DamagedState, Running, State
 from scripts.stack.store import ArchiveMissing, declared_archive, put
 from scripts.stack.up import reconciler_of
 from scripts.stack.versions import Notify
@@ -33,6 +33,8 @@ from scripts.stack.versions import Notify
 POLL_S = 0.02
 SPARE_BYTES = 1 << 20
 """Free on the disk before a change begins: its answer and the gateway's files need room, too."""
+SUCCESSOR_S = 5.0
+"""A service manager starts the reconciler again if it was killed; so long a command waits for the next one."""
 SLOW_S = 10.0
 """After so long without news, a command says what it waits for."""
 
@@ -112,7 +114,7 @@ class Operator:
         told = 0
         while True:
             newest = self.state.history.current()
-            if reconciler_of(self.state) is None or self.state.status().observed >= newest.revision:
+            if reconciler_of(self.state) is None or self._status().observed >= newest.revision:
                 return newest
             if told != newest.revision:
                 told = newest.revision
@@ -121,33 +123,47 @@ class Operator:
 
     def _follow(self, revision: Revision) -> bool:
         """Tell the reconciler's progress until it has answered; False if there is none and nothing runs."""
-        if reconciler_of(self.state) is None:
-            if self.state.running() is None:
-                return False
-            raise NotFollowed(not_followed(self.state, revision))
-        seen = max((note.number for note in self.state.status().notes), default=0)
-        news = time.monotonic()
+        if reconciler_of(self.state) is None and self.state.running() is None:
+            return False
+        seen = max((note.number for note in self._status().notes), default=0)
+        news = alive = time.monotonic()
         while True:
-            status = self.state.status()
+            status, now = self._status(), time.monotonic()
             for note in status.notes:
                 if note.number > seen:
-                    seen, news = note.number, time.monotonic()
+                    seen, news = note.number, now
                     self.notify(note.text)
             if status.observed >= revision.revision:
-                answer = answer_to(self.state, revision, status.answers.get(str(revision.revision)))
-                if answer.outcome == "taken back":
-                    raise Relayed(answer.error or "taken_back", answer.reason)
+                refuse_taken_back(self.state, revision, status)
                 return True
-            if reconciler_of(self.state) is None:
+            alive = now if reconciler_of(self.state) else alive
+            if now - alive > SUCCESSOR_S:
                 raise NotFollowed(not_followed(self.state, revision))
-            if time.monotonic() - news > SLOW_S:
-                news = time.monotonic()
-                self.notify(f"still waiting for revision {revision.revision}; log: {self.state.reconciler_log}")
-                try:
-                    refuse_full(self.state.folder, SPARE_BYTES)
-                except WriteFailed as err:
-                    self.notify(f"no answer can be written: {err}")
+            if now - news > SLOW_S:
+                news = now
+                self._say_what_it_waits_for(revision)
             time.sleep(POLL_S)
+
+    def _status(self) -> Status:
+        """A damaged report is written anew by the reconciler."""
+        try:
+            return self.state.status()
+        except DamagedState:
+            return Status()
+
+    def _say_what_it_waits_for(self, revision: Revision) -> None:
+        self.notify(f"still waiting for revision {revision.revision}; log: {self.state.reconciler_log}")
+        try:
+            refuse_full(self.state.folder, SPARE_BYTES)
+        except WriteFailed as err:
+            self.notify(f"no answer can be written: {err}")
+
+
+def refuse_taken_back(state: State, revision: Revision, status: Status) -> None:
+    """Raise Relayed with the reason if the reconciler undid a revision."""
+    answer = answer_to(state, revision, status.answers.get(str(revision.revision)))
+    if answer.outcome == "taken back":
+        raise Relayed(answer.error or "taken_back", answer.reason)
 
 
 def not_followed(state: State, revision: Revision) -> str:
@@ -184,7 +200,13 @@ def register(
             model = Model(default=default, versions=versions, traffic=before.traffic if before else None)
             return document.with_model(stored.name, model)
 
-        return operator.change(edit), stored.name, stored.version
+        # What is declared keeps its archive, whoever stops waiting for it.
+        unfinished: BaseException | None = None
+        try:
+            return operator.change(edit), stored.name, stored.version
+        except (NotFollowed, KeyboardInterrupt) as err:
+            unfinished = err
+    raise unfinished
 
 
 def refuse_declared(document: Document, model: str, version: str) -> None:

@@ -74,6 +74,8 @@ class Reconciler:
         self._health = Health(state.gateway, servers.envoy.hosts, Path(servers.running.temp) / HEARTBEATS)
         self._found: dict[Key, Found] | None = None
         """What TorchServe has registered; None before it was asked, and while there is none."""
+        self._defaults: dict[str, str] = {}
+        """What TorchServe was told, or told itself."""
         self._starts: dict[str, Backoff] = {}
         self._routing: Routing | None = None
         """What the gateway was told last."""
@@ -194,6 +196,7 @@ class Reconciler:
     def _look(self) -> dict[Key, Found]:
         """What TorchServe has registered."""
         management = self._server().management
+        self._defaults.clear()
         found: dict[Key, Found] = {}
         for model in management.models():
             with suppress(NoSuchVersion):
@@ -306,9 +309,11 @@ class Reconciler:
         """TorchServe's own, for those who ask it without a version."""
         management = self._server().management
         for name, model in document.models.items():
-            there = (name, model.default) in self._all()
-            if there and management.default_version(name) != model.default:
+            if (name, model.default) not in self._all() or self._defaults.get(name) == model.default:
+                continue
+            if management.default_version(name) != model.default:
                 management.set_default(name, model.default)
+            self._defaults[name] = model.default
 
     def _route(self, document: Document) -> None:
         """The gateway's routes, to those versions alone that have proved themselves."""
@@ -363,6 +368,7 @@ class Reconciler:
             if served is not None:
                 versions.remove(server, served)
             self._all().pop(each, None)
+            self._defaults.pop(each[0], None)
 
     # Waiting and watching
 

@@ -28,6 +28,7 @@ from scripts.stack.plan import declare, find_archives, left_out, with_workers
 from scripts.stack.reconciler import Reconciler
 from scripts.stack.servers import Request, Servers, stop_stack
 from scripts.stack.state import State
+from scripts.stack.torchserve import find_servers
 from scripts.stack.versions import Notify
 
 STOP_TIMEOUT_S = 90.0
@@ -52,18 +53,30 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
     """Build, declare, and reconcile until an exception ends it; then everything is stopped.
 
     `ready` is called once everything serves. Raises AlreadyRunning, and whatever keeps a first start from success;
-    Ctrl-C and `terminable` signals end it in order. A second one skips the grace that requests under way have.
+    Ctrl-C and `terminable` signals end it in order. A second one skips the grace that requests under way have. A fault
+    of this process's own does not end what serves; the next one takes over.
     """
+    served = bool(find_servers(state))
+
+    def serves() -> None:
+        nonlocal served
+        served = True
+        ready()
+
     with reconciling(state):
         try:
             declare_start(state, request, notify)
             servers = Servers(state, request, notify)
+            served = servers.adopted
             MetricsPage(servers.running).start()
-            Reconciler(state, servers, notify).run(ready)
+            Reconciler(state, servers, notify).run(serves)
         except BaseException as err:
             if isinstance(err, KeyboardInterrupt):
                 forced = "" if isinstance(err, Terminated) else "; Ctrl-C once more to do it by force"
                 notify(f"stopping{forced}")
+            elif served:
+                notify(f"this process ends, and what serves goes on without it: {type(err).__name__}: {err}")
+                raise
             stop_stack(state)
             raise
 

@@ -309,6 +309,19 @@ def test_a_start_on_a_full_disk_is_refused_and_leaves_nothing(cramped: tuple[Sit
     site.up()
 
 
+def test_a_fault_of_the_next_one_stops_nothing_that_serves(pair: Site) -> None:
+    """Such as a recipe that was broken meanwhile."""
+    url = pair.call("status")["gateway"]
+    kill_reconciler(pair)
+    recipe = pair.folder / "recipes" / "mcqa" / "3.0" / "model.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("task: none\n")
+    assert pair.run(*pair.up_arguments, "--detach").returncode == 1
+    assert pair.client(url).json() == ANSWER
+    recipe.unlink()
+    assert pair.up()["gateway"] == url
+
+
 def test_a_stopped_reconciler_is_ended_by_down(pair: Site) -> None:
     """SIGTERM is nothing to a process that is stopped; continued, it ends in order."""
     [process] = pair.reconcilers()

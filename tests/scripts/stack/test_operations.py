@@ -10,8 +10,8 @@ from scripts.core.errors import UserError
 from scripts.gateway.policies import Traffic, TrafficInvalid
 from scripts.stack import operations
 from scripts.stack.document import Declared, Document
-from scripts.stack.history import Conflict, NoSuchRevision
-from scripts.stack.operations import NoSuchVersion, NotReady, Operator
+from scripts.stack.history import Conflict, NoSuchRevision, Revision
+from scripts.stack.operations import NoSuchVersion, NotFollowed, NotReady, Operator
 from scripts.stack.plan import TAKE_BACK
 from scripts.stack.state import State
 from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
@@ -124,6 +124,21 @@ def test_what_a_killed_reconciler_did_not_tell_the_history_does(operator: Operat
     history.commit(history.find(2).document, expected=3, actor="r", command=TAKE_BACK, reason="labels.json")
     answer = operations.answer_to(operator.state, revision, None)
     assert (answer.outcome, answer.reason) == ("taken back", "labels.json")
+
+
+def test_an_archive_that_is_declared_stays_in_the_store_when_nobody_answers(
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next reconciler would have nothing to load."""
+
+    def killed(self: Operator, revision: Revision) -> bool:
+        raise NotFollowed(str(revision))
+
+    monkeypatch.setattr(Operator, "_follow", killed)
+    with pytest.raises(NotFollowed):
+        register(operator, tiny_archive(tmp_path, version="3.0"))
+    assert now(operator).find("mcqa", "3.0") is not None
+    assert (tmp_path / "store" / "mcqa-3.0.mar").is_file()
 
 
 def test_replacing_another_file_needs_force(operator: Operator, tmp_path: Path) -> None:
