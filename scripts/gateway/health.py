@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from handlers.torchserve.heartbeat import heartbeat_file
 from scripts.core.explainers import models_in
 from scripts.core.files import write_atomically
 from scripts.gateway.clusters import assignment
@@ -28,7 +29,7 @@ READINESS = f"{PROBES}.json"
 STOPPED_S = 1.0
 """A worker that is stopped for so long hangs. Debuggers and profilers stop a process for milliseconds."""
 SILENT_S = 2.5
-"""A worker hangs if its heartbeat, about once a second, is missing for so long."""
+"""A worker hangs if its heartbeat, about twice a second, is missing for so long."""
 LONGEST_STEP_S = 0.5
 """Time beyond this between two steps is not held against a worker: whoever steps may have been stopped itself."""
 GONE = "is gone"
@@ -71,12 +72,13 @@ class Health:
     """Keeps the files of one gateway; not for several threads.
 
     `files`: the folder that Envoy watches; `hosts`: the URLs of TorchServe and of further servers (`hosts_of`);
-    `heartbeats`: the folder in which each worker touches the file of its pid. A worker that never did has none.
+    `temp`: TorchServe's temporary folder, where each worker touches its heartbeat file. A worker that never did so is
+    one without.
     """
 
     files: Path
     hosts: Sequence[str]
-    heartbeats: Path
+    temp: Path
     clock: Callable[[], float] = time.monotonic
     pulses: dict[int, Pulse] = field(default_factory=dict)
     written: dict[Path, tuple[Json, int]] = field(default_factory=dict)
@@ -140,7 +142,7 @@ class Health:
     def beat(self, pid: int) -> int | None:
         """Compared only with itself, so that nothing depends on how clocks are set."""
         try:
-            return (self.heartbeats / str(pid)).stat().st_mtime_ns
+            return heartbeat_file(self.temp, pid).stat().st_mtime_ns
         except OSError:
             return None
 

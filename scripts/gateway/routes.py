@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
-from handlers.core.messages import START_HEADER
+from handlers.core.messages import START_HEADER, TIMEOUT_HEADER
 from scripts.core.explainers import explainer_of, models_in
 from scripts.core.order import version_order
 from scripts.gateway import openapi
@@ -20,7 +20,6 @@ from scripts.gateway.names import (
     PROBES,
     SHADOW_HEADER,
     STALE_HEADER,
-    TIMEOUT_HEADER,
     VERSION_HEADER,
     Json,
     Role,
