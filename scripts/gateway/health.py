@@ -33,6 +33,7 @@ SILENT_S = 2.5
 LONGEST_STEP_S = 0.5
 """Time beyond this between two steps is not held against a worker: whoever steps may have been stopped itself."""
 GONE = "is gone"
+Identity = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Health:
     temp: Path
     clock: Callable[[], float] = time.monotonic
     pulses: dict[int, Pulse] = field(default_factory=dict)
-    written: dict[Path, tuple[Json, int]] = field(default_factory=dict)
-    """File to its content and to its time when it was written."""
+    written: dict[Path, tuple[Json, Identity]] = field(default_factory=dict)
+    """File to its content, and to what it was when it was written."""
     last: float | None = None
 
     def step(self, versions: Iterable[Workers], routed: Collection[tuple[str, str]]) -> list[Verdict]:
@@ -149,24 +150,24 @@ class Health:
     def put(self, path: Path, resource: Json) -> None:
         """Write what differs from what stands there."""
         before = self.written.get(path)
-        if before is None or before[0] != resource or time_of(path) != before[1]:
+        if before is None or before[0] != resource or identity(path) != before[1]:
             write(path, resource)
-            self.written[path] = (resource, time_of(path))
+            self.written[path] = (resource, identity(path))
 
 
 def provide(files: Path, hosts: Sequence[str], served: Served) -> None:
-    """Files for versions that have none: as long as nobody knows better, they have workers.
-
-    Whether the gateway is ready is told by the first step.
-    """
+    """Files for versions that have none: as long as nobody knows better, they have workers."""
     (files / ENDPOINTS).mkdir(mode=0o700, exist_ok=True)
     for model, versions in served.items():
         for version in versions:
             path = files / ENDPOINTS / endpoints_file(model, version)
             if not path.exists():
                 write(path, assignment(model, version, hosts, has_worker=True))
-    if not (files / READINESS).exists():
-        write(files / READINESS, unknown())
+
+
+def begin(files: Path) -> None:
+    """For an Envoy that starts: what an earlier one knew of its readiness is past; the next step tells it."""
+    write(files / READINESS, unknown())
 
 
 def forget(files: Path, served: Served) -> None:
@@ -189,12 +190,13 @@ def write(path: Path, resource: Json) -> None:
     write_atomically(path, json.dumps({"version_info": digest, "resources": resources}) + "\n", mode=0o600)
 
 
-def time_of(path: Path) -> int:
-    """0 if the file is not there."""
+def identity(path: Path) -> Identity:
+    """Inode and time, None if the file is not there; another one is in the place of what was written before."""
     try:
-        return path.stat().st_mtime_ns
+        found = path.stat()
     except OSError:
-        return 0
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def readiness(verdicts: Sequence[Verdict], routed: Collection[tuple[str, str]]) -> Json:

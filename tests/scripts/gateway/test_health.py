@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scripts.gateway.health import Health, Verdict, Workers, forget, provide
+from scripts.gateway.health import Health, Verdict, Workers, begin, forget, provide
 
 HOSTS = ["http://127.0.0.1:1", "http://10.0.0.2:8080"]
 ROUTED = [("mcqa", "1.0")]
@@ -25,6 +25,7 @@ class Watched:
         self.files, self.beats, self.now = folder / "gateway", folder / "heartbeat", 100.0
         self.beats.mkdir()
         self.files.mkdir()
+        begin(self.files)
         provide(self.files, HOSTS, {"mcqa": ["1.0"]})
         self.health = Health(self.files, HOSTS, folder, clock=lambda: self.now)
 
@@ -171,6 +172,30 @@ def test_a_version_that_is_new_has_workers_until_somebody_looks_and_one_that_lef
     assert names == ["mcqa|1.0.json", "mcqa|2.0.json"]
     forget(watched.files, {"mcqa": ["2.0"]})
     assert not watched.file.exists()
+
+
+def test_a_start_knows_nothing_of_readiness_and_the_next_step_tells_it(
+    watched: Watched, worker: subprocess.Popen[bytes]
+) -> None:
+    watched.step(worker.pid)
+    begin(watched.files)
+    assert watched.page("/ready")[0] == 503
+    watched.step(worker.pid)
+    assert watched.page("/ready")[0] == 200
+
+
+def test_a_full_disk_is_no_end_of_looking(watched: Watched, worker: subprocess.Popen[bytes]) -> None:
+    """What could not be written is written when there is room."""
+    watched.step(worker.pid)
+    worker.kill()
+    partial = watched.file.with_suffix(".partial")
+    partial.mkdir()
+    with pytest.raises(OSError, match="partial"):
+        watched.step(worker.pid)
+    assert watched.statuses()[0] == "HEALTHY"
+    partial.rmdir()
+    watched.step(worker.pid)
+    assert watched.statuses()[0] == "UNHEALTHY"
 
 
 def test_a_routed_version_that_nobody_knows_is_not_ready(watched: Watched) -> None:
