@@ -82,8 +82,8 @@ class Health:
     temp: Path
     clock: Callable[[], float] = time.monotonic
     pulses: dict[int, Pulse] = field(default_factory=dict)
-    written: dict[Path, tuple[Json, Identity]] = field(default_factory=dict)
-    """File to its content, and to what it was when it was written."""
+    written: dict[Path, tuple[object, Identity]] = field(default_factory=dict)
+    """File to what it tells, and to what it was when it was written."""
     last: float | None = None
 
     def step(self, versions: Iterable[Workers], routed: Collection[tuple[str, str]]) -> list[Verdict]:
@@ -99,9 +99,9 @@ class Health:
         known = {pid for workers in versions for pid in workers.pids}
         self.pulses = {pid: pulse for pid, pulse in self.pulses.items() if pid in known}
         for verdict in verdicts:
-            content = assignment(verdict.model, verdict.version, self.hosts, has_worker=verdict.answering > 0)
-            self.put(self.files / ENDPOINTS / endpoints_file(verdict.model, verdict.version), content)
-        self.put(self.files / READINESS, readiness(verdicts, routed))
+            self.tell(verdict)
+        known_of = (tuple(verdicts), frozenset(routed))
+        self.put(self.files / READINESS, known_of, lambda: readiness(verdicts, routed))
         return verdicts
 
     def judge(self, workers: Workers, passed_s: float) -> Verdict:
@@ -147,12 +147,17 @@ class Health:
         except OSError:
             return None
 
-    def put(self, path: Path, resource: Json) -> None:
-        """Write what differs from what stands there."""
-        before = self.written.get(path)
-        if before is None or before[0] != resource or identity(path) != before[1]:
-            write(path, resource)
-            self.written[path] = (resource, identity(path))
+    def tell(self, verdict: Verdict) -> None:
+        """Whether requests may go to the version."""
+        model, version, has_worker = verdict.model, verdict.version, verdict.answering > 0
+        path = self.files / ENDPOINTS / endpoints_file(model, version)
+        self.put(path, has_worker, lambda: assignment(model, version, self.hosts, has_worker=has_worker))
+
+    def put(self, path: Path, told: object, make: Callable[[], Json]) -> None:
+        """Write what `told` makes, unless it stands there."""
+        if path not in self.written or self.written[path] != (told, identity(path)):
+            write(path, make())
+            self.written[path] = (told, identity(path))
 
 
 def provide(files: Path, hosts: Sequence[str], served: Served) -> None:
