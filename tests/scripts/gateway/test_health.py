@@ -188,6 +188,7 @@ def test_a_full_disk_is_no_end_of_looking(watched: Watched, worker: subprocess.P
     """What could not be written is written when there is room."""
     watched.step(worker.pid)
     worker.kill()
+    worker.wait()
     partial = watched.file.with_suffix(".partial")
     partial.mkdir()
     with pytest.raises(OSError, match="partial"):
