@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 
-from handlers.torchserve.heartbeat import heartbeat_file
 from scripts.core.explainers import models_in
 from scripts.core.files import write_atomically
 from scripts.gateway.clusters import assignment
@@ -73,13 +72,12 @@ class Health:
     """Keeps the files of one gateway; not for several threads.
 
     `files`: the folder that Envoy watches; `hosts`: the URLs of TorchServe and of further servers (`hosts_of`);
-    `temp`: TorchServe's temporary folder, where each worker touches its heartbeat file. A worker that never did so is
-    one without.
+    `heartbeats`: the folder in which each worker touches the file of its pid. A worker that never did has none.
     """
 
     files: Path
     hosts: Sequence[str]
-    temp: Path
+    heartbeats: Path
     clock: Callable[[], float] = time.monotonic
     pulses: dict[int, Pulse] = field(default_factory=dict)
     written: dict[Path, tuple[object, Identity]] = field(default_factory=dict)
@@ -143,7 +141,7 @@ class Health:
     def beat(self, pid: int) -> int | None:
         """Compared only with itself, so that nothing depends on how clocks are set."""
         try:
-            return heartbeat_file(self.temp, pid).stat().st_mtime_ns
+            return (self.heartbeats / str(pid)).stat().st_mtime_ns
         except OSError:
             return None
 

@@ -144,8 +144,8 @@ class TestGateway:
     def probes(self) -> str:
         return self.envoy.probes
 
-    def watcher(self, temp: Path) -> Health:
-        return Health(self.envoy.folder, self.envoy.hosts, temp)
+    def watcher(self, heartbeats: Path) -> Health:
+        return Health(self.envoy.folder, self.envoy.hosts, heartbeats)
 
     def look(self, health: Health, *sick: str, pid: int = os.getpid()) -> None:
         """One step: all versions have a worker, whose process is `pid`, but those of mcqa that are sick."""

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from handlers.tasks.multiple_choice.reference import plain_probabilities
-from loadtest.gateway.hostile import LOG_LINES, hostile_bodies
+from loadtest.gateway.hostile import LOG_LINES, json_bodies
 from scripts.build.adopt import adopt
 from scripts.build.build import build
 from tests.live.conftest import PROJECT, Site
@@ -131,7 +131,7 @@ def test_abuse_harms_neither_the_worker_nor_the_next_client(quiz: Site, url: str
     dice = random.Random(0)
     address = urlsplit(url)
     bodies = [
-        *hostile_bodies(),
+        *(hostile.body for hostile in json_bodies()),
         bytes(dice.randrange(256) for _ in range(2000)),
         b'{"question": "x", "choices": ["a", "b"]}' + b" " * 1_100_000,
     ]

@@ -27,7 +27,7 @@ class Watched:
         self.files.mkdir()
         begin(self.files)
         provide(self.files, HOSTS, {"mcqa": ["1.0"]})
-        self.health = Health(self.files, HOSTS, folder, clock=lambda: self.now)
+        self.health = Health(self.files, HOSTS, self.beats, clock=lambda: self.now)
 
     def step(self, *pids: int, ready: bool = True, after_s: float = 0.25) -> Verdict:
         self.now += after_s
