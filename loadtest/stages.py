@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 
 import requests
 
 from loadtest.stack import Stack
+from scripts.gateway.counts import STATS, listener_totals, read, samples
+from scripts.gateway.names import GATEWAY
 
-LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 TIMEOUT_S = 10.0
 LONGEST_MERGE_S = 20.0
 """Envoy adds what its threads measured to its histograms every 5 s (stats_flush_interval), later on a busy machine."""
@@ -25,30 +25,28 @@ TORCHSERVE = {
     "handler_requests_total": "batched",
     "handler_milliseconds_total": "handler_ms",
 }
-ENVOY = {
-    "envoy_http_downstream_rq_time_sum": "gateway_ms",
-    "envoy_http_downstream_rq_time_count": "gateway_requests",
-    "envoy_http_downstream_rq_total": "gateway_received",
-    "envoy_cluster_upstream_rq_time_sum": "upstream_ms",
-    "envoy_cluster_upstream_rq_time_count": "upstream_requests",
-}
-
 Counts = dict[str, float]
 
 
 def torchserve_counts(stack: Stack, model: str) -> Counts:
     """Running totals of a model's versions: requests, and microseconds or milliseconds spent on them."""
-    return totals(get(f"{stack.status['metrics']}/metrics"), TORCHSERVE, f'"{model}"')
+    return totals(get(f"{stack.status['metrics']}/metrics"), TORCHSERVE, model)
 
 
 def envoy_counts(stack: Stack, model: str) -> Counts:
-    """Running totals of the gateway's listener for clients and of a model's clusters."""
+    """Running totals of the gateway's listener for clients and of the answers of a model's versions."""
     if not stack.status.get("gateway"):
         return {}
-    page = get(f"{stack.status['admin']}/stats/prometheus?usedonly")
-    gateway = {name: key for name, key in ENVOY.items() if "downstream" in name}
-    upstream = {name: key for name, key in ENVOY.items() if "upstream_rq" in name}
-    return totals(page, gateway, '"gateway"') | totals(page, upstream, f'"{model}|')
+    page = get(stack.status["admin"] + STATS)
+    received, answered, gateway_ms = listener_totals(page, GATEWAY)
+    answers = [attempts.latencies for (name, _, _), attempts in read(page).items() if name == model]
+    return {
+        "gateway_received": received,
+        "gateway_requests": answered,
+        "gateway_ms": gateway_ms,
+        "upstream_requests": sum(latencies.count for latencies in answers),
+        "upstream_ms": sum(latencies.sum_ms for latencies in answers),
+    }
 
 
 def settled_envoy_counts(stack: Stack, model: str) -> Counts:
@@ -71,12 +69,12 @@ def get(url: str) -> str:
     return response.text
 
 
-def totals(page: str, names: dict[str, str], label: str) -> Counts:
-    """Sums over all series of a Prometheus page whose labels hold `label`."""
+def totals(page: str, names: dict[str, str], model: str) -> Counts:
+    """Sums over all series of a model on TorchServe's page."""
     found = dict.fromkeys(names.values(), 0.0)
-    for name, labels, value in LINE.findall(page):
-        if name in names and label in labels:
-            found[names[name]] += float(value)
+    for name, labels, value in samples(page):
+        if name in names and model in labels.values():
+            found[names[name]] += value
     return found
 
 

@@ -19,7 +19,8 @@ from scripts.gateway.names import COUNTED, Json, Role, extension
 STATS = "/stats/prometheus?usedonly"
 """Path of Envoy's admin page that `read` takes."""
 SCOPE = "version"
-ATTEMPTS, TIMES, GATEWAY_TIMES = "envoy_version_attempts", "envoy_version_time_ms", "envoy_http_downstream_rq_time"
+ATTEMPTS, TIMES = f"envoy_{SCOPE}_attempts", f"envoy_{SCOPE}_time_ms"
+REQUESTS, LISTENER = "envoy_http_downstream_rq", "envoy_http_conn_manager_prefix"
 OWN_LISTENERS = "envoy://"
 """Begins the address of the fallback listener; what goes there is no attempt at the version."""
 ROLES = {role.value for role in Role}
@@ -134,14 +135,11 @@ def add(attempts: Attempts, code: int, flags: Sequence[str], number: int) -> Non
             attempts.failures[Failure.ERROR] += number
 
 
-def gateway_latencies(page: str, listener: str) -> tuple[float, float]:
-    """Of all requests to one of Envoy's listeners: their number, and the sum of their times in ms."""
-    figures = {
-        name: value
-        for name, labels, value in samples(page)
-        if name.startswith(GATEWAY_TIMES) and labels.get("envoy_http_conn_manager_prefix") == listener
-    }
-    return figures.get(f"{GATEWAY_TIMES}_count", 0.0), figures.get(f"{GATEWAY_TIMES}_sum", 0.0)
+def listener_totals(page: str, listener: str) -> tuple[float, float, float]:
+    """Requests that one of Envoy's listeners received, those whose times are in, and the sum of these times in ms."""
+    found = {name: value for name, labels, value in samples(page) if labels.get(LISTENER) == listener}
+    received, times = f"{REQUESTS}_total", f"{REQUESTS}_time"
+    return found.get(received, 0.0), found.get(f"{times}_count", 0.0), found.get(f"{times}_sum", 0.0)
 
 
 def samples(page: str) -> Iterator[tuple[str, Mapping[str, str], float]]:

@@ -99,6 +99,7 @@ class Envoy:
         self._make_folder()
         start = bootstrap(self.folder, self.admin_port, self.port, dict(self.torchserve), self.settings)
         self._write(BOOTSTRAP, start)
+        health.begin(self.folder)
         health.provide(self.folder, self.hosts, served)
         watched = self.contents(served, policies)
         for name, content in watched.items():

@@ -28,10 +28,11 @@ READINESS = f"{PROBES}.json"
 STOPPED_S = 1.0
 """A worker that is stopped for so long hangs. Debuggers and profilers stop a process for milliseconds."""
 SILENT_S = 2.5
-"""A worker hangs if its heartbeat, about once a second, is missing for so long."""
+"""A worker hangs if its heartbeat, about twice a second, is missing for so long."""
 LONGEST_STEP_S = 0.5
 """Time beyond this between two steps is not held against a worker: whoever steps may have been stopped itself."""
 GONE = "is gone"
+Identity = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Health:
     heartbeats: Path
     clock: Callable[[], float] = time.monotonic
     pulses: dict[int, Pulse] = field(default_factory=dict)
-    written: dict[Path, tuple[Json, int]] = field(default_factory=dict)
-    """File to its content and to its time when it was written."""
+    written: dict[Path, tuple[object, Identity]] = field(default_factory=dict)
+    """File to what it tells, and to what it was when it was written."""
     last: float | None = None
 
     def step(self, versions: Iterable[Workers], routed: Collection[tuple[str, str]]) -> list[Verdict]:
@@ -96,9 +97,9 @@ class Health:
         known = {pid for workers in versions for pid in workers.pids}
         self.pulses = {pid: pulse for pid, pulse in self.pulses.items() if pid in known}
         for verdict in verdicts:
-            content = assignment(verdict.model, verdict.version, self.hosts, has_worker=verdict.answering > 0)
-            self.put(self.files / ENDPOINTS / endpoints_file(verdict.model, verdict.version), content)
-        self.put(self.files / READINESS, readiness(verdicts, routed))
+            self.tell(verdict)
+        known_of = (tuple(verdicts), frozenset(routed))
+        self.put(self.files / READINESS, known_of, lambda: readiness(verdicts, routed))
         return verdicts
 
     def judge(self, workers: Workers, passed_s: float) -> Verdict:
@@ -144,27 +145,32 @@ class Health:
         except OSError:
             return None
 
-    def put(self, path: Path, resource: Json) -> None:
-        """Write what differs from what stands there."""
-        before = self.written.get(path)
-        if before is None or before[0] != resource or time_of(path) != before[1]:
-            write(path, resource)
-            self.written[path] = (resource, time_of(path))
+    def tell(self, verdict: Verdict) -> None:
+        """Whether requests may go to the version."""
+        model, version, has_worker = verdict.model, verdict.version, verdict.answering > 0
+        path = self.files / ENDPOINTS / endpoints_file(model, version)
+        self.put(path, has_worker, lambda: assignment(model, version, self.hosts, has_worker=has_worker))
+
+    def put(self, path: Path, told: object, make: Callable[[], Json]) -> None:
+        """Write what `told` makes, unless it stands there."""
+        if path not in self.written or self.written[path] != (told, identity(path)):
+            write(path, make())
+            self.written[path] = (told, identity(path))
 
 
 def provide(files: Path, hosts: Sequence[str], served: Served) -> None:
-    """Files for versions that have none: as long as nobody knows better, they have workers.
-
-    Whether the gateway is ready is told by the first step.
-    """
+    """Files for versions that have none: as long as nobody knows better, they have workers."""
     (files / ENDPOINTS).mkdir(mode=0o700, exist_ok=True)
     for model, versions in served.items():
         for version in versions:
             path = files / ENDPOINTS / endpoints_file(model, version)
             if not path.exists():
                 write(path, assignment(model, version, hosts, has_worker=True))
-    if not (files / READINESS).exists():
-        write(files / READINESS, unknown())
+
+
+def begin(files: Path) -> None:
+    """For an Envoy that starts: what an earlier one knew of its readiness is past; the next step tells it."""
+    write(files / READINESS, unknown())
 
 
 def forget(files: Path, served: Served) -> None:
@@ -187,12 +193,13 @@ def write(path: Path, resource: Json) -> None:
     write_atomically(path, json.dumps({"version_info": digest, "resources": resources}) + "\n", mode=0o600)
 
 
-def time_of(path: Path) -> int:
-    """0 if the file is not there."""
+def identity(path: Path) -> Identity:
+    """Inode and time, None if the file is not there; another one is in the place of what was written before."""
     try:
-        return path.stat().st_mtime_ns
+        found = path.stat()
     except OSError:
-        return 0
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def readiness(verdicts: Sequence[Verdict], routed: Collection[tuple[str, str]]) -> Json:

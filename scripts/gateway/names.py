@@ -23,10 +23,8 @@ HTTP_STATUS_HEADER = "x-http-status"
 """On an answer before it becomes gRPC's: its HTTP code, from which filters.lua makes gRPC's."""
 STALE_HEADER = "x-fallback-stale"
 """On a request of which only the last known answer is wanted, that of the version which failed it first."""
-TIMEOUT_HEADER = "x-request-timeout-ms"
-"""On the request that a worker gets: how long the gateway waits for its answer, in whole milliseconds from the moment
-at which the worker's server got the request. Every route to a worker writes it over what the client may have sent. A
-retry at another version carries that attempt's own time. Over it, nobody takes the answer any more."""
+# TIMEOUT_HEADER, how long the gateway waits for a worker's answer, is handlers.core.messages': routes.asked sets it to
+# each attempt's own time, over whatever the client sent. A fallback's attempt carries the fallback's time.
 BODY_MODEL = "model"
 """Where json_to_metadata puts the body's `model`."""
 COUNTED = "counted"

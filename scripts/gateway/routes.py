@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
-from handlers.core.messages import START_HEADER
+from handlers.core.messages import START_HEADER, TIMEOUT_HEADER
 from scripts.core.explainers import explainer_of, models_in
 from scripts.core.order import version_order
 from scripts.gateway import openapi
@@ -20,7 +20,6 @@ from scripts.gateway.names import (
     PROBES,
     SHADOW_HEADER,
     STALE_HEADER,
-    TIMEOUT_HEADER,
     VERSION_HEADER,
     Json,
     Role,
@@ -423,6 +422,7 @@ def fallback_routes(served: Served, policies: Mapping[str, Traffic], further: It
         routes += [shadow_route(model, version, policies[model]) for version in sorted(served[model])]
         for version in sorted(served[model]):
             routes += fallback_routes_of(model, version, policies[model], served)
+        routes.append(fallback_of_withdrawn(model, policies[model]))
     return route_configuration(FALLBACK, [*routes, *further])
 
 
@@ -444,6 +444,14 @@ def fallback_routes_of(model: str, failed: str, policy: Traffic, served: Served)
     yield {"match": match, "direct_response": {"status": 503}}
 
 
+def fallback_of_withdrawn(model: str, policy: Traffic) -> Json:
+    """Where a request goes that was under way to a version when its routes were taken away."""
+    match = path_of(model, "[^/]+")
+    if not policy.stand_ins:
+        return {"match": match, "direct_response": {"status": 503}}
+    return fallback_route(match, model, None, policy, policy.fallback)
+
+
 def stale_route(model: str, failed: str, policy: Traffic, served: Served) -> Iterator[Json]:
     """To a worker of another version, which computes nothing, and looks into the cache.
 
@@ -463,7 +471,7 @@ def stale_route(model: str, failed: str, policy: Traffic, served: Served) -> Ite
     }
 
 
-def fallback_route(match: Json, model: str, failed: str, policy: Traffic, fallbacks: list[str]) -> Json:
+def fallback_route(match: Json, model: str, failed: str | None, policy: Traffic, fallbacks: list[str]) -> Json:
     """To the next version."""
     version = fallbacks[0]
     action = {"cluster": guarded_cluster(model, version), **rewrite(model, version)}
@@ -472,7 +480,7 @@ def fallback_route(match: Json, model: str, failed: str, policy: Traffic, fallba
     patient = patience(timeout_s, fallback=True, last=len(fallbacks) == 1)
     return {
         "match": match,
-        **with_headers(asked(action, patient, Role.FALLBACK), [label(FAILED_HEADER, failed)]),
+        **with_headers(asked(action, patient, Role.FALLBACK), [label(FAILED_HEADER, failed)] if failed else []),
         "response_headers_to_add": [label(VERSION_HEADER, version), label(FALLBACK_HEADER, version)],
     }
 

@@ -17,6 +17,8 @@ import requests
 import yaml
 
 from scripts.core.process import is_alive
+from scripts.gateway import counts
+from scripts.gateway.names import Role
 from tests.live.conftest import Site
 from tests.live.envoys import self_signed, until
 from tests.live.test_stack import foreground
@@ -94,7 +96,7 @@ def test_one_page_has_torchserves_the_workers_and_envoys_figures(url: str) -> No
     ask(url)
     page = requests.get(f"{url}/metrics", timeout=30).text
     assert 'ts_inference_requests_total{model_name="mcqa",model_version="2.0"' in page
-    assert 'envoy_version_time_ms_count{model="mcqa",version="2.0",role="split"' in page
+    assert counts.read(page)["mcqa", "2.0", Role.SPLIT].codes[200] > 0
 
 
 def test_health_tells_workers_and_queues(url: str) -> None:
@@ -116,6 +118,37 @@ def test_readiness_ends_with_the_last_worker_and_comes_back(site: Site, url: str
     assert (answers[-1].json()["error"], answers[-1].headers["retry-after"]) == ("not_ready", "1")
     until(lambda: requests.get(f"{url}/ready", timeout=30).status_code == 200)
     until(lambda: all(row["workers_ready"] for row in site.versions().values()))
+
+
+@pytest.mark.parametrize(("blow", "bar_s"), [(signal.SIGKILL, 1.0), (signal.SIGSTOP, 3.0)], ids=["killed", "hung"])
+def test_a_dead_or_hung_worker_holds_up_nobody_for_long_and_is_asked_again(
+    site: Site, url: str, blow: signal.Signals, bar_s: float
+) -> None:
+    """With 20 requests a second: after the bar each is answered by the fallback's version at once."""
+    site.call("route", "split", "mcqa", "2.0=100")
+    site.call("route", "fallback", "mcqa", "1.0")
+    worker = psutil.Process(site.versions()["mcqa 2.0"]["pids"][0])
+    found: list[tuple[float, requests.Response]] = []
+
+    def asked(since: float) -> None:
+        sent = time.monotonic() - since
+        found.append((sent, ask(url)))
+
+    with ThreadPoolExecutor(100) as clients:
+        assert ask(url).headers["x-model-version"] == "2.0"
+        worker.send_signal(blow)
+        struck = time.monotonic()
+        while time.monotonic() - struck < bar_s + 1:
+            clients.submit(asked, struck)
+            time.sleep(0.05)
+        late = [got for sent, got in found if sent > bar_s]
+        if blow is signal.SIGSTOP:
+            worker.send_signal(signal.SIGCONT)
+        until(lambda: ask(url).headers["x-model-version"] == "2.0", timeout_s=30)
+    assert len(late) > 8
+    assert {(got.status_code, got.headers["x-model-version"]) for got in late} == {(200, "1.0")}
+    assert max(got.elapsed.total_seconds() for got in late) < 0.5
+    assert {got.status_code for _, got in found} == {200}
 
 
 def test_a_split_is_in_force_when_the_command_returns(site: Site, url: str) -> None:

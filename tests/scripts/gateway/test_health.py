@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from scripts.gateway.health import Health, Verdict, Workers, forget, provide
+from scripts.core.errors import UserError
+from scripts.gateway.health import Health, Verdict, Workers, begin, forget, provide
 
 HOSTS = ["http://127.0.0.1:1", "http://10.0.0.2:8080"]
 ROUTED = [("mcqa", "1.0")]
@@ -25,6 +26,7 @@ class Watched:
         self.files, self.beats, self.now = folder / "gateway", folder / "heartbeat", 100.0
         self.beats.mkdir()
         self.files.mkdir()
+        begin(self.files)
         provide(self.files, HOSTS, {"mcqa": ["1.0"]})
         self.health = Health(self.files, HOSTS, self.beats, clock=lambda: self.now)
 
@@ -171,6 +173,31 @@ def test_a_version_that_is_new_has_workers_until_somebody_looks_and_one_that_lef
     assert names == ["mcqa|1.0.json", "mcqa|2.0.json"]
     forget(watched.files, {"mcqa": ["2.0"]})
     assert not watched.file.exists()
+
+
+def test_a_start_knows_nothing_of_readiness_and_the_next_step_tells_it(
+    watched: Watched, worker: subprocess.Popen[bytes]
+) -> None:
+    watched.step(worker.pid)
+    begin(watched.files)
+    assert watched.page("/ready")[0] == 503
+    watched.step(worker.pid)
+    assert watched.page("/ready")[0] == 200
+
+
+def test_a_file_that_cannot_be_written_is_written_when_it_can(
+    watched: Watched, worker: subprocess.Popen[bytes]
+) -> None:
+    watched.step(worker.pid)
+    worker.kill()
+    worker.wait()
+    watched.file.unlink()
+    watched.file.mkdir()
+    with pytest.raises((OSError, UserError)):
+        watched.step(worker.pid)
+    watched.file.rmdir()
+    watched.step(worker.pid)
+    assert watched.statuses()[0] == "UNHEALTHY"
 
 
 def test_a_routed_version_that_nobody_knows_is_not_ready(watched: Watched) -> None:

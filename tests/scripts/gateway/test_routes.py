@@ -59,10 +59,17 @@ def test_each_rung_has_half_the_time_of_the_one_above() -> None:
     policy = Traffic(split={"3": 1}, fallback=["2", "1"], timeout_s=8)
     found = fallback_routes({"m": {"1", "2", "3"}}, {"m": policy})["virtual_hosts"][0]["routes"]
     fallbacks = [r["route"]["timeout"] for r in found if "x-fallback" in str(r.get("response_headers_to_add"))]
-    assert fallbacks == ["2.020s", "4.020s"]
+    assert fallbacks == ["2.020s", "4.020s", "4.020s"]
 
 
 def test_the_last_rungs_failure_is_a_503() -> None:
     found = fallback_routes(SERVED, {"mcqa": Traffic(split={"2.0": 1}, fallback=["1.0"])})
     last = [r for r in found["virtual_hosts"][0]["routes"] if r.get("direct_response")]
     assert [r["match"]["safe_regex"]["regex"] for r in last] == ["^/predictions/mcqa/1\\.0$"]
+
+
+def test_a_request_under_way_to_a_version_that_is_withdrawn_still_falls_back() -> None:
+    policy = Traffic(split={"1.0": 1}, fallback=["1.0"])
+    last = fallback_routes({"mcqa": {"1.0"}}, {"mcqa": policy})["virtual_hosts"][0]["routes"][-1]
+    assert last["match"]["safe_regex"]["regex"] == "^/predictions/mcqa/[^/]+$"
+    assert last["route"]["cluster"] == "mcqa|1.0|guarded"
