@@ -102,7 +102,7 @@ class PackedRuntime:
 
     def warm_up(self) -> None:
         """Some passes, short and long, single and full, to choose kernels and get memory."""
-        warm_up(self, self.max_tokens, WARM_UP_LENGTHS, self.rows_per_pass, self.pad_id)
+        warm_up(self, self.max_tokens, WARM_UP_LENGTHS, self.rows_per_pass, self.pad_id, TOKENS_PER_PASS)
 
 
 def whole_layers(model: Any, pooling: Pooling | None) -> int:

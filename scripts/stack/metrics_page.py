@@ -131,7 +131,7 @@ class Queues:
     """TorchServe's own count of the requests that wait for each version."""
 
     def __init__(self, management: str) -> None:
-        self._url = management
+        self._management = Management(management, timeout_s=TIMEOUT_S)
 
     def collect(self) -> Iterator[Metric]:
         labels = ("model", "version")
@@ -142,9 +142,8 @@ class Queues:
         yield family
 
     def _served(self) -> Iterator[Served]:
-        management = Management(self._url, timeout_s=TIMEOUT_S)
-        for model in management.models():
-            yield from management.versions(model)
+        for model in self._management.models():
+            yield from self._management.versions(model)
 
 
 def is_alive(path: Path) -> bool:

@@ -94,3 +94,13 @@ def test_rows_of_texts_are_those_that_the_tokenizer_makes(kind: str, tiny_model:
 def test_tokens_are_counted_as_rows_are_cut(tiny_model: Callable[[str], Path]) -> None:
     encoder = TextEncoder(load_tokenizer(tiny_model("bert")), 16)
     assert encoder.count(TEXTS) == sum(len(row.ids) for row in encoder.encode(TEXTS))
+
+
+def test_the_warm_up_is_one_pass_and_one_row_of_each_length(tiny_model: Callable[[str], Path]) -> None:
+    """More rows than a pass has room for would only repeat its shape, and keep a version from its first client."""
+    runtime, _ = load(tiny_model("bert"), Pooling("mean", normalize=True), max_tokens=128)
+    seen: list[tuple[int, int]] = []
+    bert = runtime.bert
+    runtime.bert = lambda rows: (seen.append((len(rows), len(rows[0].ids))), bert(rows))[1]
+    runtime.warm_up()
+    assert seen == [(1, 32), (128, 32), (1, 64), (64, 64), (1, 96), (42, 96), (1, 128), (32, 128)]
