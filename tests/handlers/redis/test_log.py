@@ -62,9 +62,7 @@ def make_log(redis_server: TestRedis) -> Iterator[Callable[..., PredictionLog]]:
         log.close()
 
 
-def a_log(
-    url: str, version: str = "1.0", label_type: Any = MultipleChoice.label_type, **settings: Any
-) -> PredictionLog:
+def a_log(url: str, version: str = "1.0", label_type: LabelType = "int", **settings: Any) -> PredictionLog:
     declaration = Declaration("quiz", LOG_COLUMNS, label_type)
     link = RedisLink(url, reply_timeout_s=1.0)
     return PredictionLog(Log(**settings), declaration, version, "d" * 64, link)

@@ -329,7 +329,7 @@ def test_each_model_has_the_columns_that_its_task_declares(client: redis.Redis, 
     log(record("c", model="fare", outcome={"price": 8.5}), label("b", 11.5, model="fare"), label("a", 1))
     drain(client, tmp_path)
     rows = {row["prediction_id"]: row for row in read(tmp_path, model="fare").to_pylist()}
-    assert (rows["b"]["price"], rows["b"]["currency"], rows["b"]["sure"], rows["b"]["label"]) == (
+    assert (rows["b"]["price"], rows["b"]["currency"], rows["b"]["sure"], rows["b"]["true_label"]) == (
         12.0,
         "EUR",
         True,
