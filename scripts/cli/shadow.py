@@ -1,4 +1,4 @@
-"""`marctl shadow`: versions that answer copies, compared with those that answer clients."""
+"""`marctl shadow`: compares the versions that answer copies of requests with those that answer clients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def report(
     page_file: Path | None,
     strongest: int,
 ) -> None:
-    """How shadow answers compare with those that the clients got: agreement, scores, latency, disagreements.
+    """Compare shadow answers with those that clients got: agreement, scores, latency, failures, disagreements.
 
     Example: marctl shadow report --undrained --html shadow.html
     """

@@ -139,7 +139,7 @@ class Keeper:
         try:
             self._undrained = None
             if client is not None:
-                lengths: list[Any] = [client.xlen(kind.stream) for kind in KINDS]
+                lengths = stream_lengths(client)
                 self._undrained = sum(lengths)
                 due = due or max(lengths) >= self._step_records
         finally:
@@ -154,6 +154,7 @@ class Keeper:
             if client is not None:
                 if self._undrained:
                     done += drain_streams(client, self._folder, self._step_records)
+                    self._undrained = sum(stream_lengths(client))
                 else:
                     claim(client, self._folder)
             tidy = time.monotonic() - self._tidied_at >= TIDY_S
@@ -201,6 +202,12 @@ class Keeper:
             limits=limits_of(self._folder),
             trouble=self._trouble,
         )
+
+
+def stream_lengths(client: Redis) -> list[int]:
+    """In entries. Raises redis.RedisError."""
+    lengths: list[Any] = [client.xlen(kind.stream) for kind in KINDS]
+    return lengths
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The shadow comparison as one HTML file: no script, no font and no picture from elsewhere."""
+"""The shadow comparison as one HTML file, which loads nothing from elsewhere and runs no script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LIVE, SHADOW, NEUTRAL = "#0072B2", "#D55E00", "#666666"
-"""Told apart by people of every colour vision, and in grey by their lightness (Okabe and Ito 2008)."""
+"""Distinguishable with any colour vision, and by lightness in grey (Okabe and Ito 2008)."""
 POINTS = 5_000
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -104,7 +104,7 @@ def plots(comparison: Comparison) -> str:
     drawn = [draw_latencies]
     if any(pair.scores is not None for pair in comparison.pairs):
         drawn = [draw_scores, draw_shifts, draw_latencies]
-    # Letters stay letters, and the same figures give the same bytes.
+    # Text stays text in the SVG, and the same figures give the same bytes.
     with rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "shadow", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
     ):
@@ -236,5 +236,5 @@ def percent(share: float) -> str:
 
 
 def text(content: object) -> str:
-    """Clients wrote some of it."""
+    """Escaped, because clients wrote some of it."""
     return html.escape(str(content))

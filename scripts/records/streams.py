@@ -1,4 +1,4 @@
-"""What is asked of the Redis that the workers write to; redis-py's answers with their types made plain."""
+"""Queries to the Redis that the workers write to, with typed results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Redis = redis.Redis
 StreamEntry = tuple[str, dict[bytes, bytes]]
 PAGE, TAIL_PAGE = 5_000, 500
 TIMEOUT_S = 30.0
-"""For one answer; pages are large."""
+"""For one reply; pages are large."""
 
 
 def connect(state: State) -> Redis:
@@ -38,7 +38,7 @@ def connect(state: State) -> Redis:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Within it, Redis is needed: its failures become UserErrors."""
+    """Within this block, Redis's failures become UserErrors."""
     try:
         yield
     except redis.RedisError as err:
@@ -108,6 +108,6 @@ def identity(client: Redis, *, make: bool = True) -> str:
 
 
 def after(client: Redis, stream: str, entry_id: str, wait_ms: int) -> list[StreamEntry]:
-    """What comes after this entry, as soon as something does; none if nothing has come in time."""
+    """The entries after this one; waits for the first, and returns none if it does not come in time."""
     found: Any = client.xread({stream: entry_id}, block=wait_ms, count=PAGE)
     return [(each.decode(), fields or {}) for _, entries in found or [] for each, fields in entries]
