@@ -23,8 +23,6 @@ from scripts.records.drain import STEP_RECORDS, Drained, alone, claim, drain_spi
 from scripts.records.kinds import KINDS, LABEL_KIND, PREDICTION_KIND
 from scripts.records.position import replace
 from scripts.records.streams import Redis
-from scripts.stack import redis_server
-from scripts.stack.state import State
 
 LIMITS_FILE, FIGURES_FILE = "_limits.json", "_figures.json"
 EVERY_S = 15.0
@@ -32,7 +30,7 @@ EVERY_S = 15.0
 POLL_S = 1.0
 TIDY_S = 60.0
 RETRY_S = 5.0
-TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S, TIMEOUT_S = 1.0, 30.0
 """For one answer of Redis; pages are large."""
 WAIT_S = 1.0
 """For a drain by hand into the same folder."""
@@ -221,12 +219,6 @@ def keeping(folder: Path, url: Callable[[], str | None], spill: Path | None, not
         keeper.stop()
 
 
-def redis_url(state: State) -> str | None:
-    """Of the stack that runs; None without Redis."""
-    running = state.running()
-    return running.redis.url if running is not None and running.redis is not None else None
-
-
 def connector(url: Callable[[], str | None]) -> Connect:
     """Connects anew where the address has changed."""
     clients: dict[str, Redis] = {}
@@ -237,7 +229,9 @@ def connector(url: Callable[[], str | None]) -> Connect:
             return None
         if address not in clients:
             clients.clear()
-            clients[address] = redis_server.connect(address, TIMEOUT_S)
+            clients[address] = redis.Redis.from_url(
+                address, socket_timeout=TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
+            )
         return clients[address]
 
     return connect

@@ -23,7 +23,7 @@ import psutil
 from scripts.core.errors import Relayed, UserError, short_name
 from scripts.core.files import write_failed
 from scripts.core.process import Identity, kill, rotate
-from scripts.records.keeper import keeping, redis_url
+from scripts.records.keeper import keeping
 from scripts.stack.document import Document
 from scripts.stack.metrics_page import MetricsPage
 from scripts.stack.plan import declare, find_archives, left_out, with_workers
@@ -48,6 +48,12 @@ class NothingToServe(UserError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP: `marctl down`, a service manager, or a terminal that was closed."""
+
+
+def redis_url(state: State) -> str | None:
+    """Of the stack that runs; None without Redis."""
+    running = state.running()
+    return running.redis.url if running is not None and running.redis is not None else None
 
 
 def serve(state: State, request: Request, notify: Notify, ready: Callable[[], None]) -> None:
