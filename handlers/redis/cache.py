@@ -142,7 +142,7 @@ class Cache:
     @property
     def asking(self) -> bool:
         """False while Redis is left alone because it did not answer."""
-        return self._link.closed
+        return self._link.available
 
     def key_of(self, question: msgspec.Struct) -> bytes:
         return digest_of(self._identity, self._canonical(question))

@@ -1,9 +1,13 @@
-"""A worker's line to Redis, shared by the prediction cache and the prediction log.
+"""A worker's connection to Redis. The prediction cache and the prediction log have one each.
 
-Redis is optional at every moment. A call waits REPLY_TIMEOUT_S at most, and raises for nothing that Redis does. After
-one failure the line is open, as a circuit breaker's: nothing is asked. A thread reconnects, at once after the first
-failure and then ever more seldom, and closes the line only when Redis has answered a probe as quickly as a batch
-needs it. So a batch never waits for a connection, and a Redis that hangs delays one batch, not each.
+Redis is optional at every moment. A call waits REPLY_TIMEOUT_S at most, and raises for nothing that Redis does. The
+link is a circuit breaker: after one failure Redis is not asked at all. A thread reconnects, at once after the first
+failure and then at growing intervals, and the link is available again only when Redis has answered a probe as quickly
+as a batch needs it. So a batch never waits for a connection, and a Redis that hangs delays one batch, not each.
+
+Commands are sent and replies read here, not by redis-py's pipeline: `send` then costs no round trip. For one batch (34
+keys read, 4 written; Valkey 9.1 on a socket, 2 cores) that is 65 against 166 microseconds, and 40 against 102 of
+processor time.
 """
 
 from __future__ import annotations
@@ -25,30 +29,31 @@ URL_VARIABLE = "REDIS_URL"
 REPLY_TIMEOUT_S = 0.008
 """A local Redis answers 32 keys within 0.1 ms, but on a busy machine it may have to wait for a processor."""
 CONNECT_TIMEOUT_S = 1.0
-"""The thread's, for connection, encryption and password."""
+"""Of the reconnecting thread, for connection, encryption and password."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 5.0
 STEADY_S = 1.0
-"""A line that was closed for so long is trusted again: its next failure is the first one."""
+"""After so long without a failure, the next one counts as the first again."""
 SLOW_IN_A_ROW = 3
+"""So many late replies in succession are a failure."""
 
 Command = Sequence[bytes | str | int | float]
 
 
 class RedisLink:
-    """One connection, for one thread: a second thread makes a link of its own.
+    """One connection, for one thread: a second thread needs a link of its own.
 
     After a fork the child's link makes its own connection. `failures` counts timeouts and lost connections, `refused`
     the commands that Redis answered with an error (memory full, loading, no permission).
     """
 
     def __init__(self, url: str, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
-        """Raises ImportError without redis-py, ValueError for a URL that is none."""
+        """Raises ImportError without redis-py, ValueError for a malformed URL."""
         from redis.connection import ConnectionPool
         from redis.exceptions import RedisError, ResponseError
 
         self._errors = (RedisError, OSError)
         self._response_error = ResponseError
-        # Protocol 2: older servers know no other, and no notifications come between replies.
+        # Protocol 2, because it has no notifications that could come between replies.
         self._pool = ConnectionPool.from_url(
             url, protocol=2, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
         )
@@ -57,7 +62,7 @@ class RedisLink:
         self._owed = 0
         self._streak = 0
         self._slow = 0
-        self._closed_at = 0.0
+        self._available_since = 0.0
         self._pid = 0
         self.failures = 0
         self.refused = 0
@@ -65,7 +70,7 @@ class RedisLink:
 
     @classmethod
     def from_environment(cls, reply_timeout_s: float = REPLY_TIMEOUT_S) -> RedisLink | None:
-        """The Redis of REDIS_URL; None without one, or where it cannot be used, which is logged."""
+        """A link to the Redis of REDIS_URL; None if that is unset, or unusable, which is logged."""
         url = os.environ.get(URL_VARIABLE)
         if not url:
             return None
@@ -74,29 +79,29 @@ class RedisLink:
         except ImportError:
             log.warning("%s is set, but redis-py is not installed: no cache, no log; pip install redis", URL_VARIABLE)
         except ValueError as err:
-            log.warning("%s is no Redis URL (%s): no cache, no log; write redis://HOST:PORT/0", URL_VARIABLE, err)
+            log.warning("%s is not a Redis URL (%s): no cache, no log; write redis://HOST:PORT/0", URL_VARIABLE, err)
         return None
 
     @property
-    def closed(self) -> bool:
-        """Whether Redis is being asked."""
+    def available(self) -> bool:
+        """Whether Redis answered its last probe, and every call since."""
         return self._connection is not None
 
-    def wait_closed(self, timeout_s: float) -> bool:
+    def wait_available(self, timeout_s: float) -> bool:
         """Wait for the connection; False if there is still none. Not for the path of a request."""
         deadline = time.monotonic() + timeout_s
-        while not self.closed and time.monotonic() < deadline:
+        while not self.available and time.monotonic() < deadline:
             time.sleep(0.001)
-        return self.closed
+        return self.available
 
     def ask(self, *commands: Command) -> list[Any] | None:
-        """One round trip: a reply per command, None for one that was refused; None as a whole if Redis is not there."""
+        """One round trip: a reply per command, None for a refused one; None instead of the list without Redis."""
         return self._talk(commands, wait=True)
 
     def send(self, *commands: Command) -> bool:
-        """Hand commands over without waiting: their replies are read, and refusals counted, with the next call.
+        """Send commands without waiting: their replies are read, and refusals counted, with the next call.
 
-        What is sent here is in force before anything that the same link asks later. False if Redis is not there.
+        They take effect before anything that the same link asks later. False without Redis.
         """
         return self._talk(commands, wait=False) is not None
 
@@ -119,13 +124,13 @@ class RedisLink:
                 return []
             replies = [self._read(connection) for _ in commands]
         except self._errors as err:
-            self._open(connection, type(err).__name__)
+            self._give_up(connection, type(err).__name__)
             return None
-        # The socket's limit is for each piece of an answer. A single slow one says nothing: this process may itself
+        # The socket's timeout is for each piece of a reply. A single late reply means nothing: this process may itself
         # have waited for a processor.
         self._slow = self._slow + 1 if time.monotonic() - began > self._timeout_s else 0
         if self._slow >= SLOW_IN_A_ROW:
-            self._open(connection, "answers in pieces, too slowly")
+            self._give_up(connection, "late replies")
         return replies
 
     def _read(self, connection: ConnectionInterface) -> Any:
@@ -135,12 +140,12 @@ class RedisLink:
             self.refused += 1
             return None
 
-    def _open(self, connection: ConnectionInterface, why: str) -> None:
-        """Stop asking, and let the thread find out when to ask again."""
+    def _give_up(self, connection: ConnectionInterface, why: str) -> None:
+        """Stop asking; a thread finds out when to ask again."""
         self.failures += 1
         self._connection, self._owed, self._slow = None, 0, 0
         connection.disconnect()
-        if time.monotonic() - self._closed_at > STEADY_S:
+        if time.monotonic() - self._available_since > STEADY_S:
             self._streak = 0
         self._streak += 1
         if self._streak == 2:
@@ -148,7 +153,7 @@ class RedisLink:
         self._reconnect()
 
     def _begin(self) -> None:
-        """In a new process, nothing of the parent's is used."""
+        """Connect; in a forked process, anew."""
         self._pid = os.getpid()
         self._connection, self._owed = None, 0
         self._reconnect()
@@ -157,7 +162,7 @@ class RedisLink:
         threading.Thread(target=self._restore, name="redis-link", daemon=True).start()
 
     def _restore(self) -> None:
-        """Until Redis answers; the thread ends then."""
+        """Try until Redis answers."""
         while True:
             if self._streak > 1:
                 wait_s = min(FIRST_RETRY_S * 2 ** min(self._streak - 2, 10), LAST_RETRY_S)
@@ -178,6 +183,6 @@ class RedisLink:
                 continue
             if self._streak > 1:
                 log.warning("Redis answers again")
-            self._closed_at = time.monotonic()
+            self._available_since = time.monotonic()
             self._connection = connection
             return

@@ -39,6 +39,7 @@ TEXTS = {
     "handler_errors_total": "Answers of 400 and above.",
     "handler_milliseconds_total": "Time that workers spent on batches.",
     "handler_log_written_total": "Records and labels that the prediction log took.",
+    "handler_log_spilled_total": "Records and labels that went to a spill file, because Redis was away or full.",
     "handler_log_dropped_total": "Records and labels that the prediction log lost.",
     "handler_cache_hits_total": "Questions that the cache answered.",
     "handler_cache_misses_total": "Questions that the cache could not answer.",

@@ -83,7 +83,7 @@ def cost(seconds: float, rounds: int) -> Iterator[Figures]:
             task.model = Constant()
             pipeline = Pipeline(task, Model("mcqa", "1.0"))
             link = RedisLink(server.url)
-            link.wait_closed(5.0)
+            link.wait_available(5.0)
             cache = Cache(CacheSettings(), task, pipeline.model, "", link)
             for _ in range(rounds):
                 for size in BATCHES:

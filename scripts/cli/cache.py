@@ -17,7 +17,7 @@ TITLES = ["model", "version", "entries", "hits", "misses", "hit share", "stale",
 
 @click.group()
 def cache() -> None:
-    """Answers that workers keep in Redis.
+    """The answers that workers cache in Redis.
 
     Example: marctl cache stats
     """
@@ -26,7 +26,7 @@ def cache() -> None:
 @cache.command()
 @common
 def stats(state: Path) -> None:
-    """What is kept, and how often it was of use since the start.
+    """Entries, hits and misses by version since the start, and Redis's memory.
 
     Example: marctl cache stats --json
     """
@@ -44,7 +44,7 @@ def stats(state: Path) -> None:
 @click.argument("model")
 @click.argument("version", required=False)
 def purge(state: Path, model: str, version: str | None) -> None:
-    """Forget the answers of a model, or of one version; none is served any more when the command returns.
+    """Forget the cached answers of a model, or of one version; none of them is served once the command returns.
 
     Example: marctl cache purge mcqa 1.0
     """

@@ -1,7 +1,8 @@
-"""`marctl shadow`: versions that answer copies, compared with those that answer clients."""
+"""`marctl shadow`: compares the versions that answer copies of requests with those that answer clients."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +43,12 @@ def report(
     page_file: Path | None,
     strongest: int,
 ) -> None:
-    """How shadow answers compare with those that the clients got: agreement, scores, latency, disagreements.
+    """Compare shadow answers with those that clients got: agreement, scores, latency, failures, disagreements.
 
     Example: marctl shadow report --undrained --html shadow.html
     """
     from scripts.records import shadow as comparing
+    from scripts.records.declarations import Declarations
     from scripts.records.page import page
     from scripts.records.reader import read
     from scripts.records.streams import answering, connect
@@ -54,16 +56,20 @@ def report(
 
     home = State(state)
     folder = source or home.prediction_log
+    declarations = Declarations(folder)
+    client = connect(home) if undrained else None
     with answering():
+        if client is not None:
+            declarations.learn(client)
         log = read(
             folder,
             model=model,
             since=moment("--since", since),
             until=moment("--until", until),
-            columns=comparing.COLUMNS,
-            client=connect(home) if undrained else None,
+            columns=[*comparing.COLUMNS, *declarations.column_names(model)],
+            client=client,
         )
-    joined = comparing.join(log)
+    joined = comparing.join(log, declarations)
     require_pairs(joined, folder, undrained)
     summaries = [comparing.summary(each, strongest) for each in joined.comparisons]
     left_out = remarks(joined)
@@ -105,40 +111,53 @@ def remarks(joined: Joined) -> str:
 
 def describe(found: dict[str, Any]) -> str:
     """One comparison, for people."""
-    from scripts.records.page import clock
+    from scripts.records.page import clock, failures
+
+    head = f"{found['model']}: {found['live']} live, {found['shadow']} its shadow, {found['pairs']:,} questions"
+    if not found["pairs"]:
+        return f"{head}\n  {failures(found)}"
+    rows = [[f"  {name}", value] for name, value in figures(found)]
+    head += f", {clock(found['since'])} to {clock(found['until'])} UTC\n"
+    return f"{head}{table(rows)}\n{strongest_of(found)}"
+
+
+def figures(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values, one line each."""
+    from scripts.records.page import failures, with_interval
 
     low, high = found["agreement_interval"]
-    latency, shift = found["latency_ms"], found["score_shift"]
-    head = (
-        f"{found['model']}: {found['live']} live, {found['shadow']} its shadow, {found['pairs']:,} questions, "
-        f"{clock(found['since'])} to {clock(found['until'])} UTC\n"
-        f"  same choice      {100 * found['agreement']:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}\n"
-        f"  its probability  {with_interval(shift, '{:+.4f}')} with the shadow\n"
-        f"  time, p50 / p95  live {latency['live']['p50']:.1f} / {latency['live']['p95']:.1f} ms, "
-        f"shadow {latency['shadow']['p50']:.1f} / {latency['shadow']['p95']:.1f} ms\n"
+    yield (
+        f"same {found['compared']}",
+        f"{100 * found['agreement']:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}",
     )
+    if found["score_shift"] is not None:
+        yield "its score", f"{with_interval(found['score_shift'], '{:+.4f}')} with the shadow"
+    else:
+        for name, difference in found["differences"].items():
+            if difference["mean"] is not None:
+                yield name, f"{with_interval(difference, '{:+.4f}')} with the shadow"
+    latency = found["latency_ms"]
+    if latency["difference"]["mean"] is not None:
+        times = (f"{side} {latency[side]['p50']:.1f} / {latency[side]['p95']:.1f} ms" for side in ("live", "shadow"))
+        yield "time, p50 / p95", ", ".join(times)
+    if any(found["failed"].values()):
+        yield "failures", failures(found)
     if (labelled := found["labelled"]) is not None:
-        head += (
-            f"  right            live {100 * labelled['live']:.1f} %, shadow {100 * labelled['shadow']:.1f} % "
-            f"of {labelled['pairs']:,} with a true label\n"
-        )
-    return head + strongest_of(found["strongest_disagreements"])
+        form = "{:.4g}" if labelled["measure"] == "mean absolute error" else "{:.1%}"
+        sides = ", ".join(f"{side} {form.format(labelled[side])}" for side in ("live", "shadow"))
+        yield labelled["measure"], f"{sides} of {labelled['pairs']:,} with a true label"
 
 
-def strongest_of(disagreements: list[dict[str, Any]]) -> str:
-    from scripts.records.page import question
+def strongest_of(found: dict[str, Any]) -> str:
+    from scripts.records.page import question, said
 
+    disagreements = found["strongest_disagreements"]
     if not disagreements:
         return "  no question was answered differently"
     rows = [["  prediction id", "live", "shadow", "true", "distance", "question"]]
     for each in disagreements:
-        sides = (f"{each[side]['prediction']} ({each[side]['confidence']:.2f})" for side in ("live", "shadow"))
         true = "" if each["label"] is None else str(each["label"])
-        rows.append([f"  {each['prediction_id']}", *sides, true, f"{each['distance']:.3f}", question(each["input"])])
+        distance = "" if each["distance"] is None else f"{each['distance']:.3f}"
+        sides = (said(each[side]) for side in ("live", "shadow"))
+        rows.append([f"  {each['prediction_id']}", *sides, true, distance, question(each["input"])])
     return table(rows)
-
-
-def with_interval(found: dict[str, Any], form: str) -> str:
-    from scripts.records.page import with_interval
-
-    return with_interval(found, form)

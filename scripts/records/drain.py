@@ -1,43 +1,61 @@
-"""From the streams to Parquet files. Killed at any moment and started again, it neither loses nor doubles a record."""
+"""From the streams and the spill files to Parquet files.
+
+Killed at any moment and started again, it neither loses nor doubles a record.
+"""
 
 from __future__ import annotations
 
+import base64
 import fcntl
-import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import redis
+from msgspec.structs import replace
 
+from handlers.redis.log import FIELD
+from handlers.redis.spill import DECLARATION, LABEL, PREDICTION, SUFFIX, Frame, frames_of
 from scripts.core.errors import UserError
-from scripts.records import position
-from scripts.records.kinds import KINDS, Entry, Kind, next_id, pyarrow
+from scripts.records import files, position
+from scripts.records.declarations import Declarations
+from scripts.records.kinds import KINDS, LABEL_KIND, Entry, Kind, Raw, label_type, next_id, pyarrow
 from scripts.records.position import Position
 from scripts.records.streams import Redis, between, identity, newest, value
 
 STEP_RECORDS = 20_000
 """Of one step, and so of one file."""
-POLL_S = 1.0
 DRAINER = "marctl:{log}:drain"
 DRAINER_MS = 30_000
-UNFINISHED = "_unfinished.parquet"
+WAIT_S, LOCK_POLL_S = 30.0, 0.05
+"""For another drain into the same folder, as the running stack's."""
+TAKEN = ".taken"
+FRAME_KINDS = {"predictions": PREDICTION, "labels": LABEL}
 
-Notify = Callable[[str], None]
+# Atomic, so that of two drains that begin at once only one goes on; the holder's own claim is renewed.
+CLAIM = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return holder end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
 class Busy(UserError):
-    """Another drain is at it."""
+    """Another drain is at work."""
 
 
 @dataclass(frozen=True)
 class Drained:
-    """What came out so far. `rejected`: stream entries that are no record; they are in no file."""
+    """What came out so far. `rejected`: entries that are not records, which are in quarantine."""
 
     predictions: int = 0
     labels: int = 0
@@ -45,141 +63,188 @@ class Drained:
     rejected: int = 0
 
     def __add__(self, other: Drained) -> Drained:
-        return Drained(
-            self.predictions + other.predictions,
-            self.labels + other.labels,
-            self.files + other.files,
-            self.rejected + other.rejected,
-        )
+        return Drained(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Drained)))
 
 
-def drain(client: Redis, folder: Path, step_records: int = STEP_RECORDS) -> Drained:
-    """Everything that is in the streams now. Raises Busy, UserError, redis.RedisError."""
-    with alone(client, folder):
-        return drain_streams(client, folder, step_records)
+def drain(client: Redis, folder: Path, spill: Path | None = None, step_records: int = STEP_RECORDS) -> Drained:
+    """Everything that is in the streams and in the spill folder now. Raises Busy, UserError, OSError,
+    redis.RedisError."""
+    with alone(folder, WAIT_S):
+        try:
+            total = drain_streams(client, folder, step_records)
+        finally:
+            release(client, folder)
+        return total + drain_spill(folder, spill, step_records)
 
 
-def follow(client: Redis, folder: Path, every_s: float, notify: Notify, step_records: int = STEP_RECORDS) -> None:
-    """Drain for ever: every so many seconds, or as soon as a step is full."""
-    with alone(client, folder):
-        drained_at, away, total = 0.0, False, Drained()
-        while True:
-            try:
-                claim(client, folder)
-                full = any(client.xlen(kind.stream) >= step_records for kind in KINDS)
-                if full or time.monotonic() - drained_at >= every_s:
-                    done = drain_streams(client, folder, step_records)
-                    drained_at, total = time.monotonic(), total + done
-                    if done != Drained():
-                        notify(f"{done.predictions} predictions and {done.labels} labels; {total.predictions} in all")
-                if away:
-                    notify("Redis is back")
-                away = False
-            except redis.RedisError as err:
-                if not away:
-                    notify(f"warning: Redis does not answer ({type(err).__name__}); waiting for it")
-                away = True
-            time.sleep(min(POLL_S, every_s))
-
-
-def drain_streams(client: Redis, folder: Path, step_records: int) -> Drained:
-    total = Drained()
+def drain_streams(client: Redis, folder: Path, step_records: int = STEP_RECORDS) -> Drained:
+    """With the folder to itself. Raises as `drain`."""
+    total, declarations = Drained(), Declarations(folder)
+    claim(client, folder)
     for kind in KINDS:
-        for done in drain_stream(client, folder / kind.name, kind, step_records):
+        for done in drain_stream(client, folder, kind, declarations, step_records):
             claim(client, folder)
             total += done
     return total
 
 
-def drain_stream(client: Redis, folder: Path, kind: Kind, step_records: int) -> Iterator[Drained]:
+def drain_stream(
+    client: Redis, home: Path, kind: Kind, declarations: Declarations, step_records: int
+) -> Iterator[Drained]:
     """One step after the other, as far as the stream reaches now."""
-    here = where(client, folder)
+    folder = home / kind.name
+    here = position.resume_stream(folder, identity(client))
     last = [entry_id for entry_id, _ in newest(client, kind.stream)]
     while last and (raw := between(client, kind.stream, next_id(here.done), last[0], step_records)):
-        entries = kind.decode_all(raw)
-        files = write(folder, kind, entries, here)
-        here = Position(here.stream, raw[-1][0])
+        declarations.learn(client)  # after the entries, which came with theirs or after them
+        name = f"{here.stream[:8]}-{raw[0][0]}_{raw[-1][0]}"
+        step = Step(folder, kind, name, raw, declarations)
+        position.save(folder, replace(here, pending=step.names))
+        here = replace(step.write(here), pending=[], done=raw[-1][0])
         position.save(folder, here)
         client.xtrim(kind.stream, minid=next_id(here.done), approximate=False)
-        yield Drained(**{kind.name: len(entries)}, files=len(files), rejected=len(raw) - len(entries))
+        yield step.drained
 
 
-def where(client: Redis, folder: Path) -> Position:
-    """Where to go on; what a killed step has left is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stream = identity(client)
-    found = position.load(folder)
-    if found is None or found.stream != stream:
-        return Position(stream)  # what was pending then can't be taken again: its files stay
-    position.remove_pending(folder, found.pending)
-    return Position(stream, found.done)
+class Step:
+    """Raw entries that go into files together: a file per partition, and one for what cannot be decoded."""
+
+    def __init__(self, folder: Path, kind: Kind, name: str, raw: Sequence[Raw], declarations: Declarations) -> None:
+        """`name`: unlike that of any other step into this folder, or equal to that of the same entries."""
+        self._folder, self._kind, self._declarations = folder, kind, declarations
+        self._sorted = kind.decode_all(raw, declarations)
+        groups: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
+        for entry in self._sorted.entries:
+            groups[kind.partition_of(entry), entry.columns, label_type(entry.record)].append(entry)
+        self._groups = {
+            f"{place(kind, key[0])}/{name}{f'-{i}' if i else ''}.parquet": (key, group)
+            for i, (key, group) in enumerate(groups.items())
+        }
+        today = datetime.now(UTC).date().isoformat()
+        self._quarantine = f"{files.QUARANTINE}/date={today}/{name}.jsonl" if self._sorted.undecodable else None
+        self.names = [*self._groups, *([self._quarantine] if self._quarantine else [])]
+        counts = {kind.name: len(self._sorted.entries), "rejected": len(self._sorted.undecodable)}
+        self.drained = Drained(files=len(self._groups), **counts)
+
+    def write(self, here: Position) -> Position:
+        """Put all files in place; returns the position with their records counted. Raises OSError."""
+        self._declarations.save()
+        for name, ((_, columns, label), group) in self._groups.items():
+            files.write_table(self._folder, name, self._kind.table(group, self._kind.schema(columns, label)))
+        if self._quarantine:
+            lines = [quarantined(raw, why) for raw, why in self._sorted.undecodable]
+            files.write_lines(self._folder, self._quarantine, lines)
+        numbers = [(entry.record.writer, entry.record.sequence) for entry in self._sorted.entries]
+        return here.counting(numbers, self.drained.rejected)
 
 
-def write(folder: Path, kind: Kind, entries: Sequence[Entry], here: Position) -> list[str]:
-    """A file per partition, announced, then written aside and moved into place; their names below the folder."""
-    groups: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[kind.partition_of(entry)].append(entry)
-    names = {values: file_name(kind, values, group) for values, group in groups.items()}
-    position.save(folder, Position(here.stream, here.done, sorted(names.values())))
-    for values, group in groups.items():
-        write_file(folder, names[values], kind.table(group))
-    return sorted(names.values())
+def place(kind: Kind, values: Sequence[str | None]) -> str:
+    """A partition's folder; a label without a model lies in its day's."""
+    named = zip(kind.partitions, values, strict=True)
+    return "/".join(f"{name}={value}" for name, value in named if value is not None)
 
 
-def file_name(kind: Kind, values: tuple[str, ...], group: Sequence[Entry]) -> str:
-    folders = "/".join(f"{name}={value}" for name, value in zip(kind.partitions, values, strict=True))
-    return f"{folders}/{group[0].id}_{group[-1].id}.parquet"
+def quarantined(raw: Raw, why: str) -> bytes:
+    """A line of JSON with everything that is known of an entry, its fields in base64."""
+    entry_id, content = raw
+    fields = {
+        name.decode(errors="backslashreplace"): base64.b64encode(value).decode() for name, value in content.items()
+    }
+    return msgspec.json.encode({"stream_id": entry_id, "why": why, "fields": fields})
 
 
-def write_file(folder: Path, name: str, table: Any) -> None:
-    import pyarrow.parquet
+def drain_spill(home: Path, spill: Path | None, step_records: int = STEP_RECORDS) -> Drained:
+    """All spill files, with the folder to itself; needs no Redis. Raises UserError, OSError."""
+    total, declarations = Drained(), Declarations(home)
+    for path in take_files(spill) if spill else ():
+        frames, torn = frames_of(path.read_bytes())
+        for frame in frames:
+            if frame.kind == DECLARATION:
+                declarations.add(frame.payload)
+        for kind in KINDS:
+            raw = raw_of(kind, frames, torn)
+            for done in drain_taken(home / kind.name, kind, path, raw, declarations, step_records):
+                total += done
+        path.unlink()
+    return total
 
-    unfinished, target = folder / UNFINISHED, folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("wb") as file:
-        pyarrow.parquet.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, target)
-    position.sync(target.parent)
+
+def take_files(spill: Path) -> list[Path]:
+    """Spill files, renamed so that no worker writes to them, with those that a killed drain had taken."""
+    for path in sorted(spill.glob("*" + SUFFIX)):
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # held while a worker appends, which takes milliseconds
+            age_ns = path.stat().st_mtime_ns
+            path.rename(path.with_name(f"{path.stem}-{age_ns}{TAKEN}"))
+    return sorted(spill.glob("*" + TAKEN))
+
+
+def raw_of(kind: Kind, frames: Sequence[Frame], torn: bytes) -> list[Raw]:
+    """Frames of one kind as a stream has them. What cannot be told apart is given to one kind, for quarantine."""
+    raw: list[Raw] = [(None, {FIELD: frame.payload}) for frame in frames if frame.kind == FRAME_KINDS[kind.name]]
+    if kind is not LABEL_KIND:
+        known = (DECLARATION, PREDICTION, LABEL)
+        raw += [(None, {b"unknown": frame.payload}) for frame in frames if frame.kind not in known]
+        raw += [(None, {b"torn": torn})] if torn else []
+    return raw
+
+
+def drain_taken(
+    folder: Path, kind: Kind, path: Path, raw: Sequence[Raw], declarations: Declarations, step_records: int
+) -> Iterator[Drained]:
+    """What is not yet in the folder of one taken file, step by step."""
+    here = position.resume_spill(folder)
+    for start in range(here.spilled.get(path.name, 0), len(raw), step_records):
+        step = Step(folder, kind, f"spill-{path.stem}-{start}", raw[start : start + step_records], declarations)
+        position.save(folder, replace(here, spill_pending=step.names))
+        still_there = {name: count for name, count in here.spilled.items() if (path.parent / name).exists()}
+        done = still_there | {path.name: min(start + step_records, len(raw))}
+        here = replace(step.write(here), spill_pending=[], spilled=done)
+        position.save(folder, here)
+        yield step.drained
 
 
 @contextmanager
-def alone(client: Redis, folder: Path) -> Iterator[None]:
-    """No second drain into this folder, nor of this Redis into another one. Raises Busy."""
+def alone(folder: Path, wait_s: float) -> Iterator[None]:
+    """No second drain writes to this folder meanwhile. Raises Busy if one does for so long, PyarrowMissing."""
     pyarrow()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "_lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise Busy(f"another drain writes to {folder}") from err
-        claim(client, folder)
-        try:
-            yield
-        finally:
-            release(client, folder)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as err:
+                if time.monotonic() >= deadline:
+                    raise Busy(f"another drain writes to {folder}; try again when it is done") from err
+                time.sleep(LOCK_POLL_S)
+        yield
 
 
 def claim(client: Redis, folder: Path) -> None:
-    """Hold the log for the next half minute; a drain into the same folder that was killed is no obstacle."""
+    """Hold the log for the next half minute; a killed drain into the same folder is no obstacle. Raises Busy."""
     mine = claim_of(folder)
-    holder = value(client, DRAINER)
-    if holder not in (None, mine):
+    try:
+        holder: Any = client.eval(CLAIM, 1, DRAINER, mine, DRAINER_MS)
+    except redis.ResponseError as err:
+        if not (isinstance(err, redis.exceptions.OutOfMemoryError) or "OOM" in str(err)):
+            raise
+        # A Redis that is full of records takes no claim, and must be drained more than ever.
+        holder = value(client, DRAINER) or mine
+    if holder != mine:
         raise Busy(
-            f"the log is being drained to {holder.decode(errors='replace')} (host:folder); stop that drain, "
-            f"or wait {DRAINER_MS // 1000} s if it has died"
+            f"the log is being drained to {holder.decode(errors='replace')} (host:folder), as a running stack does by "
+            f"itself; drain to that folder, or stop that drain, or wait {DRAINER_MS // 1000} s if it has died"
         )
-    client.set(DRAINER, mine, px=DRAINER_MS)
 
 
 def release(client: Redis, folder: Path) -> None:
+    """Without Redis the claim expires by itself."""
     try:
-        if value(client, DRAINER) == claim_of(folder):
-            client.delete(DRAINER)
+        client.eval(RELEASE, 1, DRAINER, claim_of(folder))
     except redis.RedisError:
-        pass  # it goes by itself
+        return
 
 
 def claim_of(folder: Path) -> bytes:

@@ -1,11 +1,11 @@
-"""The shadow comparison as one HTML file: no script, no font and no picture from elsewhere."""
+"""The shadow comparison as one HTML file, which loads nothing from elsewhere and runs no script."""
 
 from __future__ import annotations
 
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scripts.core.errors import UserError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LIVE, SHADOW, NEUTRAL = "#0072B2", "#D55E00", "#666666"
-"""Told apart by people of every colour vision, and in grey by their lightness (Okabe and Ito 2008)."""
+"""Distinguishable with any colour vision, and by lightness in grey (Okabe and Ito 2008)."""
 POINTS = 5_000
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -42,75 +42,99 @@ def page(comparisons: Sequence[Comparison], summaries: Sequence[dict[str, Any]],
 
 
 def section(comparison: Comparison, found: dict[str, Any]) -> str:
+    head = f"<h2>{text(found['model'])}: {text(found['live'])} live, {text(found['shadow'])} as its shadow</h2>"
+    if not comparison.pairs:
+        return f"{head}<p>{text(failures(found))}</p>"
     low, high = found["agreement_interval"]
     return (
-        f"<h2>{text(found['model'])}: {text(found['live'])} live, {text(found['shadow'])} as its shadow</h2>"
-        f"<p>{found['pairs']:,} questions answered by both, {clock(found['since'])} to {clock(found['until'])} UTC. "
-        f"The same choice in <b>{percent(found['agreement'])}</b> of them (95 % interval {percent(low)} to "
-        f"{percent(high)}).</p>{figures(found)}{plots(comparison.pairs)}{disagreements(found)}"
+        f"{head}<p>{found['pairs']:,} questions answered by both, {clock(found['since'])} to {clock(found['until'])} "
+        f"UTC. The same {text(found['compared'])} in <b>{percent(found['agreement'])}</b> of them (95 % interval "
+        f"{percent(low)} to {percent(high)}). {text(failures(found))}</p>"
+        f"{figures(found)}{plots(comparison)}{disagreements(found)}"
     )
 
 
+def failures(found: dict[str, Any]) -> str:
+    """What one side or the other did not answer."""
+    failed = found["failed"]
+    return f"Not answered: {failed['live']:,} by the live version, {failed['shadow']:,} by the shadow."
+
+
 def figures(found: dict[str, Any]) -> str:
-    latency = found["latency_ms"]
-    rows = [
-        ["p50, p95, p99 in the worker, ms", *(", ".join(f"{v:.1f}" for v in latency[s].values()) for s in SIDES)],
-        ["choices, by place", *(", ".join(f"{k}: {v:,}" for k, v in found["choices"][s].items()) for s in SIDES)],
-        ["from the cache", *(f"{found['cached'][s]:,}" for s in SIDES)],
-    ]
+    rows = [["p50, p95, p99 in the worker, ms", *(milliseconds(found["latency_ms"][s].values()) for s in SIDES)]]
+    if found["values"] is not None:
+        counts = (", ".join(f"{k}: {v:,}" for k, v in found["values"][s].items()) for s in SIDES)
+        rows.append([f"{found['compared']}, how often", *counts])
+    rows.append(["from the cache", *(f"{found['cached'][s]:,}" for s in SIDES)])
     if (labelled := found["labelled"]) is not None:
-        shares = [f"{percent(labelled[s])} ({interval(labelled[f'{s}_interval'], percent)})" for s in SIDES]
-        rows.append([f"right, of {labelled['pairs']:,} with a true label", *shares])
-    shift, difference = found["score_shift"], latency["difference"]
-    more = [
-        f"probability of the live choice {with_interval(shift, '{:+.4f}')}",
-        f"time {with_interval(difference, '{:+.1f}')} ms",
-    ]
-    if labelled is not None:
-        more.append(f"share that is right {with_interval(labelled['difference'], '{:+.1%}')}")
-    averages = f"Shadow minus live, on average, with its 95 % interval: {'; '.join(more)}."
+        name = f"{labelled['measure']}, of {labelled['pairs']:,} with a true label"
+        rows.append([name, *(measured(labelled, side) for side in SIDES)])
+    averages = f"Shadow minus live, on average, with its 95 % interval: {'; '.join(changes(found))}."
     return table(["", "live", "shadow"], rows) + f"<p>{text(averages)}</p>"
 
 
-def plots(pairs: Sequence[Pair]) -> str:
-    """Three pictures side by side, as SVG."""
+def measured(labelled: dict[str, Any], side: str) -> str:
+    if f"{side}_interval" not in labelled:
+        return f"{labelled[side]:.4g}"
+    return f"{percent(labelled[side])} ({interval(labelled[f'{side}_interval'], percent)})"
+
+
+def changes(found: dict[str, Any]) -> list[str]:
+    """The mean differences, each with its interval."""
+    more = []
+    if found["score_shift"] is not None:
+        more.append(f"score of the live {found['compared']} {with_interval(found['score_shift'], '{:+.4f}')}")
+    named = {name: value for name, value in found["differences"].items() if value["mean"] is not None}
+    more += [f"{name} {with_interval(value, '{:+.4f}')}" for name, value in named.items()]
+    if (difference := found["latency_ms"]["difference"])["mean"] is not None:
+        more.append(f"time {with_interval(difference, '{:+.1f}')} ms")
+    if (labelled := found["labelled"]) is not None:
+        form = "{:+.4f}" if labelled["measure"] == "mean absolute error" else "{:+.1%}"
+        more.append(f"{labelled['measure']} {with_interval(labelled['difference'], form)}")
+    return more
+
+
+def plots(comparison: Comparison) -> str:
+    """Pictures side by side, as SVG."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as err:
         raise UserError("the HTML page needs matplotlib; pip install 'torchserve-marctl[log]'") from err
-    # Letters stay letters, and the same figures give the same bytes.
+    drawn = [draw_latencies]
+    if any(pair.scores is not None for pair in comparison.pairs):
+        drawn = [draw_scores, draw_shifts, draw_latencies]
+    # Text stays text in the SVG, and the same figures give the same bytes.
     with rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "shadow", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
     ):
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
-        scores, shifts, latencies = figure.subplots(1, 3)
-        draw_scores(scores, pairs)
-        draw_shifts(shifts, pairs)
-        draw_latencies(latencies, pairs)
+        figure = Figure(figsize=(4 * len(drawn), 3.6), layout="constrained")
+        for draw, axes in zip(drawn, figure.subplots(1, len(drawn), squeeze=False)[0], strict=True):
+            draw(axes, comparison.pairs)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
 def draw_scores(axes: Axes, pairs: Sequence[Pair]) -> None:
-    """What both make of the live choice."""
-    shown = pairs[:: max(1, len(pairs) // POINTS)]
-    for agrees, colour, marker, name in ((True, LIVE, "o", "same choice"), (False, SHADOW, "x", "another choice")):
-        some = [pair for pair in shown if pair.agrees is agrees]
-        live = [pair.live["probabilities"][pair.live["prediction"]] for pair in some]
-        both = [value + pair.shift for value, pair in zip(live, some, strict=True)]
-        axes.scatter(live, both, s=10, c=colour, marker=marker, alpha=0.6, label=name, linewidths=1)
-    axes.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=0.8)
-    axes.set(title="probability of the live choice", xlabel="live", ylabel="shadow", xlim=(0, 1.02), ylim=(0, 1.02))
+    """How both score the live version's prediction."""
+    shown = [pair for pair in pairs[:: max(1, len(pairs) // POINTS)] if pair.scores is not None]
+    name = pairs[0].primary.name
+    for agrees, colour, marker, words in ((True, LIVE, "o", f"same {name}"), (False, SHADOW, "x", f"another {name}")):
+        scores = [pair.scores for pair in shown if pair.agrees is agrees and pair.scores is not None]
+        live, shadow = [one for one, _ in scores], [other for _, other in scores]
+        axes.scatter(live, shadow, s=10, c=colour, marker=marker, alpha=0.6, label=words, linewidths=1)
+    axes.axline((0, 0), slope=1, color=NEUTRAL, linewidth=0.8)
+    axes.set(title=f"score of the live {name}", xlabel="live", ylabel="shadow")
     axes.legend(loc="upper left")
 
 
 def draw_shifts(axes: Axes, pairs: Sequence[Pair]) -> None:
-    axes.hist([pair.shift for pair in pairs], bins=41, range=(-1, 1), color=SHADOW, edgecolor="white", linewidth=0.3)
+    shifts = [pair.shift for pair in pairs if pair.shift is not None]
+    reach = max(map(abs, shifts), default=0.0) or 1.0
+    axes.hist(shifts, bins=41, range=(-reach, reach), color=SHADOW, edgecolor="white", linewidth=0.3)
     axes.axvline(0, color=NEUTRAL, linewidth=0.8)
-    ticks = [-1, -0.5, 0, 0.5, 1]
-    axes.set(title="shift of that probability", xlabel="shadow minus live", ylabel="questions", xticks=ticks)
+    axes.set(title="shift of that score", xlabel="shadow minus live", ylabel="questions")
 
 
 def draw_latencies(axes: Axes, pairs: Sequence[Pair]) -> None:
@@ -118,7 +142,7 @@ def draw_latencies(axes: Axes, pairs: Sequence[Pair]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for side, colour, dashes in (("live", LIVE, "-"), ("shadow", SHADOW, "--")):
-        times = [max(getattr(pair, side)["latency_ms"], 0.001) for pair in pairs]
+        times = [max(getattr(pair, side)["handler_ms"] or 0, 0.001) for pair in pairs]
         axes.ecdf(times, color=colour, linestyle=dashes, label=side)
     axes.set(title="time in the worker", xlabel="ms", ylabel="share of the questions", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -134,33 +158,63 @@ def disagreements(found: dict[str, Any]) -> str:
     cells = [
         [
             row["prediction_id"],
-            *(f"{row[side]['prediction']} ({row[side]['confidence']:.3f})" for side in SIDES),
+            *(said(row[side]) for side in SIDES),
             "" if row["label"] is None else str(row["label"]),
-            f"{row['distance']:.3f}",
+            "" if row["distance"] is None else f"{row['distance']:.3f}",
             question(row["input"]),
         ]
         for row in rows
     ]
-    titles = ["prediction id", "live choice", "shadow's", "true", "distance", "question"]
+    name = found["compared"]
+    titles = ["prediction id", f"live {name}", "shadow's", "true", "distance", "question"]
     return "<h3>The strongest disagreements</h3>" + table(titles, cells)
 
 
+def said(outcome: dict[str, Any]) -> str:
+    """A prediction, and the first number beside it in brackets."""
+    first, *others = outcome.values()
+    number = next((value for value in others if isinstance(value, float)), None)
+    return short(first) if number is None else f"{short(first)} ({number:.3f})"
+
+
+def short(value: object) -> str:
+    """A value in one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(f'{each:.4g}' for each in value[:4])}{', …' * (len(value) > 4)}]"
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return shown if len(shown) <= 80 else shown[:79] + "…"
+
+
 def question(logged: str | None) -> str:
-    """The question in words, as far as it was logged."""
+    """The question in words, as far as it was logged: texts as they are, lists numbered, other fields by name."""
     if logged is None:
         return "not logged"
     try:
         content = json.loads(logged)
-        choices = "; ".join(f"{i}: {choice}" for i, choice in enumerate(content["choices"]))
-        return " ".join(filter(None, [content.get("context"), content["question"]])) + f" [{choices}]"
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         return logged
+    if not isinstance(content, dict):
+        return logged
+    return " ".join(words(name, value) for name, value in content.items() if value is not None)
+
+
+def words(name: str, value: object) -> str:
+    """One field of a question."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return f"[{'; '.join(f'{i}: {each}' for i, each in enumerate(value))}]"
+    return f"{name}={json.dumps(value, ensure_ascii=False)}"
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{text(title)}</th>" for title in titles)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def milliseconds(values: Iterable[float | None]) -> str:
+    return ", ".join("-" if value is None else f"{value:.1f}" for value in values)
 
 
 def with_interval(found: dict[str, Any], form: str) -> str:
@@ -182,5 +236,5 @@ def percent(share: float) -> str:
 
 
 def text(content: object) -> str:
-    """Clients wrote some of it."""
+    """Escaped, because clients wrote some of it."""
     return html.escape(str(content))

@@ -43,8 +43,8 @@ def open_redis(stack: Stack) -> redis.Redis:
 def purge(client: redis.Redis, model: str, version: str | None) -> int:
     """Forget all answers of a model or of one version; returns how many there were.
 
-    From the first moment on none of them is served again, and none that is being computed now: the generation that
-    they were written under has ended. Only then they are deleted.
+    A new generation begins first, so that from then on no earlier answer is served, and none that is being computed
+    now; then the answers are deleted.
     """
     of_model, of_version = generation_keys(model, version or "")
     client.set(of_model if version is None else of_version, secrets.token_bytes(16))
@@ -73,7 +73,7 @@ def stats(client: redis.Redis, stack: Stack) -> dict[str, Any]:
 
 
 def worker_counts(metrics: str) -> dict[tuple[str, str], dict[str, int]]:
-    """By model and version, what workers have counted since TorchServe started."""
+    """What workers have counted since TorchServe started, by model and version. Raises UserError."""
     try:
         page = local_session().get(f"{metrics}/metrics", timeout=METRICS_TIMEOUT_S).text
     except requests.RequestException as err:

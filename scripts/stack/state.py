@@ -6,6 +6,7 @@ status.json         what the reconciler observed: revision in force, versions, r
 reconciler.lock     held, and named in it, by the process that reconciles
 config.properties   TorchServe's settings as they are in force
 log/                drained predictions and labels, if no other folder was named
+spill/              records of workers that could not reach Redis, until they are drained
 gateway/            Envoy's settings, routes and clusters as they are in force
 redis/              Redis's settings, and its data between a stop and the next start
 logs/               reconciler.log, server.log, workers.log, console.log, gateway.log, redis.log
@@ -102,6 +103,7 @@ class State:
         self.reconciler_log = self.logs / "reconciler.log"
         self.reconciler_lock = self.folder / "reconciler.lock"
         self.prediction_log = self.folder / "log"
+        self.spill = self.folder / "spill"
         self.gateway = self.folder / "gateway"
         self._running = self.folder / "running.json"
         self._status = self.folder / "status.json"

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from handlers.redis import spill
 from handlers.torchserve.metrics import FOLDER_VARIABLE
 from scripts.core.errors import UserError
 from scripts.core.files import write_atomically, write_failed
@@ -89,7 +90,8 @@ class TorchServe:
             name="TorchServe",
             command=command(java, vmargs, self.state.config, self.store, self.temp),
             folder=self.state.folder,
-            environ=environment(environ, self.state.logs, self.temp, self.redis_url),
+            environ=environment(environ, self.state.logs, self.temp, self.redis_url)
+            | {spill.FOLDER_VARIABLE: str(self.state.spill)},
             log=self.state.console_log,
             told=self.state.server_log,
         )

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -22,6 +23,7 @@ import psutil
 from scripts.core.errors import Relayed, UserError, short_name
 from scripts.core.files import write_failed
 from scripts.core.process import Identity, kill, rotate
+from scripts.records.keeper import keeping
 from scripts.stack.document import Document
 from scripts.stack.metrics_page import MetricsPage
 from scripts.stack.plan import declare, find_archives, left_out, with_workers
@@ -49,6 +51,12 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP: `marctl down`, a service manager, or a terminal that was closed."""
 
 
+def redis_url(state: State) -> str | None:
+    """Of the stack that runs; None without Redis."""
+    running = state.running()
+    return running.redis.url if running is not None and running.redis is not None else None
+
+
 def serve(state: State, request: Request, notify: Notify, ready: Callable[[], None]) -> None:
     """Build, declare, and reconcile until an exception ends it; then everything is stopped.
 
@@ -69,7 +77,8 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
             servers = Servers(state, request, notify)
             served = servers.adopted
             MetricsPage(servers.running).start()
-            Reconciler(state, servers, notify).run(serves)
+            with keeping(state.prediction_log, partial(redis_url, state), state.spill, notify):
+                Reconciler(state, servers, notify).run(serves)
         except BaseException as err:
             if isinstance(err, KeyboardInterrupt):
                 forced = "" if isinstance(err, Terminated) else "; Ctrl-C once more to do it by force"

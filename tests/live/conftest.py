@@ -118,7 +118,9 @@ def hear_interrupts() -> None:
 def is_server(words: list[str]) -> bool:
     """Whether a command line is Envoy's, Redis's, TorchServe's or one of its workers'."""
     return any(
-        name in word for word in words for name in ("ModelServer", "model_service_worker", "_bin/envoy", "redis-server")
+        name in word
+        for word in words
+        for name in ("ModelServer", "model_service_worker", "_bin/envoy", "valkey-server")
     )
 
 

@@ -88,7 +88,7 @@ def test_every_answer_is_in_the_log_as_the_client_got_it(log: list[dict[str, Any
     for name, row in live.items():
         told = answers[name]
         assert (row["version"], row["prediction"]) == (told["model_version"], told["prediction"])
-        assert (row["probabilities"], row["latency_ms"]) == (told["probabilities"], told["latency_ms"])
+        assert (row["probabilities"], row["handler_ms"]) == (told["probabilities"], told["latency_ms"])
         assert row["cache"] == told["cache"]
         assert json.loads(row["input"]) == QUESTIONS[int(name.removeprefix("order-"))]
     assert len({row["user"] for row in log}) == 10
@@ -155,7 +155,7 @@ def test_labels_from_the_gateway_and_the_shell_are_joined(site: Site, url: str, 
 
 def labelled(site: Site) -> dict[tuple[str, str], int]:
     rows = read(site.state / "log").to_pylist()
-    return {(row["prediction_id"], row["version"]): row["label"] for row in rows if row["label"] is not None}
+    return {(row["prediction_id"], row["version"]): row["true_label"] for row in rows if row["true_label"] is not None}
 
 
 def test_a_stand_in_is_logged_as_one(site: Site, url: str, log: list[dict[str, Any]]) -> None:

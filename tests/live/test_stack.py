@@ -265,7 +265,7 @@ def test_without_redis_it_serves_and_keeps_nothing(make_site: MakeSite, tiny_mod
     assert [answer.status_code for answer in answers] == [200, 200]
     assert answers[0].json()["probabilities"] == answers[1].json()["probabilities"]
     assert "no Redis: answers are neither cached nor logged" in site.run("status").stdout
-    assert not [process for process in site.processes() if "redis-server" in process.name()]
+    assert not [process for process in site.processes() if "valkey-server" in process.name()]
     for command in (("cache", "purge", "quiz"), ("log", "drain", "--to", str(site.folder / "log"))):
         refused = site.run(*command)
         assert (refused.returncode, "Redis" in refused.stderr) == (1, True)

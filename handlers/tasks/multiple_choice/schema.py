@@ -50,7 +50,7 @@ class Choice(msgspec.Struct, frozen=True, array_like=True):
 LOG_COLUMNS = (
     LogColumn("prediction", "int"),
     LogColumn("confidence", "float"),
-    LogColumn("probabilities", "floats"),
+    LogColumn("probabilities", "floats", scores_of="prediction"),
 )
 """Of predictions and of explained ones alike."""
 

@@ -66,7 +66,7 @@ class Worker:
             folder, name=name, version=version, precision=precision, cache=cache or True, max_request_tokens=1 << 20
         )
         self.link = RedisLink(url, reply_timeout_s=1.0)
-        self.link.wait_closed(PATIENCE_S)
+        self.link.wait_available(PATIENCE_S)
         self.cache = self.quiz.cache = cache_of(self.quiz, digest, self.link)
         self.forwards: list[int] = []
         self.broken = False
@@ -219,7 +219,7 @@ def test_numbers_that_json_does_not_have_are_questions_of_their_own(server: Test
 
 def small_cache(pipeline: Pipeline, server: TestRedis) -> Cache:
     link = RedisLink(server.url, reply_timeout_s=1.0)
-    link.wait_closed(PATIENCE_S)
+    link.wait_available(PATIENCE_S)
     pipeline.cache = cache_of(pipeline, "d", link)
     return pipeline.cache
 
@@ -473,12 +473,12 @@ def test_answers_go_on_through_all_that_befalls_redis(own_server: TestRedis, tin
     assert all(good() for _ in range(20))
     assert not worker.cache.asking
     own_server.start()
-    assert worker.link.wait_closed(PATIENCE_S)
+    assert worker.link.wait_available(PATIENCE_S)
     assert good()
     assert worker.state(QUESTION) == "hit"
     with own_server.frozen():
         assert all(good() for _ in range(3))
-    assert worker.link.wait_closed(PATIENCE_S)
+    assert worker.link.wait_available(PATIENCE_S)
     assert worker.state(QUESTION) == "hit"
 
 

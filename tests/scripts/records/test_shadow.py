@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from handlers.redis.log import PredictionRecord
+from handlers.core.columns import LogColumn
+from handlers.redis.log import Declaration, PredictionRecord
 from scripts.cli import main
+from scripts.cli.shadow import describe
+from scripts.records import shadow as joining
+from scripts.records.declarations import Declarations, outcome_type
 from scripts.records.kinds import PREDICTION_KIND, Entry
-from scripts.records.page import page
-from scripts.records.shadow import Comparison, Joined, join, mean, quantiles, summary, wilson
-from tests.scripts.records.conftest import record
+from scripts.records.page import page, question
+from scripts.records.shadow import Comparison, Joined, mean, quantiles, summary, wilson
+from tests.scripts.records.conftest import COLUMNS, record
 
 EVIL = '<script>alert("x")</script>'
 
 
-def log(*records: PredictionRecord, labels: dict[str, int] | None = None) -> pa.Table:
+def log(
+    *records: PredictionRecord,
+    labels: dict[str, Any] | None = None,
+    columns: tuple[LogColumn, ...] = COLUMNS,
+    label: Any = None,
+) -> pa.Table:
     """As the reader gives it."""
+    label = label or pa.int64()
     rows = [
-        record_row(each, i) | {"label": (labels or {}).get(each.prediction_id)} for i, each in enumerate(records, 1)
+        record_row(each, i, columns) | {"true_label": (labels or {}).get(each.prediction_id)}
+        for i, each in enumerate(records, 1)
     ]
-    schema = PREDICTION_KIND.full_schema().append(pa.field("label", pa.int64()))
+    schema = PREDICTION_KIND.full_schema(columns).append(pa.field("true_label", label))
     return pa.Table.from_pylist(rows, schema)
 
 
-def record_row(each: PredictionRecord, number: int) -> dict[str, Any]:
-    entry = Entry(f"1-{number}", each)
-    row: dict[str, Any] = PREDICTION_KIND.table([entry], PREDICTION_KIND.full_schema()).to_pylist()[0]
+def record_row(each: PredictionRecord, number: int, columns: tuple[LogColumn, ...]) -> dict[str, Any]:
+    outcome = None if each.outcome is None else outcome_type(columns)(**each.outcome)
+    entry = Entry(f"1-{number}", each, columns, outcome)
+    row: dict[str, Any] = PREDICTION_KIND.table([entry], PREDICTION_KIND.full_schema(columns)).to_pylist()[0]
     return row
+
+
+def join(table: pa.Table, *declared: Declaration) -> Joined:
+    """With what the models' tasks declare; multiple choice if nothing is said."""
+    declarations = Declarations(Path("/nonexistent"))
+    for each in declared:
+        declarations.add(msgspec.json.encode(each))
+    return joining.join(table, declarations)
 
 
 def live(name: str, *probabilities: float, **fields: Any) -> PredictionRecord:
@@ -70,7 +90,7 @@ def test_answers_are_paired_by_id_and_counted() -> None:
     assert figures["score_shift"]["mean"] == pytest.approx(((0.6 - 0.8) + (0.3 - 0.9)) / 2)
     [strongest] = figures["strongest_disagreements"]
     assert (strongest["prediction_id"], strongest["distance"]) == ("b", pytest.approx(0.6))
-    assert figures["choices"] == {"live": {"1": 2}, "shadow": {"0": 1, "1": 1}}
+    assert figures["values"] == {"live": {"1": 2}, "shadow": {"0": 1, "1": 1}}
 
 
 def test_each_pair_of_versions_is_compared_by_itself() -> None:
@@ -138,10 +158,12 @@ def test_the_interval_of_a_mean_holds_it_nineteen_times_out_of_twenty() -> None:
         held += low < 1 < high
     assert 920 < held < 975
     assert mean([1.0] * 29) == {"mean": 1.0, "interval": None}
+    assert mean([]) == {"mean": None, "interval": None}
 
 
 def test_quantiles_are_values_of_the_sample() -> None:
     assert quantiles([float(i) for i in range(1, 101)]) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
+    assert quantiles([]) == {"p50": None, "p95": None, "p99": None}
     assert quantiles([7.0]) == {"p50": 7.0, "p95": 7.0, "p99": 7.0}
 
 
@@ -151,8 +173,8 @@ def many(count: int) -> Comparison:
     for i in range(count):
         one, other = dice.random(), dice.random()
         asked = f'{{"question": "{i} {EVIL[:8]}", "choices": ["a", "b"]}}'
-        records.append(live(f"id-{i}", one, 1 - one, latency_ms=dice.expovariate(0.1), input=asked))
-        records.append(shadow(f"id-{i}", other, 1 - other, latency_ms=dice.expovariate(0.2)))
+        records.append(live(f"id-{i}", one, 1 - one, handler_ms=dice.expovariate(0.1), input=asked))
+        records.append(shadow(f"id-{i}", other, 1 - other, handler_ms=dice.expovariate(0.2)))
     return only(join(log(*records)))
 
 
@@ -168,7 +190,7 @@ def test_the_page_shows_all_and_runs_nothing() -> None:
 
 
 def test_a_page_of_one_pair_is_drawn_too() -> None:
-    comparison = only(join(log(live("a", 0.2, 0.8, latency_ms=0.0), shadow("a", 0.2, 0.8))))
+    comparison = only(join(log(live("a", 0.2, 0.8, handler_ms=0.0), shadow("a", 0.2, 0.8))))
     assert "No question was answered differently" in page([comparison], [summary(comparison, 5)], "")
 
 
@@ -205,5 +227,98 @@ def test_a_time_that_is_none_is_misuse(tmp_path: Path) -> None:
 
 def test_the_score_shift_is_that_of_the_live_choice() -> None:
     pair = only(join(log(live("a", 0.5, 0.3, 0.2), shadow("a", 0.1, 0.1, 0.8)))).pairs[0]
-    assert math.isclose(pair.shift, -0.4)
-    assert math.isclose(pair.distance, 0.6)
+    assert pair.shift == pytest.approx(-0.4)
+    assert pair.distance == pytest.approx(0.6)
+
+
+def of(name: str, declared: Declaration, version: str = "1.0", **outcome: Any) -> PredictionRecord:
+    return record(name, model=declared.model, version=version, shadow=version == "2.0", outcome=outcome or None)
+
+
+def test_texts_agree_if_they_are_equal() -> None:
+    columns = (LogColumn("mood", "str"), LogColumn("score", "float"))
+    declared = Declaration("mood", columns, "str")
+    pairs = [("good", "good"), ("good", "bad"), ("bad", "bad"), ("bad", "bad")]
+    rows = [
+        of(f"{i}", declared, version, mood=said, score=0.5 if version == "1.0" else 0.75)
+        for i, both in enumerate(pairs)
+        for version, said in zip(("1.0", "2.0"), both, strict=True)
+    ]
+    table = log(*rows, columns=columns, label=pa.string(), labels={"1": "bad", "2": "bad"})
+    comparison = only(join(table, declared))
+    found = summary(comparison, 5)
+    assert (found["compared"], found["pairs"], found["agreed"]) == ("mood", 4, 3)
+    assert found["values"] == {"live": {"bad": 2, "good": 2}, "shadow": {"bad": 3, "good": 1}}
+    assert (found["score_shift"], found["differences"]["score"]["mean"]) == (None, 0.25)
+    assert (found["labelled"]["live"], found["labelled"]["shadow"]) == (0.5, 1.0)
+    shown = page([comparison], [found], "")
+    assert "The same mood in <b>75.0 %</b>" in shown
+    assert "good (0.500)" in shown
+
+
+def test_numbers_agree_within_what_the_task_tolerates() -> None:
+    declared = Declaration("fare", (LogColumn("price", "float", tolerance=0.5),), "float")
+    prices = [(10.0, 10.4), (10.0, 12.0), (10.0, 10.0)]
+    rows = [
+        of(f"{i}", declared, version, price=price)
+        for i, both in enumerate(prices)
+        for version, price in zip(("1.0", "2.0"), both, strict=True)
+    ]
+    table = log(*rows, columns=declared.columns, label=pa.float64(), labels={"1": 11.5})
+    comparison = only(join(table, declared))
+    found = summary(comparison, 5)
+    assert (found["agreed"], found["values"], found["score_shift"]) == (2, None, None)
+    assert found["differences"]["price"]["mean"] == pytest.approx(0.8)
+    assert (found["labelled"]["live"], found["labelled"]["shadow"]) == (1.5, 0.5)
+    assert found["labelled"]["difference"]["mean"] == -1.0
+    assert [each["prediction_id"] for each in found["strongest_disagreements"]] == ["1"]
+    assert page([comparison], [found], "").count("<svg") == 1
+
+
+def test_lists_agree_if_each_number_does() -> None:
+    declared = Declaration("embed", (LogColumn("vector", "floats", tolerance=0.01),), "str")
+    rows = [
+        *(of("a", declared, vector=[1.0, 0.0]), of("a", declared, "2.0", vector=[0.995, 0.005])),
+        *(of("b", declared, vector=[1.0, 0.0]), of("b", declared, "2.0", vector=[0.0, 1.0])),
+        *(of("c", declared, vector=[1.0, 0.0]), of("c", declared, "2.0", vector=[1.0])),
+    ]
+    comparison = only(join(log(*rows, columns=declared.columns), declared))
+    found = summary(comparison, 5)
+    assert (found["agreed"], found["pairs"], found["labelled"]) == (1, 3, None)
+    assert found["strongest_disagreements"][0]["distance"] == 1.0
+    assert "No " not in page([comparison], [found], "")[:200]
+
+
+def test_what_a_side_did_not_answer_is_counted_and_not_compared() -> None:
+    failed = {"prediction": None, "code": 500, "error": "model_failed", "input_hash": None}
+    rows = [live("a", 0.2, 0.8), shadow("a", 0.2, 0.8), live("b", 0.2, 0.8), live("c", 0.2, 0.8)]
+    rows += [record("b", version="2.0", shadow=True, **failed), record("c", version="2.0", shadow=True, **failed)]
+    rows += [record("d", **failed), shadow("d", 0.2, 0.8)]
+    comparison = only(join(log(*rows)))
+    found = summary(comparison, 5)
+    assert (found["pairs"], found["failed"]) == (1, {"live": 1, "shadow": 2})
+    assert "Not answered: 1 by the live version, 2 by the shadow" in page([comparison], [found], "")
+
+
+def test_a_shadow_that_answers_nothing_is_reported() -> None:
+    failed = {"prediction": None, "code": 500, "error": "model_failed", "input_hash": None}
+    comparison = only(join(log(live("a", 0.2, 0.8), record("a", version="2.0", shadow=True, **failed))))
+    found = summary(comparison, 5)
+    assert (found["pairs"], found["agreement"], found["failed"]["shadow"]) == (0, None, 1)
+    assert "1 by the shadow" in page([comparison], [found], "")
+    assert "1 by the shadow" in describe(found)
+
+
+@pytest.mark.parametrize(
+    ("logged", "shown"),
+    [
+        (None, "not logged"),
+        ('{"question": "Why?", "choices": ["a knife", "a cloud"]}', "Why? [0: a knife; 1: a cloud]"),
+        ('{"text": "Good.", "context": null}', "Good."),
+        ('{"distance_km": 3.5, "city": "Bonn"}', "distance_km=3.5 Bonn"),
+        ("[1, 2]", "[1, 2]"),
+        ("{", "{"),
+    ],
+)
+def test_a_question_is_shown_in_a_line(logged: str | None, shown: str) -> None:
+    assert question(logged) == shown

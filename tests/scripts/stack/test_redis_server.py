@@ -14,6 +14,7 @@ from scripts.core.process import is_alive
 from scripts.stack import redis_server
 from scripts.stack.redis_server import RedisFailed, connect
 from scripts.stack.state import Redis, State
+from tests.redis_servers import OLDEST, program_of
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_what_a_killed_start_left_is_removed_by_the_next(state: State, server: R
 def test_damaged_data_is_named_with_its_cure(state: State, tmp_path: Path) -> None:
     redis_server.folder(state).mkdir()
     (redis_server.folder(state) / redis_server.DUMP).write_bytes(b"REDIS0009 no more")
-    with pytest.raises(RedisFailed, match=r"ended while starting(?s:.*)remove .*dump\.rdb"):
+    with pytest.raises(RedisFailed, match=r"Redis ended while starting(?s:.*)remove .*dump\.rdb"):
         redis_server.start(state, tmp_path)
 
 
@@ -110,7 +111,7 @@ def test_a_password_is_never_shown() -> None:
 
 
 def test_a_wrong_url_is_told(tmp_path: Path) -> None:
-    with pytest.raises(redis_server.UserError, match="REDIS_URL is 'localhost', which is no Redis URL"):
+    with pytest.raises(redis_server.UserError, match="REDIS_URL is 'localhost', which is not a Redis URL"):
         redis_server.answers("localhost")
 
 
@@ -118,3 +119,16 @@ def test_an_absent_one_does_not_answer(tmp_path: Path) -> None:
     assert not redis_server.answers(f"unix://{tmp_path}/none.sock")
     with pytest.raises(redis.ConnectionError):
         connect(f"unix://{tmp_path}/none.sock").ping()
+
+
+def test_data_that_redis_6_2_saved_is_loaded(state: State, tmp_path: Path) -> None:
+    """Of a stack that was stopped before it was upgraded."""
+    older = redis_server.start(state, tmp_path, program_of(OLDEST))
+    connect(older.url).xadd("log", {"record": "kept"})
+    redis_server.stop(state, older)
+    upgraded = redis_server.start(state, tmp_path)
+    try:
+        assert connect(upgraded.url).info("server")["server_name"] == "valkey"
+        assert connect(upgraded.url).xlen("log") == 1
+    finally:
+        redis_server.stop(state, upgraded)
