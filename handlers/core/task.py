@@ -54,6 +54,9 @@ class Task(ABC, Generic[Question, Outcome]):
     """What `predict` gives: kept in the cache, so it holds plain data only."""
     answer_type: ClassVar[type[msgspec.Struct]]
     """What the client reads; if left out, the outcome's fields between the stamp's."""
+    bodies: ClassVar[tuple[type, ...]] = ()
+    """Types of a whole body, and `replies` of its answer, where the task's own form takes more than one question."""
+    replies: ClassVar[tuple[type, ...]] = ()
     settings_type: ClassVar[type[Settings]] = Settings
     example: ClassVar[str] = ""
     """A request that would have been right, for error messages."""

@@ -210,18 +210,25 @@ def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
 def declared(task: type[Task[Any, Any]]) -> dict[str, Any]:
     """What others must know of a task without running its code: its schemas, and what is logged of its answers."""
     label = {int: "int", float: "float"}.get(task.label_type, "str")
+    raw = task.question_type is Binary
     found: dict[str, Any] = {
-        "input_schema": None if task.question_type is Binary else msgspec.json.schema(task.question_type),
+        "input_schema": None if raw else schema_of(*(task.bodies or (task.question_type,))),
         "content_types": list(task.content_types),
-        "output_schema": msgspec.json.schema(task.answer_type),
+        "output_schema": schema_of(*(task.replies or (task.answer_type,))),
         "log_columns": [{"name": column.name, "type": column.type} for column in task.log_columns],
         "label_type": label,
         "tensors": bool(task.inputs),
     }
     if explained := task.explain_types():
-        found |= {"explain_input_schema": msgspec.json.schema(explained[0])}
-        found |= {"explain_output_schema": msgspec.json.schema(explained[1])}
+        found |= {"explain_input_schema": schema_of(explained[0])}
+        found |= {"explain_output_schema": schema_of(explained[1])}
     return found
+
+
+def schema_of(*types: type) -> dict[str, Any]:
+    """JSON Schema of a value of one of these types."""
+    schemas, parts = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    return {**(schemas[0] if len(types) == 1 else {"anyOf": list(schemas)}), "$defs": parts}
 
 
 def server_config(version: Version) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ class Archive:
     def explains(self) -> bool:
         """Whether its recipe asks for explanations."""
         return self.explainers is not None
+
+
+@lru_cache(maxsize=1024)
+def metadata_of(path: Path, digest: str) -> dict[str, Any]:
+    """An archive's metadata.json; read once for each content, which `digest` names. Raises UserError."""
+    return read_archive(path).metadata
 
 
 def read_archive(path: Path) -> Archive:

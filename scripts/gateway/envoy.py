@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,6 +19,7 @@ from scripts.core.explainers import models_in
 from scripts.core.files import WriteFailed, write_atomically
 from scripts.core.http import HOST, local_session
 from scripts.core.logs import Position
+from scripts.core.order import version_order
 from scripts.core.process import Identity, Program, find_processes, stop_tree
 from scripts.gateway import health, open_inference
 from scripts.gateway.clusters import hosts_of, version_clusters
@@ -51,6 +52,10 @@ class GatewayFailed(UserError):
     """Envoy did not start, or refused what was written for it."""
 
 
+def nothing_declared(model: str, version: str) -> Json:
+    return {}
+
+
 @dataclass(frozen=True)
 class Envoy:
     """One stack's gateway: where it listens, what it stands before, and the folder that it watches."""
@@ -62,6 +67,8 @@ class Envoy:
     port: int
     admin_port: int
     settings: GatewaySettings = field(default_factory=GatewaySettings)
+    declared: Callable[[str, str], Json] = nothing_declared
+    """What a version's archive says of its task, by model and version; empty for an archive that says nothing."""
 
     @property
     def address(self) -> str:
@@ -147,12 +154,13 @@ class Envoy:
         endpoints = self.folder / health.ENDPOINTS
         clusters = version_clusters(served, inference, self.settings, script("translate"), endpoints)
         models = {model: served[model] for model in models_in(served)}
+        told = {model: self.declared(model, max(versions, key=version_order)) for model, versions in models.items()}
         outer, inner = (make(models, policies) for make in (open_inference.routes, open_inference.inner_routes))
         kind = "envoy.config.cluster.v3.Cluster"
         return {
             CLUSTERS: discovery([{"@type": f"type.googleapis.com/{kind}", **cluster} for cluster in clusters]),
             f"{FALLBACK}.json": discovery([fallback_routes(served, policies, inner)]),
-            f"{GATEWAY}.json": discovery([gateway_routes(served, policies, outer)]),
+            f"{GATEWAY}.json": discovery([gateway_routes(served, policies, outer, told)]),
         }
 
     def is_open(self, watched: Mapping[str, Json]) -> bool:

@@ -1,12 +1,13 @@
-"""The gateway's HTTP surface as an OpenAPI 3.1 document, made from the types that decode requests and write answers.
+"""The gateway's HTTP surface as an OpenAPI 3.1 document, made from what the served archives declare.
 
 Served at `/openapi.json`, with the models that are there.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,6 @@ import msgspec
 from handlers.core.messages import ErrorBody
 from handlers.protocols.open_inference import JSON_LENGTH_HEADER, InferRequest, InferResponse, ModelMetadata
 from handlers.redis.log import Feedback
-from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer
-from handlers.tasks.multiple_choice.explain.request import ExplainQuestion
-from handlers.tasks.multiple_choice.schema import Answer, Question
 from scripts.core.explainers import models_in
 from scripts.core.order import version_order
 from scripts.gateway.names import FALLBACK_HEADER, VERSION_HEADER, Json
@@ -27,6 +25,8 @@ PATH = "/openapi.json"
 JSON_TYPE, BINARY_TYPE, TEXT_TYPE = "application/json", "application/octet-stream", "text/plain"
 HTML_TYPE = "text/html"
 TYPES = (ErrorBody, Feedback, InferRequest, InferResponse, ModelMetadata)
+EMBED_MODEL = "embed"
+"""Who answers `/embed`."""
 PREDICTIONS, EXPLANATIONS, PROTOCOL, OPERATIONS = "predictions", "explanations", "open inference protocol", "operations"
 """Tags."""
 ERRORS = {
@@ -51,43 +51,94 @@ WORKER = (*CLIENT, 422, 500, 501, 503, 504)
 
 
 @dataclass(frozen=True)
-class Verb:
-    """What is asked of a model: the types of a question and its answer, and the names of their other forms."""
+class Asked:
+    """What is asked of one model: the schemas of a question and its answer, and what a raw body may be."""
 
-    path: str
-    question: type
-    answer: type
-    instances: str
-    features: str
-    answers: str
-    pages: bool = False
-    """Whether people may ask for a page."""
+    model: str
+    kind: str
+    """PREDICTIONS or EXPLANATIONS."""
+    question: Json | None
+    """None where the body is raw."""
+    answer: Json
+    media: tuple[str, ...] = ()
+
+    @property
+    def verb(self) -> str:
+        return VERBS[self.kind]
+
+    def name(self, part: str) -> str:
+        """A component's name: models may have types of the same names."""
+        return f"{self.model}.{part}"
+
+    @property
+    def forms(self) -> tuple[str, str, str]:
+        """Names of several questions, of one with its model, and of several answers."""
+        prefix = "" if self.kind == PREDICTIONS else "Explain"
+        return self.name(f"{prefix}Instances"), self.name(f"{prefix}Features"), self.name(f"{prefix}Answers")
 
     @property
     def body(self) -> Json:
-        return content({"anyOf": [ref(name) for name in (self.question.__name__, self.instances, self.features)]})
+        if self.question is None:
+            raw = {"type": "string", "format": "binary"}
+            return {"content": {media: {"schema": raw} for media in self.media}}
+        instances, features, _ = self.forms
+        return content({"anyOf": [self.question, ref(instances), ref(features)]})
 
     @property
     def told(self) -> Json:
-        found = content({"anyOf": [ref(name) for name in (self.answer.__name__, self.answers)]})
-        if self.pages:
+        found = content({"anyOf": [self.answer, ref(self.forms[2])]})
+        if self.kind == EXPLANATIONS:
             found["content"][HTML_TYPE] = {"schema": {"type": "string"}}
         return found
 
 
-def verbs() -> dict[str, Verb]:
-    """By tag; all that this document knows of the models' tasks."""
-    explaining = ("ExplainInstances", "ExplainFeatures", "Explanations")
-    return {
-        PREDICTIONS: Verb("predict", Question, Answer, "Instances", "Features", "Predictions"),
-        EXPLANATIONS: Verb("explain", ExplainQuestion, ExplainedAnswer, *explaining, pages=True),
-    }
+VERBS = {PREDICTIONS: "predict", EXPLANATIONS: "explain"}
+Declared = Mapping[str, Json]
+"""Model to what its archive's metadata says of its task (`declared` in scripts/build/build.py)."""
 
 
-def document(served: Served) -> Json:
-    """The document; the paths' models are those that are served."""
+def asked_of(served: Served, declared: Declared) -> list[Asked]:
+    """Every kind of question that every model takes."""
+    found = []
+    for model in models_in(served):
+        told = declared.get(model) or {}
+        anything: Json = {}
+        question = told.get("input_schema", anything)
+        media = tuple(told.get("content_types") or ())
+        found.append(
+            Asked(
+                model,
+                PREDICTIONS,
+                None if question is None else placed(model, question),
+                placed(model, told.get("output_schema", anything)),
+                media,
+            )
+        )
+        if "explain_input_schema" in told:
+            question, answer = (placed(model, told[f"explain_{name}_schema"]) for name in ("input", "output"))
+            found.append(Asked(model, EXPLANATIONS, question, answer))
+    return found
+
+
+def placed(model: str, schema: Json) -> Json:
+    """A schema of its own as a part of the document: its types are components that carry the model's name."""
+    text = json.dumps({key: value for key, value in schema.items() if key != "$defs"})
+    found: Json = json.loads(text.replace('"#/$defs/', f'"#/components/schemas/{model}.'))
+    return found
+
+
+def types_of(model: str, told: Json) -> Iterator[tuple[str, Json]]:
+    """The components that a model's schemas refer to."""
+    for name in ("input_schema", "output_schema", "explain_input_schema", "explain_output_schema"):
+        for part, schema in ((told.get(name) or {}).get("$defs") or {}).items():
+            yield f"{model}.{part}", placed(model, schema)
+
+
+def document(served: Served, declared: Declared) -> Json:
+    """The document: a path of its own for each model that is served, with its own types."""
     paths: Json = {}
-    for path, tag, operation in operations():
+    asked = asked_of(served, declared)
+    for path, tag, operation in operations(asked):
         for method, content_ in operation.items():
             named = {"operationId": operation_id(method, path), "tags": [tag], **content_}
             paths.setdefault(path, {})[method] = named
@@ -96,14 +147,14 @@ def document(served: Served) -> Json:
         "info": {
             "title": "torchserve-marctl",
             "version": "0.1.0",
-            "description": "Multiple-choice models behind TorchServe and Envoy. The same requests are answered over "
-            "gRPC: inference.GRPCInferenceService and org.pytorch.serve.grpc.inference.InferenceAPIsService.",
+            "description": "Models behind TorchServe and Envoy. The same requests are answered over gRPC: "
+            "inference.GRPCInferenceService and org.pytorch.serve.grpc.inference.InferenceAPIsService.",
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": tag} for tag in (PREDICTIONS, EXPLANATIONS, PROTOCOL, OPERATIONS)],
         "paths": paths,
         "components": {
-            "schemas": schemas(),
+            "schemas": schemas(asked, declared),
             "parameters": shared_parameters(served),
             "responses": dict(error_responses()),
         },
@@ -115,13 +166,13 @@ def operation_id(method: str, path: str) -> str:
     return "_".join([method, *re.findall(r"[a-z0-9]+", path.removesuffix(".json"))])
 
 
-def schemas() -> Json:
+def schemas(asked: Sequence[Asked], declared: Declared) -> Json:
     """The types' own, and what is made of them."""
-    asked = [kind for verb in verbs().values() for kind in (verb.question, verb.answer)]
-    _, found = msgspec.json.schema_components([*asked, *TYPES], ref_template="#/components/schemas/{name}")
-    forms = {name: form for verb in verbs().values() for name, form in several(verb).items()}
+    _, found = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
+    theirs = {name: schema for model, told in declared.items() for name, schema in types_of(model, told)}
+    forms = {name: form for each in asked if each.question is not None for name, form in several(each).items()}
     return {
-        **with_items(found),
+        **with_items({**found, **theirs}),
         **forms,
         "ProtocolError": {
             "type": "object",
@@ -150,28 +201,28 @@ def with_items(schema: Any) -> Any:
     return found | {"items": {}} if found.get("type") == "array" and "items" not in found else found
 
 
-def several(verb: Verb) -> Json:
+def several(asked: Asked) -> Json:
     """The other forms of a body and an answer."""
     anything: Json = {}
-    question, answer = verb.question.__name__, verb.answer.__name__
+    instances, features, answers = asked.forms
     return {
-        verb.instances: {
+        instances: {
             "type": "object",
             "description": "Several questions; a bad one gets its error in its place.",
             "properties": {
-                "instances": {"type": "array", "minItems": 1, "items": {"anyOf": [ref(question), anything]}}
+                "instances": {"type": "array", "minItems": 1, "items": {"anyOf": [asked.question, anything]}}
             },
             "required": ["instances"],
         },
-        verb.features: {
+        features: {
             "type": "object",
             "description": "One question; `model` is read where the path names none.",
-            "properties": {"model": {"type": "string"}, "features": ref(question)},
+            "properties": {"model": {"type": "string"}, "features": asked.question},
             "required": ["features"],
         },
-        verb.answers: {
+        answers: {
             "type": "object",
-            "properties": {"predictions": {"type": "array", "items": {"anyOf": [ref(answer), ref("ErrorBody")]}}},
+            "properties": {"predictions": {"type": "array", "items": {"anyOf": [asked.answer, ref("ErrorBody")]}}},
             "required": ["predictions"],
         },
     }
@@ -213,11 +264,14 @@ def errors(codes: tuple[int, ...], prefix: str = "Error") -> Json:
     return {str(code): {"$ref": f"#/components/responses/{prefix}{code}"} for code in codes}
 
 
-def operations() -> Iterator[tuple[str, str, Json]]:
+def operations(asked: Sequence[Asked]) -> Iterator[tuple[str, str, Json]]:
     """Path, tag, and method to operation."""
-    for tag, verb in verbs().items():
-        for path, operation in asking_paths(tag, verb):
-            yield path, tag, operation
+    for each in asked:
+        for path, operation in asking_paths(each):
+            yield path, each.kind, operation
+    for kind in VERBS:
+        for path, operation in shared_paths([each for each in asked if each.kind == kind]):
+            yield path, kind, operation
     yield "/feedback", PREDICTIONS, {"post": feedback()}
     for path, operation in open_inference():
         yield path, PROTOCOL, operation
@@ -225,12 +279,31 @@ def operations() -> Iterator[tuple[str, str, Json]]:
         yield path, OPERATIONS, operation
 
 
-def asking_paths(kind: str, verb: Verb) -> Iterator[tuple[str, Json]]:
-    name = verb.path
-    for path in (f"/{name}", f"/v1/{name}", f"/v1/models/{{model}}:{name}", f"/{kind}/{{model}}"):
-        yield path, asking(name.capitalize(), parameters(path, pinnable=True), verb.body, verb.told)
-    path = f"/{kind}/{{model}}/{{version}}"
-    yield path, asking(f"{name.capitalize()} by a certain version", parameters(path), verb.body, verb.told)
+def asking_paths(asked: Asked) -> Iterator[tuple[str, Json]]:
+    """Where one model is asked."""
+    model, verb, title = asked.model, asked.verb, asked.verb.capitalize()
+    own = ["/embed"] if (model, asked.kind) == (EMBED_MODEL, PREDICTIONS) else []
+    for path in (f"/{asked.kind}/{model}", f"/v1/models/{model}:{verb}", *own):
+        yield path, asking(f"{title} with {model}", parameters(path, pinnable=True), asked.body, asked.told)
+    path = f"/{asked.kind}/{model}/{{version}}"
+    yield path, asking(f"{title} with a certain version of {model}", parameters(path), asked.body, asked.told)
+
+
+def shared_paths(asked: Sequence[Asked]) -> Iterator[tuple[str, Json]]:
+    """Where the body names the model, or the main one is meant."""
+    readable = [each for each in asked if each.question is not None]
+    if readable:
+        verb = readable[0].verb
+        body, told = (either([getattr(each, part) for each in readable]) for part in ("body", "told"))
+        for path in (f"/{verb}", f"/v1/{verb}"):
+            yield path, asking(verb.capitalize(), parameters(path, pinnable=True), body, told)
+
+
+def either(contents: Sequence[Json]) -> Json:
+    """Content that may be any of these."""
+    media = dict.fromkeys(name for each in contents for name in each["content"])
+    found = {name: [each["content"][name]["schema"] for each in contents if name in each["content"]] for name in media}
+    return {"content": {name: {"schema": {"anyOf": schemas}} for name, schemas in found.items()}}
 
 
 def feedback() -> Json:

@@ -33,8 +33,8 @@ from scripts.gateway.names import (
 )
 from scripts.gateway.policies import STALE, Served, Traffic
 
-MAIN_MODEL, EMBED_MODEL = "mcqa", "embed"
-"""Who answers `/predict` when the body names no model, and who `/embed`."""
+MAIN_MODEL = "mcqa"
+"""Who answers `/predict` when the body names no model."""
 TOTAL_WEIGHT = 10_000
 PREDICT, EXPLAIN = "predictions", "explanations"
 VERBS = {PREDICT: "predict", EXPLAIN: "explain"}
@@ -46,6 +46,8 @@ EXPLAIN_TIMEOUT_S = 60.0
 FEEDBACK = "/feedback"
 """Where true labels are sent; handlers/torchserve/adapter.py knows this ending of a path, too."""
 RETRY_AFTER_S = 1
+LONGEST_ANSWER_BYTES = 256 * 1024
+"""Of what a route answers by itself."""
 SLACK_S = 60.0
 """A client has so much longer than the answer may take, to send its request and to read the answer."""
 ASKING = "(/v1)?/(predict|explain)|/(predictions|explanations)/.*|/v1/models/[^/]+:.*|/(embed|feedback)"
@@ -60,9 +62,17 @@ FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
 
 
-def gateway_routes(served: Served, policies: Mapping[str, Traffic], further: Iterable[Json] = ()) -> Json:
-    """The open listener's routes; `policies` holds one for each served model, `further` are tried after these."""
-    routes = [*wrong_requests(), *pages(served, policies)]
+def gateway_routes(
+    served: Served,
+    policies: Mapping[str, Traffic],
+    further: Iterable[Json] = (),
+    declared: openapi.Declared | None = None,
+) -> Json:
+    """The open listener's routes; `policies` holds one for each served model, `further` are tried after these.
+
+    `declared`: what the models' archives say of their tasks, for the OpenAPI document.
+    """
+    routes = [*wrong_requests(), *pages(served, policies, declared or {})]
     for model in models_in(served):
         routes += model_routes(model, served, policies[model])
     routes += [*further, *refusals(served)]
@@ -80,7 +90,7 @@ def route_configuration(name: str, routes: list[Json]) -> Json:
         # for the connection's next request, so that somebody else gets its answer. Envoy answers 100-continue itself.
         request_headers_to_remove=["expect"],
         # Longer lists of routes than the default lets pass (4096 bytes) come with a few dozen models.
-        max_direct_response_body_size_bytes=256 * 1024,
+        max_direct_response_body_size_bytes=LONGEST_ANSWER_BYTES,
     )
 
 
@@ -112,7 +122,7 @@ def other_than(header: str, value: str) -> Json:
     return {"name": header, "string_match": {"exact": value, "ignore_case": True}, "invert_match": True}
 
 
-def pages(served: Served, policies: Mapping[str, Traffic]) -> Iterator[Json]:
+def pages(served: Served, policies: Mapping[str, Traffic], declared: openapi.Declared) -> Iterator[Json]:
     """Liveness, readiness, health, figures, and what is served."""
     names = {model: sorted(served[model], key=version_order) for model in sorted(served)}
     routed = " ".join(name for model in models_in(names) for name in with_weight(model, served, policies[model]))
@@ -123,11 +133,17 @@ def pages(served: Served, policies: Mapping[str, Traffic]) -> Iterator[Json]:
         yield probe | {"typed_per_filter_config": open_to_all()}
     yield {"match": {"path": "/health"}, **lua("health", versions=listed, routed=routed)}
     yield {"match": {"path": "/metrics"}, **lua("metrics")}
-    yield {"match": {"path": openapi.PATH}, **answer(200, openapi.document(served))}
+    yield {"match": {"path": openapi.PATH}, **answer(200, openapi_within(served, declared))}
     yield {"match": {"path": "/v1/models"}, **answer(200, {"models": models_in(served)})}
     for model in models_in(served):
         told = readiness(with_weight(model, served, policies[model]), {"name": model, "versions": names[model]})
         yield {"match": {"path": f"/v1/models/{model}"}, **told}
+
+
+def openapi_within(served: Served, declared: openapi.Declared) -> Json:
+    """The OpenAPI document; without the models' own types where it would be too long for a route's answer."""
+    whole = openapi.document(served, declared)
+    return whole if len(json.dumps(whole)) < LONGEST_ANSWER_BYTES else openapi.document(served, {})
 
 
 def with_weight(model: str, served: Served, policy: Traffic) -> list[str]:
@@ -187,7 +203,7 @@ def addresses(kind: str, model: str) -> Iterator[Json]:
     verb = VERBS[kind]
     yield {"path": f"/{kind}/{model}"}
     yield {"path": f"/v1/models/{model}:{verb}"}
-    if model == EMBED_MODEL and kind == "predictions":
+    if model == openapi.EMBED_MODEL and kind == "predictions":
         yield {"path": "/embed"}
     for path in (f"/{verb}", f"/v1/{verb}"):
         yield from named(path, model)
@@ -393,7 +409,7 @@ def refusals(served: Served) -> Iterator[Json]:
         detail = f"{model} takes {verbs} after its name, and GET on /v1/models/{model}"
         yield {"match": {"safe_regex": {"regex": f"/v1/models/{re.escape(model)}[:/].*"}}, **no_such("path", detail)}
     yield {"match": {"prefix": "/v1/models/"}, **no_such("model", f"no such model; served: {models}")}
-    detail = f"/embed is answered by a model named {EMBED_MODEL}, and there is none; served: {models}"
+    detail = f"/embed is answered by a model named {openapi.EMBED_MODEL}, and there is none; served: {models}"
     yield {"match": {"path": "/embed"}, **no_such("model", detail)}
     detail = "no such path; there are: /predict, /v1/predict, /predictions/MODEL, /v1/models/MODEL:predict, /explain, "
     detail += "/explanations/MODEL, /embed, /feedback, /v1/models, /v2, /healthz, /health, /ready, /metrics, "

@@ -227,7 +227,7 @@ def pyarrow(module: str = "") -> Any:
     try:
         return importlib.import_module(f"pyarrow.{module}".rstrip("."))
     except ImportError as err:
-        raise PyarrowMissing("Parquet files need pyarrow; pip install 'torchserve-marctl[log]'") from err
+        raise PyarrowMissing("Parquet files need pyarrow; pip install pyarrow") from err
 
 
 def id_pair(entry_id: str) -> tuple[int, int]:

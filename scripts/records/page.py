@@ -100,7 +100,7 @@ def plots(comparison: Comparison) -> str:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as err:
-        raise UserError("the HTML page needs matplotlib; pip install 'torchserve-marctl[log]'") from err
+        raise UserError("the HTML page needs matplotlib; pip install matplotlib") from err
     drawn = [draw_latencies]
     if any(pair.scores is not None for pair in comparison.pairs):
         drawn = [draw_scores, draw_shifts, draw_latencies]

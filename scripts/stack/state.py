@@ -17,12 +17,14 @@ Only the reconciler writes, history.jsonl aside.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from scripts.build.reader import metadata_of
 from scripts.core.errors import UserError
 from scripts.core.files import WriteFailed, write_atomically
 from scripts.core.process import Identity
@@ -146,7 +148,20 @@ class State:
 
     def envoy(self, ports: Ports, settings: GatewaySettings) -> Envoy:
         """This stack's gateway."""
-        return Envoy(self.gateway, self.logs / "gateway.log", ports.torchserve, ports.gateway, ports.admin, settings)
+        log = self.logs / "gateway.log"
+        return Envoy(
+            self.gateway, log, ports.torchserve, ports.gateway, ports.admin, settings, declared=self.declared_task
+        )
+
+    def declared_task(self, model: str, version: str) -> dict[str, Any]:
+        """What a declared version's archive says of its task; empty where it says nothing, or cannot be read."""
+        running = self.running()
+        if running is None:
+            return {}
+        with suppress(UserError, KeyError):
+            declared = self.history.current().document.models[model].versions[version]
+            return metadata_of(Path(running.store) / declared.file, declared.archive)
+        return {}
 
 
 def read(path: Path, kind: type[Content]) -> Content | None:

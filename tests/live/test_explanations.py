@@ -20,6 +20,7 @@ from scripts.build.adopt import adopt
 from scripts.build.build import build
 from scripts.build.recipe import RECIPE_FILE, Version, read_version
 from scripts.gateway.openapi import document
+from tests.declared import declared_of
 from tests.handlers.tasks.multiple_choice.explain.asking import scores
 from tests.live.conftest import Site
 from tests.live.test_openapi import CONFORMS
@@ -129,13 +130,14 @@ def test_explaining_workers_stand_back_at_the_processor(quiz: Site) -> None:
 
 def test_every_explanation_is_one_that_the_schema_knows(gateway: str) -> None:
     """Questions and options as a fuzzer makes them, always for the version that explains."""
-    operation = schemathesis.openapi.from_dict(document({"quiz": ["1.0"]}))["/explanations/{model}/{version}"]["POST"]
+    whole = document({"quiz": ["1.0"]}, declared_of(quiz="multiple_choice"))
+    operation = schemathesis.openapi.from_dict(whole)["/explanations/quiz/{version}"]["POST"]
     seen = []
 
     @given(case=operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     def ask(case: Any) -> None:
-        case.path_parameters = {"model": "quiz", "version": "1.0"}
+        case.path_parameters = {"version": "1.0"}
         answer = case.call(base_url=gateway, timeout=90)
         case.validate_response(answer, checks=CONFORMS)
         seen.append(answer.status_code)

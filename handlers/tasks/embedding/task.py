@@ -15,7 +15,7 @@ from handlers.core.messages import Stamp
 from handlers.core.settings import Settings
 from handlers.core.task import Task
 from handlers.tasks.embedding.form import EmbedForm
-from handlers.tasks.embedding.schema import Answer, EmbeddingSettings, Question, Vector, refuse_blank
+from handlers.tasks.embedding.schema import Answer, Answers, Asked, EmbeddingSettings, Question, Vector, refuse_blank
 
 if TYPE_CHECKING:
     from handlers.text.runtime import Runtime
@@ -37,6 +37,8 @@ class Embedding(Task[Question, Vector]):
     settings: EmbeddingSettings
     settings_type: ClassVar[type[Settings]] = EmbeddingSettings
     answer_type: ClassVar[type[msgspec.Struct]] = Answer
+    bodies: ClassVar[tuple[type, ...]] = (Asked,)
+    replies: ClassVar[tuple[type, ...]] = (Answer, Answers)
     example: ClassVar[str] = '{"input_text": "..."} or {"input_text": ["...", "..."]}'
     cost_unit: ClassVar[str] = "tokens"
     default_sample: ClassVar[Mapping[str, Any] | None] = {"input_text": "People use a knife to cut bread."}

@@ -8,13 +8,16 @@ from scripts.core.explainers import explainer_of
 from scripts.gateway.open_inference import inner_routes, routes
 from scripts.gateway.openapi import document
 from scripts.gateway.policies import Traffic
+from scripts.gateway.routes import LONGEST_ANSWER_BYTES, openapi_within
+from tests.declared import declared_of
 
 SERVED = {"mcqa": {"1.0", "2.0"}, explainer_of("mcqa"): {"1.0"}}
+DECLARED = declared_of(mcqa="multiple_choice", embed="embedding")
 DOCUMENTS = {"mcqa": Traffic(split={"1.0": 80, "2.0": 20})}
 
 
 def test_explaining_workers_have_no_paths_of_their_own() -> None:
-    for found in (routes(SERVED, DOCUMENTS), inner_routes(SERVED, DOCUMENTS), document(SERVED)):
+    for found in (routes(SERVED, DOCUMENTS), inner_routes(SERVED, DOCUMENTS), document(SERVED, DECLARED)):
         assert "mcqa" in json.dumps(found)
         assert explainer_of("mcqa") not in json.dumps(found)
 
@@ -24,8 +27,28 @@ def test_a_server_without_models_says_that_there_are_none() -> None:
 
 
 def test_every_reference_of_the_schema_leads_somewhere() -> None:
-    whole = document(SERVED)
+    whole = document({**SERVED, "embed": {"1.0"}}, DECLARED)
     text = json.dumps(whole)
     for part in text.split('"$ref": "#/components/')[1:]:
         kind, _, name = part.partition('"')[0].partition("/")
         assert name in whole["components"][kind], name
+
+
+def test_each_model_has_paths_and_types_of_its_own() -> None:
+    paths = document({"mcqa": {"1.0"}, "embed": {"1.0"}, "theirs": {"1.0"}}, DECLARED)["paths"]
+    bodies = {
+        path: json.dumps(operation["post"]["requestBody"]) for path, operation in paths.items() if "post" in operation
+    }
+    assert "mcqa.Question" in bodies["/predictions/mcqa"]
+    assert "embed.Asked" in bodies["/embed"]
+    assert "mcqa.ExplainQuestion" in bodies["/v1/models/mcqa:explain"]
+    assert "/explanations/embed" not in paths
+    assert "embed." not in bodies["/predictions/mcqa/{version}"]
+    assert "/predictions/theirs" in paths, "an archive that declares nothing takes anything"
+
+
+def test_a_document_too_long_for_a_route_leaves_the_types_out() -> None:
+    many = {f"model-{i}": {"1.0"} for i in range(40)}
+    declared = dict.fromkeys(many, DECLARED["mcqa"])
+    assert len(json.dumps(document(many, declared))) > LONGEST_ANSWER_BYTES
+    assert openapi_within(many, declared) == document(many, {})

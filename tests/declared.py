@@ -1,0 +1,13 @@
+"""What archives say of their tasks, for tests of what is made from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from handlers.tasks import find_task
+from scripts.build.build import declared
+
+
+def declared_of(**tasks: str) -> dict[str, dict[str, Any]]:
+    """By model, as the archive of a version of this task says it."""
+    return {model: declared(find_task(task)) for model, task in tasks.items()}
