@@ -9,7 +9,7 @@ stack must come to the declared state by itself: the versions, workers and defau
 that the gateway gives, are compared with the document, and the history is verified.
 
 Versions are archives of a few hundred bytes that answer a constant. One JSON line at the end: rounds by what was
-killed, the requests by outcome and by what had been killed shortly before, and, from before the load, the reconciler's
+killed, the requests by outcome and by what had been killed last, and, from before the load, the reconciler's
 processor time at rest and the time from a change of the split to its effect.
 """
 
@@ -51,8 +51,6 @@ SETTLE_TIMEOUT_S = 90.0
 COMMAND_TIMEOUT_S = 120.0
 LATEST_KILL_S = 2.0
 """After the beginning of a change, which takes one to three seconds."""
-AFTERMATH_S = 5.0
-"""A failure within so many seconds after a kill is counted to it."""
 CLIENTS = 16
 REST_S, REST_CHANGES = 20.0, 21
 KEPT, SPARE = ("1.0", "2.0"), ("3.0", "4.0")
@@ -265,14 +263,10 @@ class Chaos:
     def blame(self, clients: Clients) -> dict[str, Counter[str]]:
         """Requests that failed, by what was killed last before they were answered."""
         found: dict[str, Counter[str]] = {}
-        for sent, answered, outcome in clients.outcomes:
-            if outcome == "200":
-                continue
-            cause = "no kill"
-            for at, victim in self.killed:
-                if at <= answered and sent <= at + AFTERMATH_S:
-                    cause = victim
-            found.setdefault(cause, Counter())[outcome] += 1
+        for _, answered, outcome in clients.outcomes:
+            if outcome != "200":
+                causes = [victim for at, victim in self.killed if at <= answered]
+                found.setdefault(causes[-1] if causes else "nothing", Counter())[outcome] += 1
         return found
 
 

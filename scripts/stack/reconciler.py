@@ -182,6 +182,7 @@ class Reconciler:
         self._start_redis()
         if not self.servers.torchserve_alive():
             self._found = None
+            self._tell_health()  # or requests would reach a server that has no version yet, and be told 404
             self._start(TORCHSERVE, self.servers.start_torchserve)
         if self._found is None:
             self._found = self._look()
