@@ -92,7 +92,11 @@ class History:
 
     def current(self) -> Revision:
         """The newest revision, NOTHING before the first one. Raises HistoryDamaged."""
-        return self._last().revision
+        try:
+            return self._last().revision
+        except HistoryDamaged:
+            with self._locked():  # two changes may have come between the reading of the two files
+                return self._last().revision
 
     def commit(self, document: Document, *, expected: int, actor: str, command: str, reason: str = "") -> Revision:
         """Append a revision if `expected` is still the newest one.
@@ -154,7 +158,8 @@ class History:
 
     def _end_faults(self, last: bytes, count: int) -> list[str]:
         try:
-            end = self._last()
+            with self._locked():
+                end = self._last()
         except HistoryDamaged as err:
             return [str(err)]
         if end.missing:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -24,8 +22,8 @@ import redis
 
 from handlers.redis.cache import PREFIX
 from scripts.core.errors import UserError
-from scripts.core.logs import Position
-from scripts.core.process import Identity, kill, processes_marked, stop_tree
+from scripts.core.files import write_atomically
+from scripts.core.process import Program, StartFailed, kill, processes_marked, stop_tree
 from scripts.stack.state import Redis, State
 
 URL_VARIABLE = "REDIS_URL"
@@ -40,7 +38,6 @@ START_TIMEOUT_S = 15.0
 CALL_TIMEOUT_S = 1.0
 SAVE_TIMEOUT_S = 10.0
 GRACE_S = 3.0
-POLL_S = 0.02
 SCAN_KEYS = 1000
 MEMORY_MIB = 256
 SETTINGS = {
@@ -83,21 +80,20 @@ def start(state: State, temp: Path, program: Path | None = None) -> Redis:
     remove_leftovers(state)
     folder(state).mkdir(mode=0o700, exist_ok=True)
     write_config(state, temp)
-    log = Position.now(log_file(state))
-    with log_file(state).open("ab") as output:
-        process = subprocess.Popen(
-            [str(program), str(config_file(state))],
-            cwd=folder(state),
-            env={"PATH": os.defpath},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
     url = f"unix://{temp / SOCKET}"
-    started = Redis(url, Identity.of(process.pid))
+    server = Program(
+        name="Redis",
+        command=[str(program), str(config_file(state))],
+        folder=folder(state),
+        environ={"PATH": os.defpath},
+        log=log_file(state),
+    )
+    cure = f"; if its data is damaged, remove {folder(state) / DUMP}"
     try:
-        wait_ready(state, url, process, log)
+        started = Redis(url, server.start(lambda _: answers(url), START_TIMEOUT_S, cure))
+    except StartFailed as err:
+        raise RedisFailed(str(err)) from err
+    try:
         if unsaved_file(state).exists():
             forget_answers(url)
         unsaved_file(state).touch()
@@ -149,26 +145,12 @@ def write_config(state: State, temp: Path) -> None:
     places = {"dir": folder(state), "dbfilename": DUMP, "unixsocket": temp / SOCKET}
     lines += [f'{name} "{escaped(str(value))}"' for name, value in places.items()]
     lines += [f"{name} {value}" for name, value in SETTINGS.items()]
-    config_file(state).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(config_file(state), "\n".join(lines) + "\n", mode=0o600)
 
 
 def escaped(text: str) -> str:
     """The text as Redis's configuration file has it between quotes."""
     return text.replace("\\", "\\\\").replace('"', '\\"')
-
-
-def wait_ready(state: State, url: str, process: subprocess.Popen[bytes], log: Position) -> None:
-    """Return when it answers with its data loaded; raises RedisFailed with the end of its log."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not answers(url):
-        if process.poll() is not None:
-            raise RedisFailed(
-                f"Redis ended while starting, exit code {process.returncode}{last_words(log)}; "
-                f"if its data is damaged, remove {folder(state) / DUMP}"
-            )
-        if time.monotonic() > deadline:
-            raise RedisFailed(f"Redis did not answer within {START_TIMEOUT_S:.0f} s{last_words(log)}")
-        time.sleep(POLL_S)
 
 
 def connect(url: str, timeout_s: float = CALL_TIMEOUT_S) -> redis.Redis:
@@ -246,8 +228,3 @@ def config_file(state: State) -> Path:
 
 def log_file(state: State) -> Path:
     return state.logs / LOG
-
-
-def last_words(log: Position) -> str:
-    lines = log.lines_since()
-    return f"; last lines of {log.path}:" + "".join(f"\n    {line}" for line in lines[-5:]) if lines else ""
