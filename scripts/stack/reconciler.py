@@ -52,6 +52,7 @@ LOOK_S = 0.5
 """How often TorchServe is asked about a version whose workers are not all there."""
 COMPARE_S = 5.0
 """How often the gateway's files are compared with what Envoy has."""
+GOING_S = 0.5
 DEATHS = 3
 """Of TorchServe, while a revision is brought into force, before that one is to blame."""
 
@@ -144,7 +145,7 @@ class Reconciler:
 
     def _after(self, revision: Revision, err: UserError) -> bool:
         """What follows from a failure: take the revision back, or try again. Whether at once."""
-        if not self.servers.torchserve_alive():
+        if self._server_gone():
             self._found = None
             self._deaths += 1
             if self._deaths < DEATHS or not self._is_new:
@@ -156,6 +157,13 @@ class Reconciler:
             return self._take_back(revision, err)
         self.journal.trouble(STACK, err)
         return False
+
+    def _server_gone(self) -> bool:
+        """After a failure: a process that is killed stops answering a moment before it is gone."""
+        deadline = time.monotonic() + GOING_S
+        while self.servers.torchserve_alive() and time.monotonic() < deadline:
+            time.sleep(STEP_S)
+        return not self.servers.torchserve_alive()
 
     def _take_back(self, revision: Revision, err: UserError) -> bool:
         """The former revision once more, as a further one; true, for it is to be brought into force at once."""
@@ -273,7 +281,7 @@ class Reconciler:
         try:
             yield
         except UserError as err:
-            if not self.servers.torchserve_alive():
+            if self._server_gone():
                 raise ServerGone(f"TorchServe ended while {named(each.key)} was loaded: {err}") from err
             there = self._all().get(each.key)
             if there is not None and there is before and served_before:
@@ -338,7 +346,7 @@ class Reconciler:
         sends its requests there at once, and tells so. Where nobody does, others of the split get them."""
         model = self._target.document.models.get(each.model) if self._target else None
         policy = model.policy if model else None
-        stood_in_for = bool(policy and policy.fallback)
+        stood_in_for = bool(policy and policy.fallbacks_after(each.version))
         known = found.served.digest == each.digest and (found.proved or found.trusted)
         return known and (found.manned or stood_in_for)
 
