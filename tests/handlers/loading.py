@@ -17,9 +17,9 @@ from handlers.tasks import find_task
 def load(
     folder: Path, *, task: str = "multiple_choice", name: str = "quiz", version: str = "1.0", **settings: Any
 ) -> Pipeline:
-    """In float32, with rows of at most 64 tokens, unless the settings say otherwise; time is no matter."""
+    """In float32, with rows of at most 64 tokens and requests of any size, unless the settings say otherwise."""
     task_type = find_task(task)
-    section = {"task": task, "precision": "float32", "max_tokens": 64} | settings
+    section = {"task": task, "precision": "float32", "max_tokens": 64, "max_request_tokens": 1_000_000} | settings
     pipeline = pipeline_of(task_type, folder, Model(name, version), task_type.settings_type.load(section), "cpu")
     pipeline.forms.update(forms(pipeline))
     return pipeline

@@ -52,7 +52,7 @@ def saved(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def pipeline(saved: Path) -> Pipeline:
-    return load(saved, task="embedding", name="embed", max_tokens=40, model_name="tiny/bert")
+    return load(saved, task="embedding", name="embed", max_tokens=40, max_request_tokens=1280, model_name="tiny/bert")
 
 
 def error(pipeline: Pipeline, body: Any) -> tuple[int, str]:

@@ -152,7 +152,7 @@ def test_scores_that_are_not_finite_are_their_own_request_s_failure(tiny_model: 
 
 def test_heavy_request_runs_out_of_time_alone(tiny_model: Callable[[str], Path]) -> None:
     """Sixteen rows a pass, each of 0.3 s: the small request takes one; the time ends within the large one's first."""
-    quiz = load(tiny_model("bert"), batch_seconds=0.4, rows_per_pass=16)
+    quiz = load(tiny_model("bert"), batch_seconds=0.4, rows_per_pass=16, max_request_tokens=640)
     assert isinstance(quiz.task, MultipleChoice)
     model: Any = quiz.task.model
     passes = model._passes
@@ -164,7 +164,7 @@ def test_heavy_request_runs_out_of_time_alone(tiny_model: Callable[[str], Path])
 
 
 def test_single_questions_are_computed_before_heavy_requests(tiny_model: Callable[[str], Path]) -> None:
-    quiz = load(tiny_model("bert"))
+    quiz = load(tiny_model("bert"), max_request_tokens=640)
     passes: list[int] = []
     watch(quiz, lambda rows: passes.append(len(rows)))
     single = {"question": "Why?", "choices": ["a", "b"]}
