@@ -31,7 +31,15 @@ import msgspec
 from handlers.core.columns import LogColumn
 from handlers.core.errors import Invalid, LoadError, NotJson, Unavailable
 from handlers.core.json_form import plain
-from handlers.core.messages import FAILED_HEADER, SAMPLE_HEADER, SHADOW_HEADER, Logged, Model
+from handlers.core.messages import (
+    EXPERIMENT_HEADER,
+    FAILED_HEADER,
+    ROLE_HEADER,
+    SAMPLE_HEADER,
+    SHADOW_HEADER,
+    Logged,
+    Model,
+)
 from handlers.core.settings import Log
 from handlers.core.task import Task
 from handlers.redis.link import RedisLink
@@ -60,7 +68,6 @@ CLOSE_S = 1.0
 WRITER_S = 3600
 """How long Redis remembers which batch of a worker came last."""
 USER_HEADER = "x-user-id"
-EXPERIMENT_HEADER, REVISION_HEADER, ROLE_HEADER = "x-experiment", "x-revision", "x-assignment"
 """Set by the gateway (scripts/gateway/names.py), the user's aside."""
 LONGEST_HEADER = 128
 PREDICTION_ID = r"^[\x21-\x7e]{1,140}$"
@@ -113,8 +120,6 @@ class PredictionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     outcome: dict[str, Any] | None = None
     """Values of the declared columns; None for a failure."""
     experiment: str | None = None
-    revision: str | None = None
-    """Of the declared state that assigned the request to this version."""
     role: str | None = None
     """How it was assigned: split, pinned, fallback or shadow."""
     user: str | None = None
@@ -414,7 +419,6 @@ class PredictionLog:
             error=logged.error,
             outcome=None if logged.kept is None else dict(logged.kept),
             experiment=cut(headers.get(EXPERIMENT_HEADER)),
-            revision=cut(headers.get(REVISION_HEADER)),
             role=cut(headers.get(ROLE_HEADER)) or ("shadow" if shadow else "fallback" if fallback_from else None),
             user=None if user is None else self._hash(user.encode("utf-8", "surrogatepass")),
             queue_ms=logged.queue_ms,

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from handlers.core.messages import SAMPLE_HEADER
+from handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
 from scripts.gateway.clusters import address_of, fallback_cluster, plain_cluster
 from scripts.gateway.counts import attempt_logs, histogram_settings, refusal_log
 from scripts.gateway.names import (
@@ -194,7 +194,8 @@ def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
 
 def without_orders() -> Json:
     """Takes away what no client may say: orders to Envoy (timeouts, retries, inner routes), and marks for the log."""
-    prefixes = ("x-envoy-", SHADOW_HEADER, FALLBACK_HEADER, PROTOCOL_HEADER, SAMPLE_HEADER)
+    marks = (SHADOW_HEADER, FALLBACK_HEADER, PROTOCOL_HEADER, SAMPLE_HEADER, ROLE_HEADER, EXPERIMENT_HEADER)
+    prefixes = ("x-envoy-", *marks)
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
-from handlers.core.messages import START_HEADER, TIMEOUT_HEADER
+from handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, START_HEADER, TIMEOUT_HEADER
 from scripts.core.explainers import explainer_of, models_in
 from scripts.core.order import version_order
 from scripts.gateway import openapi
@@ -256,7 +256,10 @@ def asked(action: Json, patience: Json, role: Role) -> Json:
         # A worker may compute without a byte coming or going. (A route's own max_stream_duration would end `timeout`.)
         "route": action | patience | {"idle_timeout": seconds(whole_s + SLACK_S)},
         "metadata": counted(role=role.value),
-        "request_headers_to_add": [label(TIMEOUT_HEADER, f"{attempt_s * 1000:.0f}", overwrite=True)],
+        "request_headers_to_add": [
+            label(TIMEOUT_HEADER, f"{attempt_s * 1000:.0f}", overwrite=True),
+            label(ROLE_HEADER, role.value, overwrite=True),
+        ],
     }
 
 
@@ -322,7 +325,9 @@ def to_split(kind: str, model: str, policy: Traffic, role: Role = Role.SPLIT) ->
         "path_rewrite": f"/{kind}/{model}/%REQ({VERSION_HEADER})%",
         "request_mirror_policies": [mirror(model, *shadow) for shadow in policy.shadow.items()] if predicts else [],
     }
-    return asked(action, patience(policy.timeout_s, fallback=guarded), role)
+    route = asked(action, patience(policy.timeout_s, fallback=guarded), role)
+    named = [label(EXPERIMENT_HEADER, policy.experiment, overwrite=True)] if policy.experiment else []
+    return with_headers(route, named)
 
 
 def to_log(model: str, policy: Traffic) -> Json:

@@ -148,7 +148,6 @@ class Kind:
                 "code": pa.int32(),
                 "error": text,
                 "experiment": text,
-                "revision": text,
                 "role": text,
                 "user": text,
                 "queue_ms": number,

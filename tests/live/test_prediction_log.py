@@ -98,6 +98,7 @@ def test_every_answer_is_in_the_log_as_the_client_got_it(log: list[dict[str, Any
 def test_every_copy_is_in_the_log_and_marked(log: list[dict[str, Any]]) -> None:
     shadows = [row for row in log if row["shadow"]]
     assert {row["version"] for row in shadows} == {"2.0"}
+    assert {row["role"] for row in log} == {"split", "shadow"}
     assert len({row["prediction_id"] for row in shadows}) == len(shadows) == len(QUESTIONS)
 
 

@@ -135,11 +135,11 @@ def test_record_holds_what_the_client_was_told(
 
 def test_a_record_says_how_its_request_was_assigned(redis_server: TestRedis, make_log: Callable[..., Any]) -> None:
     log = make_log()
-    answered(log, "a", x_assignment="split", x_experiment="choices-v2", x_revision="42")
+    answered(log, "a", x_assignment="split", x_experiment="choices-v2")
     answered(log, "b", x_shadow_version="2.0")
     answered(log, "c", x_experiment="x" * 10_000)
     a, b, c = records(redis_server, 3)
-    assert (a.role, a.experiment, a.revision, a.shadow) == ("split", "choices-v2", "42", False)
+    assert (a.role, a.experiment, a.shadow) == ("split", "choices-v2", False)
     assert (b.role, b.experiment, b.shadow) == ("shadow", None, True)
     assert len(c.experiment or "") < 1000
 

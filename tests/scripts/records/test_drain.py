@@ -96,7 +96,6 @@ def test_every_file_has_the_same_schema(client: redis.Redis, log: Log, tmp_path:
         ("code", "int32"),
         ("error", "string"),
         ("experiment", "string"),
-        ("revision", "string"),
         ("role", "string"),
         ("user", "string"),
         ("queue_ms", "double"),
@@ -369,11 +368,11 @@ def test_models_whose_columns_contradict_are_read_one_at_a_time(client: redis.Re
 
 
 def test_failures_are_records_with_their_reason(client: redis.Redis, log: Log, tmp_path: Path) -> None:
-    log(record("a", prediction=None, code=504, error="out_of_time", role="split", experiment="x", revision="42"))
+    log(record("a", prediction=None, code=504, error="out_of_time", role="split", experiment="x"))
     drain(client, tmp_path)
     [row] = read(tmp_path).to_pylist()
     assert (row["code"], row["error"], row["prediction"]) == (504, "out_of_time", None)
-    assert (row["role"], row["experiment"], row["revision"]) == ("split", "x", "42")
+    assert (row["role"], row["experiment"]) == ("split", "x")
 
 
 def test_a_log_is_read_in_pieces(client: redis.Redis, log: Log, tmp_path: Path) -> None:
