@@ -16,6 +16,7 @@ from scripts.gateway.names import (
     FALLBACK,
     FALLBACK_HEADER,
     GATEWAY,
+    LIMIT,
     MANAGEMENT,
     METRICS,
     PROBES,
@@ -28,7 +29,7 @@ from scripts.gateway.names import (
     typed,
 )
 from scripts.gateway.routes import RETRY_AFTER_S, SLACK_S
-from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
+from scripts.gateway.settings import GatewaySettings, Tls
 
 HTTP = "envoy.extensions.filters.http"
 CLIENT_HEADER = "x-client"
@@ -317,10 +318,17 @@ def gateway_filters(settings: GatewaySettings) -> list[Json]:
     filters = []
     if settings.api_keys:
         filters.append(api_keys(settings.api_keys))
-    if settings.rate_limit:
-        filters.append(rate_limit(settings.rate_limit, by_key=bool(settings.api_keys)))
+    by_key, limit = bool(settings.api_keys), settings.rate_limit
+    if limit:
+        filters.append(rate_limit("requests", bucket(limit.requests_per_s, limit.burst), by_key=by_key))
     size = extension("envoy.filters.http.buffer", f"{HTTP}.buffer.v3.Buffer", max_request_bytes=settings.body_bytes)
-    return [*filters, *grpc(settings), pages(), size, body_model(), router()]
+    filters += [*grpc(settings), pages(), size]
+    if limit and limit.kilobytes_per_s:
+        per_s = 1024 * limit.kilobytes_per_s
+        # Behind the filter that waits for the whole body, which gives one that came in chunks its length.
+        charged = bucket(per_s, max(per_s, settings.body_bytes))
+        filters.append(rate_limit("bytes", charged, by_key=by_key, hits={"format": "%REQ(content-length)%"}))
+    return [*filters, body_model(), router()]
 
 
 def grpc(settings: GatewaySettings) -> list[Json]:
@@ -372,23 +380,23 @@ def api_keys(keys: dict[str, str]) -> Json:
     )
 
 
-def rate_limit(limit: RateLimit, *, by_key: bool) -> Json:
-    """A bucket per client."""
-    bucket = {
-        "max_tokens": limit.burst or limit.requests_per_s,
-        "tokens_per_fill": limit.requests_per_s,
-        "fill_interval": "1s",
-    }
+def bucket(per_s: int, burst: int | None) -> Json:
+    return {"max_tokens": burst or per_s, "tokens_per_fill": per_s, "fill_interval": "1s"}
+
+
+def rate_limit(name: str, tokens: Json, *, by_key: bool, hits: Json | None = None) -> Json:
+    """A bucket per client, of which each request takes one token, or as many as `hits` says."""
     by_name = {"request_headers": {"header_name": CLIENT_HEADER, "descriptor_key": "client"}}
     everything = {"default_value": {"numerator": 100}}
+    taken = {} if hits is None else {"hits_addend": hits}
     return extension(
-        "envoy.filters.http.local_ratelimit",
+        f"{LIMIT}.{name}",
         f"{HTTP}.local_ratelimit.v3.LocalRateLimit",
         stat_prefix="rate_limit",
         filter_enabled=everything,
         filter_enforced=everything,
-        rate_limits=[{"actions": [by_name if by_key else {"remote_address": {}}]}],
-        descriptors=[{"entries": [{"key": "client" if by_key else "remote_address"}], "token_bucket": bucket}],
+        rate_limits=[{"actions": [by_name if by_key else {"remote_address": {}}], **taken}],
+        descriptors=[{"entries": [{"key": "client" if by_key else "remote_address"}], "token_bucket": tokens}],
         max_dynamic_descriptors=CLIENTS_COUNTED,
         always_consume_default_token_bucket=False,
         rate_limited_as_resource_exhausted=True,

@@ -44,6 +44,10 @@ class Role(StrEnum):
     """No prediction of the version's own: true labels, metadata, another version's last known answer."""
 
 
+LIMIT = "envoy.filters.http.local_ratelimit"
+"""Begins the names of the filters that hold a client to its rate: of requests, and of bytes."""
+
+
 def cluster(model: str, version: str) -> str:
     """Different for each model and version: what could be taken for a separator is written as %XX."""
     return f"{quote(model, safe='')}|{quote(version, safe='')}"

@@ -17,6 +17,7 @@ from scripts.gateway.names import (
     FALLBACK,
     FALLBACK_HEADER,
     GATEWAY,
+    LIMIT,
     PROBES,
     SHADOW_HEADER,
     STALE_HEADER,
@@ -165,7 +166,7 @@ def ready(versions: list[str], yes: Json, no: Json, code: int) -> Json:
 def open_to_all() -> Json:
     """Neither key nor limit: whoever watches over this machine may ask."""
     off = typed("envoy.config.route.v3.FilterConfig", config={}, disabled=True)
-    return {"envoy.filters.http.api_key_auth": off, "envoy.filters.http.local_ratelimit": off}
+    return {"envoy.filters.http.api_key_auth": off, f"{LIMIT}.requests": off, f"{LIMIT}.bytes": off}
 
 
 def lua(name: str, **context: object) -> Json:

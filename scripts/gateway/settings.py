@@ -24,6 +24,8 @@ class RateLimit(Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_s: Positive
     burst: Positive | None = None
     """Requests at once; as many as `requests_per_s` if left out."""
+    kilobytes_per_s: Positive | None = None
+    """Of bodies, which is what a request costs, roughly; a client may send one largest body at once in any case."""
 
 
 class Tls(Struct, frozen=True, forbid_unknown_fields=True):

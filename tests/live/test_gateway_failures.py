@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -380,6 +382,30 @@ def test_a_client_over_its_rate_is_told_so_and_harms_no_other(guarded: TestGatew
     assert refused[0].json()["error"] == "too_many_requests"
     assert refused[0].headers["retry-after"] == "1"
     assert guarded.ask(x_api_key="b-key").status_code == 200
+
+
+def test_a_client_is_charged_for_the_bytes_that_it_sends(tmp_path: Path) -> None:
+    """Chunked bodies, too, which come without a length. Another client is not held up."""
+    server = Standin()
+    limit = RateLimit(1000, kilobytes_per_s=4)
+    settings = GatewaySettings(body_bytes=4096, rate_limit=limit, api_keys={"alice": "a-key", "bob": "b-key"})
+    opened = open_gateway(tmp_path, server.url, settings, split={"1.0": 100})
+    try:
+        body = json.dumps({"question": "x" * 1000}).encode()
+
+        def codes(data: Any) -> list[int]:
+            headers = {"x-api-key": "a-key"}
+            url = f"{opened.url}/predictions/mcqa"
+            return [requests.post(url, data=data(), headers=headers, timeout=20).status_code for _ in range(8)]
+
+        assert codes(lambda: body).count(429) >= 3
+        time.sleep(1.5)
+        assert codes(lambda: iter([body[:500], body[500:]])).count(429) >= 3
+        assert opened.ask(x_api_key="b-key").status_code == 200
+        assert requests.get(f"{opened.url}/healthz", timeout=20).status_code == 200
+    finally:
+        opened.stop()
+        server.shutdown()
 
 
 def test_a_large_body_is_a_413(guarded: TestGateway) -> None:
