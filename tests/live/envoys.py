@@ -48,6 +48,10 @@ class Standin(ThreadingHTTPServer):
         self.release = Event()
         Thread(target=self.serve_forever, daemon=True).start()
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.server_close()
+
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.server_port}"
