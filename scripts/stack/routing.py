@@ -19,19 +19,27 @@ Routing = tuple[dict[str, set[str]], dict[str, Traffic]]
 def routing(document: Document, answering: Collection[Key]) -> Routing:
     """Versions by name, and the policy of each model, as the gateway is to follow them.
 
-    A declared version that does not answer gets no traffic while another one of its model does; it comes back by
-    itself. A model of which none answers keeps its routes, for clients to be told 503 and not 404.
+    A declared version that does not answer gets no traffic while another one of its model does, unless its policy has a
+    fallback that answers: then it keeps its place, and the gateway falls back and says so. It comes back by itself. A
+    model of which none answers keeps its routes, for clients to be told 503 and not 404.
     """
     served: dict[str, set[str]] = {}
     policies: dict[str, Traffic] = {}
     for name, model in document.models.items():
         there = {version for version in model.versions if (name, version) in answering}
+        in_turn = {*model.policy.split, *model.policy.stand_ins} & set(model.versions)
+        there |= {version for version in in_turn if covered(model.policy, version, there)}
         served[name] = there or set(model.versions)
         policies[name] = restricted(model, there) if there else model.policy
         explaining = {version for version in model.versions if (explainer_of(name), version) in answering}
         if explaining:
             served[explainer_of(name)] = explaining
     return served, policies
+
+
+def covered(policy: Traffic, version: str, there: Collection[str]) -> bool:
+    """Whether another version that is there stands in for this one."""
+    return any(other in there for other in policy.fallbacks_after(version))
 
 
 def restricted(model: Model, there: Collection[str]) -> Traffic:

@@ -23,7 +23,7 @@ def test_what_answers_is_routed_as_declared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "split"), [("1", {"2": 5}), ("2", {"1": 95}), ("3", {"1": 95, "2": 5})], ids=["most", "some", "shadow"]
+    ("missing", "split"), [("1", {"2": 5}), ("3", {"1": 95, "2": 5})], ids=["nobody stands in", "shadow"]
 )
 def test_a_version_that_does_not_answer_is_left_out_for_the_time_being(missing: str, split: dict[str, float]) -> None:
     served, policies = routing(document(SPLIT, "1", "2", "3"), ALL - {("mcqa", missing)})
@@ -33,8 +33,18 @@ def test_a_version_that_does_not_answer_is_left_out_for_the_time_being(missing: 
     assert policy.experiment == "e"
 
 
-def test_without_anyone_of_the_split_the_next_best_answers() -> None:
+def test_a_version_with_a_fallback_that_answers_keeps_its_place() -> None:
+    """The gateway falls back for it, and says so in the answer, the log and the counts."""
+    served, policies = routing(document(SPLIT, "1", "2", "3"), ALL - {("mcqa", "2")})
+    assert (served["mcqa"], policies["mcqa"]) == ({"1", "2", "3"}, SPLIT)
     split = Traffic(split={"3": 1}, fallback=["2", "1"])
+    served, policies = routing(document(split, "1", "2", "3"), {("mcqa", "1")})
+    assert (policies["mcqa"].split, policies["mcqa"].fallback) == ({"3": 1}, ["2", "1"])
+    assert served["mcqa"] == {"1", "2", "3"}
+
+
+def test_without_anyone_of_the_split_the_next_best_answers() -> None:
+    split = Traffic(split={"3": 1}, fallback=["stale"])
     assert routing(document(split, "1", "2", "3"), {("mcqa", "1"), ("mcqa", "2")})[1]["mcqa"].split == {"1": 100}
     assert routing(document(split, "1", "2", "3"), {("mcqa", "2")})[1]["mcqa"].split == {"2": 100}
     assert routing(document(None, "1", "2", "3"), {("mcqa", "2"), ("mcqa", "3")})[1]["mcqa"].split == {"3": 100}
