@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TITLES = ["model", "version", "default", "workers", "pids", "MiB", "queue", "batch", "archive", "since (UTC)"]
 PORT = click.IntRange(0, 65535)
+MIB = 1 << 20
 
 
 @click.command()
@@ -161,6 +162,7 @@ def describe(content: dict[str, Any]) -> str:
     if content["gateway"]:
         head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}\n"
     head += f"{describe_redis(content)}\n"
+    head += describe_log(content["log"])
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     rows = table([TITLES, *(cells(row) for row in content["versions"])])
     return "\n".join([head + rows, "", *describe_declared(content)])
@@ -183,6 +185,15 @@ def describe_redis(content: dict[str, Any]) -> str:
     if content["redis_answers"]:
         return f"{where} at {content['redis']}"
     return f"{where} at {content['redis']}, which does not answer: answers are neither cached nor logged"
+
+
+def describe_log(figures: dict[str, Any] | None) -> str:
+    """What the prediction log keeps, in one line; nothing where none is kept."""
+    if figures is None:
+        return ""
+    waiting = "?" if figures["undrained"] is None else f"{figures['undrained']:,}"
+    kept = f"{figures['kept_bytes'] / MIB:.1f} MiB of {figures['days']} days"
+    return f"prediction log: {kept} in files, {waiting} records waiting, {figures['lost']:,} lost: marctl log status\n"
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import psutil
 from scripts.core.errors import UserError
 from scripts.core.explainers import models_in
 from scripts.core.order import version_order
+from scripts.records.keeper import figures_of
 from scripts.stack import redis_server
 from scripts.stack.document import Document
 from scripts.stack.history import HistoryDamaged
@@ -82,6 +83,7 @@ def status(state: State) -> dict[str, Any]:
         "gateway_pid": running.gateway.pid if running.gateway else None,
         "admin": running.gateway.admin if running.gateway else None,
         **redis_status(state, running),
+        "log": msgspec.to_builtins(figures_of(state.prediction_log)),
         "store": running.store,
         "server_memory_mb": memory_mb(running.server.pid) if running.server else 0,
         "versions": [row(version, document) for version in served],
