@@ -91,6 +91,8 @@ def prove(server: Server, archive: Archive, logs: Mark, *, explain: bool = False
     elif served.ready:
         asked = server.run(lambda: ask_samples(server.inference, archive, served.response_timeout_s))
         samples = f"{asked} sample answers as expected" if asked else samples
+    if not archive.metadata:
+        samples += "; it was not built by marctl, so its answers are neither cached nor logged"
     server.notify(
         f"{served}: ready after {logs.elapsed_s():.1f} s, {served.ready} of {served.asked} workers, {samples}"
     )
