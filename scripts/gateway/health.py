@@ -169,7 +169,8 @@ def provide(files: Path, hosts: Sequence[str], served: Served) -> None:
 
 
 def begin(files: Path) -> None:
-    """For an Envoy that starts: what an earlier one knew of its readiness is past; the next step tells it."""
+    """For an Envoy that starts: what an earlier one was told is past; the next step tells it."""
+    forget(files, {})
     write(files / READINESS, unknown())
 
 

@@ -335,6 +335,7 @@ class Reconciler:
             leaving = set(self._all()) - set(wanted(document))
             self.servers.envoy.apply(*now, keep=bool(leaving))
         self._routing, self._compared = now, time.monotonic()
+        self._tell_health()  # whoever is told next that all is ready may ask at once
 
     def _answering(self, document: Document) -> set[Key]:
         """What is declared, has proved itself and has the declared content."""
