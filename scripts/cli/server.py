@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scripts.stack.state import State
 
 TITLES = ["model", "version", "default", "workers", "pids", "MiB", "queue", "batch", "archive", "since (UTC)"]
+NODE_TITLES = ["node", "revision", "digest", "state", "age", "conditions"]
 PORT = click.IntRange(0, 65535)
 MIB = 1 << 20
 
@@ -38,6 +39,10 @@ MIB = 1 << 20
 @recipes_option
 @store_option
 @click.option("--workers", type=click.IntRange(1), help="Workers of every version; declared, so kept.")
+@click.option(
+    "--follow", metavar="PLACE", help="Serve the document of this YAML file or redis:// URL, and follow its changes."
+)
+@click.option("--node", metavar="NAME", help="This node's name among those that follow; by default HOST:PORT.")
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(
     state: Path,
@@ -52,6 +57,8 @@ def up(
     recipes: Path,
     store: Path,
     workers: int | None,
+    follow: str | None,
+    node: str | None,
     detach: bool,
 ) -> None:
     """Build, start and check everything, then serve until Ctrl-C, and start again whatever dies.
@@ -59,12 +66,22 @@ def up(
     What is declared is served, and versions that recipes describe on top; of a new model the highest version is the
     default. Where the stack runs and the process that looked after it was killed, this takes over, without a gap.
 
+    With --follow, what is served is what the document at PLACE says, and nothing else; each node needs its archives.
+
     Example: marctl up --port 9080 --detach
     """
+    from scripts.stack.follow import check_node
+    from scripts.stack.place import absolute, place_of
     from scripts.stack.servers import Request
     from scripts.stack.state import State
     from scripts.stack.up import Terminated, serve, serve_detached, terminable
 
+    if follow is not None and workers is not None:
+        raise click.UsageError("--workers is declared, and the document at PLACE declares it; give only one of them")
+    if follow is not None:
+        follow = place_of(absolute(follow)).text
+    if node is not None:
+        check_node(node)
     home = State(state)
     request = Request(
         recipes=str(recipes.resolve()),
@@ -77,6 +94,8 @@ def up(
         gateway_config=str(gateway_config.resolve()) if gateway_config else None,
         upstreams=upstreams,
         redis=not no_redis,
+        follow=follow,
+        node=node,
     )
     with terminable():
         if detach:
@@ -165,7 +184,25 @@ def describe(content: dict[str, Any]) -> str:
     head += describe_log(content["log"])
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     rows = table([TITLES, *(cells(row) for row in content["versions"])])
-    return "\n".join([head + rows, "", *describe_declared(content)])
+    return "\n".join([head + rows, "", *describe_declared(content), *describe_nodes(content)])
+
+
+def describe_nodes(content: dict[str, Any]) -> list[str]:
+    """The nodes that follow the same document; nothing for a stack that follows none."""
+    if "follow" not in content:
+        return []
+    rows = [node_cells(row) for row in content["nodes"]]
+    lines = ["", f"node {content['follow'].get('node', '')} follows {content['follow']['place']}"]
+    return [*lines, *([table([NODE_TITLES, *rows])] if rows else [])]
+
+
+def node_cells(row: dict[str, Any]) -> list[str]:
+    revision = "" if row["revision"] is None else str(row["revision"])
+    why = "; ".join(f"{each['what']}: {each['reason']}".split("\n")[0] for each in row["conditions"])
+    state = "in force" if row["in_force"] else "not in force"
+    age = f"{row['age_s']:.0f} s" + (", old" if row["old"] else "")
+    name = f"{row['node']} (here)" if row["here"] else row["node"]
+    return [name, revision, row["digest"][:12], state, age, why]
 
 
 def describe_declared(content: dict[str, Any]) -> list[str]:

@@ -27,7 +27,10 @@ def state() -> None:
 @state.command()
 @common
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the document instead.")
-def show(state: Path, schema: bool) -> None:
+@click.option(
+    "--from", "place", metavar="PLACE", help="The document that nodes follow, at a YAML file or redis:// URL."
+)
+def show(state: Path, schema: bool, place: str | None) -> None:
     """The declared state as YAML, in the form that `state apply` reads.
 
     Example: marctl state show > state.yaml
@@ -43,6 +46,14 @@ def show(state: Path, schema: bool) -> None:
         found = document.schema()
         result(found, json.dumps(found, indent=2))
         return
+    if place is not None:
+        from scripts.stack.place import place_of, read_content
+
+        source = place_of(place)
+        there = read_content(source.read(), source.name)
+        text = document.dump(document.Document(there.models), there.revision or 0)
+        result(msgspec.to_builtins(there), text.rstrip())
+        return
     now = State(state).history.current()
     content = msgspec.to_builtins(document.Declared(now.revision, now.document.models))
     result(content, document.dump(now.document, now.revision).rstrip())
@@ -51,14 +62,24 @@ def show(state: Path, schema: bool) -> None:
 @state.command()
 @common
 @reason_option
+@click.option("--to", "place", metavar="PLACE", help="Write it to the YAML file or redis:// URL that nodes follow.")
 @click.argument("file", type=FILE)
-def apply(state: Path, reason: str, file: Path) -> None:
+def apply(state: Path, reason: str, place: str | None, file: Path) -> None:
     """Declare what a YAML FILE says, as a whole. If it names a revision, only if that is still the newest one.
+
+    With --to, it is checked and written to PLACE with the next revision there; `marctl status` of each node that
+    follows tells what becomes of it.
 
     Example: marctl state apply state.yaml --reason "from the repository"
     """
     from scripts.stack.operations import apply
+    from scripts.stack.place import place_of, publish
 
+    if place is not None:
+        target, declared = place_of(place), read(file)
+        number = publish(target, declared)
+        result({"place": target.name, "revision": number}, f"revision {number} is written to {target.name}")
+        return
     tell(apply(operator(state, reason), read(file)))
 
 
@@ -71,9 +92,11 @@ def edit(state: Path, reason: str) -> None:
     Example: marctl state edit --reason "more workers for the evening"
     """
     from scripts.stack import document
+    from scripts.stack.follow import refuse_following
     from scripts.stack.operations import apply
     from scripts.stack.state import State
 
+    refuse_following(State(state))
     now = State(state).history.current()
     text = click.edit(document.dump(now.document, now.revision), extension=".yaml")
     if text is None:

@@ -15,13 +15,18 @@ from scripts.core.order import version_order
 from scripts.records.keeper import figures_of
 from scripts.stack import redis_server
 from scripts.stack.document import Document
+from scripts.stack.follow import conditions, readable
 from scripts.stack.history import HistoryDamaged
 from scripts.stack.management import Management, NoSuchVersion, Served
+from scripts.stack.place import PlaceAway, Report, place_of
+from scripts.stack.report import Following
 from scripts.stack.servers import alive
 from scripts.stack.state import Running, State
 from scripts.stack.up import reconciler_of
 
 MIB = 1 << 20
+OLD_S = 10.0
+"""After so long without a report, what a node told last may not hold."""
 
 
 class NotRunning(UserError):
@@ -66,14 +71,15 @@ def status(state: State) -> dict[str, Any]:
         trouble = ""
     except HistoryDamaged as err:
         declared, document, trouble = report.observed, Document(), str(err)
-    conditions = msgspec.to_builtins(report.conditions)
+    following = readable(state)
+    found = [*msgspec.to_builtins(report.conditions), *(conditions(following) if following else [])]
     return {
         "running": True,
         "state": str(state.folder),
         "revision": declared,
         "observed": report.observed,
         "reconciler_pid": reconciler.pid if reconciler else None,
-        "conditions": [*conditions, *([{"what": "the history", "reason": trouble}] if trouble else [])],
+        "conditions": [*found, *([{"what": "the history", "reason": trouble}] if trouble else [])],
         "pid": running.server.pid if running.server else None,
         "started_at": running.started_at,
         "inference": running.inference,
@@ -87,6 +93,35 @@ def status(state: State) -> dict[str, Any]:
         "store": running.store,
         "server_memory_mb": memory_mb(running.server.pid) if running.server else 0,
         "versions": [row(version, document) for version in served],
+        **({"follow": followed(following), "nodes": nodes(following)} if following else {}),
+    }
+
+
+def followed(following: Following) -> dict[str, Any]:
+    """The place that a node follows, and what it saw there last."""
+    seen: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(following, trouble="", since=""))
+    return seen | {"place": place_of(following.place).name}
+
+
+def nodes(following: Following) -> list[dict[str, Any]]:
+    """All nodes that report at its place, this one included; none while the place is away."""
+    with suppress(PlaceAway):
+        reports = place_of(following.place).reports()
+        return [node_row(report, age, here=report.node == following.node) for report, age in reports]
+    return []
+
+
+def node_row(report: Report, age_s: float, *, here: bool) -> dict[str, Any]:
+    return {
+        "node": report.node,
+        "here": here,
+        "digest": report.digest,
+        "revision": report.revision,
+        "in_force": report.in_force,
+        "observed": report.observed,
+        "conditions": msgspec.to_builtins(report.conditions),
+        "age_s": round(age_s, 1),
+        "old": age_s > OLD_S,
     }
 
 

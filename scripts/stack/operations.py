@@ -22,11 +22,12 @@ from scripts.core.order import version_order
 from scripts.gateway.policies import Traffic, place
 from scripts.gateway.policies import check as check_traffic
 from scripts.stack.document import Declared, Document, DocumentInvalid, Model, Version, refuse_faults
+from scripts.stack.follow import refuse_following
 from scripts.stack.history import Conflict, Revision
 from scripts.stack.plan import TAKE_BACK, declared
 from scripts.stack.report import Answer, Status
 from scripts.stack.state import DamagedState, Running, State
-from scripts.stack.store import ArchiveMissing, declared_archive, put
+from scripts.stack.store import missing, put
 from scripts.stack.up import reconciler_of
 from scripts.stack.versions import Notify
 
@@ -83,9 +84,10 @@ class Operator:
         """Declare what `edit` makes of the document, and wait for the answer.
 
         It waits for its turn while another change is brought into force. `edit` may raise; its document is checked.
-        Raises Conflict if `expected` is not the newest revision, DocumentInvalid, WriteFailed, NotFollowed, and
-        Relayed with the reason if the reconciler took the change back.
+        Raises FollowsPlace where the state is changed elsewhere, Conflict if `expected` is not the newest revision,
+        DocumentInvalid, WriteFailed, NotFollowed, and Relayed with the reason if the reconciler took the change back.
         """
+        refuse_following(self.state)
         while True:
             before = self._wait_for_turn()
             if expected is not None and before.revision != expected:
@@ -187,6 +189,7 @@ def register(
     operator: Operator, archive: Path, store: Path, *, workers: int | None, make_default: bool, force: bool
 ) -> tuple[Change, str, str]:
     """Serve one more version: its archive goes into the store, and out again if it fails. Returns its names, too."""
+    refuse_following(operator.state)
     given = read_archive(archive)
     refuse_declared(operator.state.history.current().document, given.name, given.version)
     with put(given, store, force=force) as stored:
@@ -336,6 +339,7 @@ def require_gateway(state: State) -> None:
 
 def apply(operator: Operator, declared_: Declared) -> Change:
     """The whole document; onto the revision that it names, if it names one."""
+    refuse_following(operator.state)
     document = Document(declared_.models)
     running = operator.state.running()
     if running is not None:
@@ -345,6 +349,7 @@ def apply(operator: Operator, declared_: Declared) -> Change:
 
 def rollback(operator: Operator, revision: int | None) -> Change:
     """The document of a former revision once more; by default of the one before the last change."""
+    refuse_following(operator.state)
     history = operator.state.history
     newest = history.current()
     if newest.revision == 0:
@@ -358,16 +363,8 @@ def rollback(operator: Operator, revision: int | None) -> Change:
 
 def refuse_missing(before: Document, after: Document, running: Running) -> None:
     """Raise DocumentInvalid if the store lacks what would have to be loaded, or holds another content of it."""
-    missing = []
-    for model, version, content in after.versions():
-        there = before.find(model, version)
-        if there is None or there.archive != content.archive:
-            try:
-                declared_archive(Path(running.store), model, version, content)
-            except ArchiveMissing as err:
-                missing.append(str(err))
-    if missing:
-        raise DocumentInvalid("\n  ".join(["the store lacks what this document declares:", *missing]))
+    if lacking := missing(before, after, Path(running.store)):
+        raise DocumentInvalid("\n  ".join(["the store lacks what this document declares:", *lacking]))
 
 
 def the_model(document: Document, model: str) -> Model:

@@ -68,8 +68,10 @@ class ServerGone(UserError):
 class Reconciler:
     """Follows one state folder's history."""
 
-    def __init__(self, state: State, servers: Servers, notify: Notify) -> None:
+    def __init__(self, state: State, servers: Servers, notify: Notify, *, follows: bool = False) -> None:
+        """`follows`: further revisions come by themselves, so that a first one that fails ends nothing."""
         self.state = state
+        self._follows = follows
         self.servers = servers
         self.journal = Journal(state, notify)
         self._health = Health(state.gateway, servers.envoy.hosts, Path(servers.running.temp) / HEARTBEATS)
@@ -180,7 +182,7 @@ class Reconciler:
             return False
         failed = Answer("taken back", str(err), short_name(err))
         self.journal.taken_back(revision.revision, failed, f"{revision.command}: taken back, {err}")
-        if not former:
+        if not former and not self._follows:
             raise NothingServed(str(err)) from err
         return True
 

@@ -27,6 +27,21 @@ class Condition(Struct, frozen=True, omit_defaults=True):
     since: str
 
 
+class Following(Struct, frozen=True, omit_defaults=True):
+    """follow.json: the place that a node follows, and what it saw there last."""
+
+    place: str
+    """A file or a URL, with its password."""
+    node: str = ""
+    digest: str = ""
+    """sha256 of the content, empty before the first one."""
+    revision: int | None = None
+    """The one that the content names."""
+    trouble: str = ""
+    """Why the content is not made so, empty if nothing keeps it."""
+    since: str = ""
+
+
 class Note(Struct, frozen=True):
     """A line of progress, numbered."""
 

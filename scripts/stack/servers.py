@@ -44,6 +44,10 @@ class Request(Struct, frozen=True):
     """Further TorchServe servers behind the gateway, on top of the configuration's."""
     redis: bool = True
     """Whether the workers may use one."""
+    follow: str | None = None
+    """Place of the document that this node follows; None for one that is changed by commands."""
+    node: str | None = None
+    """Its name among the nodes that follow."""
 
 
 class Servers:

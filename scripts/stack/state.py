@@ -3,6 +3,7 @@
 history.jsonl       every revision of the declared state; head.json: its newest line
 running.json        the stack that runs: addresses, folders, processes
 status.json         what the reconciler observed: revision in force, versions, reasons, what it does now
+follow.json         the place whose document this node follows, and what it saw there; only where it follows one
 reconciler.lock     held, and named in it, by the process that reconciles
 config.properties   TorchServe's settings as they are in force
 log/                drained predictions and labels, if no other folder was named
@@ -32,7 +33,7 @@ from scripts.gateway.envoy import Envoy
 from scripts.gateway.settings import GatewaySettings
 from scripts.stack.history import History
 from scripts.stack.ports import Ports
-from scripts.stack.report import Status
+from scripts.stack.report import Following, Status
 
 DEFAULT_STATE = Path(".marctl")
 PRIVATE = 0o600
@@ -88,7 +89,7 @@ class Running(Struct, frozen=True):
         return self.gateway.address if self.gateway else self.inference
 
 
-Content = TypeVar("Content", Running, Status, GatewaySettings)
+Content = TypeVar("Content", Running, Status, Following, GatewaySettings)
 
 
 class State:
@@ -109,6 +110,7 @@ class State:
         self.gateway = self.folder / "gateway"
         self._running = self.folder / "running.json"
         self._status = self.folder / "status.json"
+        self._following = self.folder / "follow.json"
         self._settings = self.gateway / "settings.json"
 
     def create(self) -> None:
@@ -137,6 +139,16 @@ class State:
 
     def save_status(self, status: Status) -> None:
         write(self._status, status)
+
+    def following(self) -> Following | None:
+        """The place that this node follows, None where it follows none."""
+        return read(self._following, Following)
+
+    def save_following(self, following: Following) -> None:
+        write(self._following, following)
+
+    def forget_following(self) -> None:
+        self._following.unlink(missing_ok=True)
 
     def gateway_settings(self) -> GatewaySettings:
         """What the gateway that runs was started with."""

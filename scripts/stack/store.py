@@ -15,7 +15,7 @@ from scripts.build.reader import EXPLAIN_CONFIG, MODEL_CONFIG, Archive, read_arc
 from scripts.core.errors import UserError
 from scripts.core.files import replacing
 from scripts.core.names import ARCHIVE_FILE
-from scripts.stack.document import Version
+from scripts.stack.document import Document, Version
 
 EXPLAINS = ".explain"
 """Marks the folder of workers that explain."""
@@ -44,6 +44,19 @@ def declared_archive(store: Path, model: str, version: str, content: Version) ->
     if (archive.name, archive.version) != (model, version):
         raise ArchiveMissing(f"{path} is {archive.name} {archive.version}, not {model} {version}; {cure}")
     return archive
+
+
+def missing(before: Document, after: Document, store: Path) -> list[str]:
+    """What of `after` would have to be loaded and is not in the store, or has another content there."""
+    found = []
+    for model, version, content in after.versions():
+        there = before.find(model, version)
+        if there is None or there.archive != content.archive:
+            try:
+                declared_archive(store, model, version, content)
+            except ArchiveMissing as err:
+                found.append(str(err))
+    return found
 
 
 def digest_of(archive: Archive) -> str:

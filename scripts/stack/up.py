@@ -25,6 +25,7 @@ from scripts.core.files import write_failed
 from scripts.core.process import Identity, kill, rotate
 from scripts.records.keeper import keeping
 from scripts.stack.document import Document
+from scripts.stack.follow import begin, following, node_name
 from scripts.stack.metrics_page import MetricsPage
 from scripts.stack.plan import declare, find_archives, left_out, with_workers
 from scripts.stack.reconciler import Reconciler
@@ -73,12 +74,18 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
 
     with reconciling(state):
         try:
-            declare_start(state, request, notify)
+            place = begin(state, request.follow, goes_on=served)
+            if place is None:
+                declare_start(state, request, notify)
             servers = Servers(state, request, notify)
             served = servers.adopted
             MetricsPage(servers.running).start()
-            with keeping(state.prediction_log, partial(redis_url, state), state.spill, notify):
-                Reconciler(state, servers, notify).run(serves)
+            node, store = node_name(request.node, servers.running), Path(servers.running.store)
+            with (
+                keeping(state.prediction_log, partial(redis_url, state), state.spill, notify),
+                following(state, place, node, store, notify),
+            ):
+                Reconciler(state, servers, notify, follows=place is not None).run(serves)
         except BaseException as err:
             if isinstance(err, KeyboardInterrupt):
                 forced = "" if isinstance(err, Terminated) else "; Ctrl-C once more to do it by force"
