@@ -55,21 +55,22 @@ def refuse_following(state: State) -> None:
         )
 
 
-def begin(state: State, text: str | None, *, goes_on: bool) -> Place | None:
-    """The place to follow, kept in follow.json; None to follow none. Raises UserError for a malformed one.
+def begin(state: State, text: str | None, *, goes_on: bool) -> tuple[Place | None, str | None]:
+    """The place to follow, kept in follow.json, or None; and the name that this node had, where it `goes_on`.
 
-    Raises DamagedState if it cannot be told which. `goes_on`: what runs already is taken over, with the place that it follows unless another one is given.
+    `goes_on`: what runs already is taken over, with the place that it follows unless another one is given.
+    Raises UserError for a malformed place, and DamagedState if follow.json no longer tells which.
     """
-    former = readable(state) if text is not None or not goes_on else state.following()
+    former = state.following() if text is None and goes_on else readable(state)
     if text is None and goes_on and former is not None:
         text = former.place
     if text is None:
         state.forget_following()
-        return None
+        return None, None
     place = place_of(absolute(text))
     if former is None or former.place != place.text:
         state.save_following(Following(place.text))
-    return place
+    return place, former.node or None if former is not None and goes_on else None
 
 
 def readable(state: State) -> Following | None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote
 
 import msgspec
 import redis
@@ -198,7 +198,7 @@ class RedisPlace:
     def __init__(self, text: str) -> None:
         self.text = text
         self.name = shown(text)
-        url, fragment = urldefrag(text)
+        url, _, fragment = text.partition("#")
         stack = unquote(fragment) or "stack"
         self._document, self._nodes = DOCUMENT + stack, NODES + stack
         # A second try would double the time that an answer takes at most; the next look is the second try.

@@ -74,13 +74,13 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
 
     with reconciling(state):
         try:
-            place = begin(state, request.follow, goes_on=served)
+            place, former_node = begin(state, request.follow, goes_on=served)
             if place is None:
                 declare_start(state, request, notify)
             servers = Servers(state, request, notify)
             served = servers.adopted
             MetricsPage(servers.running).start()
-            node, store = node_name(request.node, servers.running), Path(servers.running.store)
+            node, store = node_name(request.node or former_node, servers.running), Path(servers.running.store)
             with (
                 keeping(state.prediction_log, partial(redis_url, state), state.spill, notify),
                 following(state, place, node, store, notify),
