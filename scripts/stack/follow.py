@@ -59,9 +59,16 @@ def begin(state: State, text: str | None, *, goes_on: bool) -> tuple[Place | Non
     """The place to follow, kept in follow.json, or None; and the name that this node had, where it `goes_on`.
 
     `goes_on`: what runs already is taken over, with the place that it follows unless another one is given.
-    Raises UserError for a malformed place, and DamagedState if follow.json no longer tells which.
+    Raises UserError for a malformed place, and if follow.json no longer tells which one it was.
     """
-    former = state.following() if text is None and goes_on else readable(state)
+    try:
+        former = state.following()
+    except DamagedState as err:
+        if text is None and goes_on:
+            raise UserError(
+                "follow.json is damaged; name the place that this node follows: marctl up --follow PLACE"
+            ) from err
+        former = None
     if text is None and goes_on and former is not None:
         text = former.place
     if text is None:

@@ -20,7 +20,7 @@ from scripts.stack.store import digest_of
 from tests.live.conftest import Site
 from tests.live.envoys import until
 from tests.redis_servers import TestRedis
-from tests.tiny_archives import ANSWER, tiny_archive
+from tests.tiny_archives import ANSWER, FAILS_TO_LOAD, tiny_archive
 
 pytestmark = pytest.mark.live
 PATIENCE_S = 40
@@ -259,3 +259,40 @@ def test_an_outdated_document_is_not_written(pair: Pair, tmp_path: Path) -> None
     path.write_text(yaml.safe_dump(outdated))
     done = pair.first.run("state", "apply", str(path), "--to", pair.place)
     assert (done.returncode, "the document was made from revision" in done.stderr) == (1, True)
+
+
+def test_a_version_that_fails_is_taken_back_on_every_node_with_the_reason(pair: Pair) -> None:
+    before, serving = pair.show(), default_of(pair.first)
+    wanted = pair.show()
+    for site in pair.nodes:
+        made = tiny_archive(site.store, version="9.0", handler=FAILS_TO_LOAD)
+        content = {"archive": digest_of(read_archive(made)), "file": made.name, "workers": 1}
+    wanted["models"]["mcqa"] |= {"default": "9.0"}
+    wanted["models"]["mcqa"]["versions"]["9.0"] = content
+    pair.apply(wanted)
+    for site in pair.nodes:
+        until(lambda site=site: "this document was taken back: " in conditions(site), PATIENCE_S)
+        assert "labels.json has 2 labels" in conditions(site)
+        assert default_of(site) == serving
+    pair.apply(before | {"revision": pair.show()["revision"]})
+    for site in pair.nodes:
+        until(lambda site=site: conditions(site) == "", PATIENCE_S)
+
+
+def test_a_first_document_that_fails_ends_nothing_and_the_next_one_is_served(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = make_site("1.0", "2.0")
+    place = tmp_path / "state.yaml"
+    started = site.call(*site.up_arguments, "--follow", str(place), "--detach")
+    assert started["versions"] == []
+    good = document_of(site)
+    made = tiny_archive(site.store, version="9.0", handler=FAILS_TO_LOAD)
+    content = {"archive": digest_of(read_archive(made)), "file": made.name, "workers": 1}
+    bad = {"models": {"mcqa": {"default": "9.0", "versions": {"9.0": content}}}}
+    place.write_text(yaml.safe_dump(bad))
+    until(lambda: "this document was taken back: " in conditions(site), PATIENCE_S)
+    place.write_text(yaml.safe_dump(good))
+    until(lambda: in_force(site, "1.0"), PATIENCE_S)
+    site.call("down")
+    site.assert_nothing_left(started)

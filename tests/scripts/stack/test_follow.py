@@ -15,7 +15,7 @@ from scripts.stack.history import Conflict, Revision
 from scripts.stack.place import FilePlace, Place, PlaceAway, RedisPlace, Report, place_of, publish, read_content
 from scripts.stack.plan import TAKE_BACK
 from scripts.stack.report import Status
-from scripts.stack.state import DamagedState, State
+from scripts.stack.state import State
 from scripts.stack.store import digest_of
 from tests.full_disk import fill, small_disk
 from tests.redis_servers import TestRedis
@@ -252,7 +252,7 @@ def test_a_take_over_goes_on_with_the_place_and_the_name(node: Node) -> None:
     assert place is not None
     assert (place.text, name) == (str(node.path), "one")
     (node.state.folder / "follow.json").write_text("{")
-    with pytest.raises(DamagedState):
+    with pytest.raises(UserError, match="name the place that this node follows"):
         begin(node.state, None, goes_on=True)
     assert begin(node.state, str(node.path), goes_on=True)[0] is not None
 
