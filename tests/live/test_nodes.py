@@ -25,6 +25,8 @@ from tests.tiny_archives import ANSWER, FAILS_TO_LOAD, tiny_archive
 pytestmark = pytest.mark.live
 PATIENCE_S = 40
 FILE, REDIS = "a file", "Redis"
+on_a_file = pytest.mark.parametrize("pair", [FILE], indirect=True)
+"""For what a node does in the same way wherever its document stands."""
 
 
 @dataclass
@@ -168,6 +170,7 @@ def test_every_node_shows_all_nodes(pair: Pair) -> None:
     assert "second (here)" in shown
 
 
+@on_a_file
 def test_a_node_that_was_away_catches_up(pair: Pair) -> None:
     pair.second.call("down")
     wanted = other(default_of(pair.first))
@@ -178,6 +181,7 @@ def test_a_node_that_was_away_catches_up(pair: Pair) -> None:
     assert pair.second.call("history", "verify")["verified"]
 
 
+@on_a_file
 def test_a_reconciler_that_was_killed_goes_on_following(pair: Pair) -> None:
     [process] = pair.second.reconcilers()
     process.kill()
@@ -215,6 +219,7 @@ def test_a_place_that_is_away_is_a_condition_and_is_caught_up_with(pair: Pair) -
     until(lambda: all(in_force(site, wanted) and not conditions(site) for site in pair.nodes), PATIENCE_S)
 
 
+@on_a_file
 def test_a_version_that_one_node_lacks_waits_there_for_its_archive(pair: Pair) -> None:
     before = pair.show()
     made = tiny_archive(pair.first.store, version="3.0")
@@ -231,6 +236,7 @@ def test_a_version_that_one_node_lacks_waits_there_for_its_archive(pair: Pair) -
     until(lambda: all("mcqa 3.0" not in site.versions() for site in pair.nodes), PATIENCE_S)
 
 
+@on_a_file
 def test_commands_that_change_the_state_are_refused_with_the_place_and_the_cure(pair: Pair, tmp_path: Path) -> None:
     before = pair.first.call("state", "show")
     path = tmp_path / "state.yaml"
@@ -261,6 +267,7 @@ def test_an_outdated_document_is_not_written(pair: Pair, tmp_path: Path) -> None
     assert (done.returncode, "the document was made from revision" in done.stderr) == (1, True)
 
 
+@on_a_file
 def test_a_version_that_fails_is_taken_back_on_every_node_with_the_reason(pair: Pair) -> None:
     before, serving = pair.show(), default_of(pair.first)
     wanted = pair.show()

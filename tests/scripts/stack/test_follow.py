@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from scripts.stack import document
 from scripts.stack.document import Declared, Document, Model, Version
 from scripts.stack.follow import Follower, FollowsPlace, begin, check_node, refuse_following
 from scripts.stack.history import Conflict, Revision
-from scripts.stack.place import FilePlace, Place, PlaceAway, RedisPlace, Report, place_of, publish, read_content
+from scripts.stack.place import (
+    FilePlace,
+    Place,
+    PlaceAway,
+    RedisPlace,
+    Report,
+    place_of,
+    publish,
+    read_content,
+    revision_of,
+)
 from scripts.stack.plan import TAKE_BACK
 from scripts.stack.report import Status
 from scripts.stack.state import State
@@ -330,3 +341,18 @@ def test_a_password_is_not_shown() -> None:
     assert place.name == "redis://***@host/0#x"
     with pytest.raises(UserError, match="no Redis URL"):
         place_of("redis://host:port/0")
+
+
+def test_of_many_writers_at_once_one_wins(place: Place) -> None:
+    publish(place, declared("1.0"))
+
+    def write(_: int) -> bool:
+        try:
+            publish(place_of(place.text), declared("2.0", revision=1))
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(write, range(32))) == 1
+    assert revision_of(place.peek()) == 2
