@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from handlers.core.columns import LogColumn, LogType
 from handlers.redis.log import DECLARATIONS, Declaration, PredictionRecord, declaration_id
 from scripts.core.errors import UserError
-from scripts.records import legacy, position
+from scripts.core.files import write_atomically
+from scripts.records import legacy
 
 if TYPE_CHECKING:
     import redis
@@ -63,10 +64,9 @@ class Declarations:
                 return
 
     def save(self) -> None:
-        """Before the files whose records need them. Raises OSError."""
+        """Before the files whose records need them. Raises WriteFailed."""
         if not self._saved:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            position.replace(self._path, msgspec.json.encode(self._known))
+            write_atomically(self._path, msgspec.json.encode(self._known))
             self._saved = True
 
     def of_model(self, model: str) -> Declaration:

@@ -18,10 +18,10 @@ import redis
 
 from handlers.redis.spill import held_bytes
 from scripts.core.errors import UserError
+from scripts.core.files import write_atomically
 from scripts.records import files, position
 from scripts.records.drain import STEP_RECORDS, Drained, alone, claim, drain_spill, drain_streams
 from scripts.records.kinds import KINDS, LABEL_KIND, PREDICTION_KIND
-from scripts.records.position import replace
 from scripts.records.streams import Redis
 
 LIMITS_FILE, FIGURES_FILE = "_limits.json", "_figures.json"
@@ -177,8 +177,7 @@ class Keeper:
     def _save_figures(self) -> None:
         try:
             figures = self._figures()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            replace(self._folder / FIGURES_FILE, msgspec.json.encode(figures))
+            write_atomically(self._folder / FIGURES_FILE, msgspec.json.encode(figures))
         except (OSError, UserError):
             return  # the trouble has been told
 
@@ -249,9 +248,8 @@ def limits_of(folder: Path) -> Limits:
 
 
 def save_limits(folder: Path, limits: Limits) -> None:
-    """In force within a minute. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / LIMITS_FILE, msgspec.json.encode(limits))
+    """In force within a minute. Raises WriteFailed."""
+    write_atomically(folder / LIMITS_FILE, msgspec.json.encode(limits))
 
 
 def figures_of(folder: Path) -> Figures | None:

@@ -7,14 +7,14 @@ trimmed away and spill files removed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import replace as changed
+from msgspec.structs import replace
 
 from scripts.core.errors import UserError
+from scripts.core.files import write_atomically
 
 FILE = "_position.json"
 BEGINNING = "0-0"
@@ -66,7 +66,7 @@ class Position(msgspec.Struct, frozen=True):
                 former = writers.pop(writer, Count(0, 0))
                 writers[writer] = Count(max(former.highest, sequence), former.seen + 1)
         forgotten = [writers.pop(name) for name in list(writers)[: max(0, len(writers) - WRITERS)]]
-        return changed(
+        return replace(
             self,
             writers=writers,
             lost=self.lost + sum(count.missing for count in forgotten),
@@ -96,8 +96,8 @@ def peek(folder: Path) -> Position:
 
 
 def save(folder: Path, position: Position) -> None:
-    """Readers see the former position or this one, and so does whoever comes after a power cut."""
-    replace(folder / FILE, msgspec.json.encode(position))
+    """Readers see the former position or this one, and so does whoever comes after a power cut. Raises WriteFailed."""
+    write_atomically(folder / FILE, msgspec.json.encode(position))
 
 
 def resume_stream(folder: Path, stream: str) -> Position:
@@ -106,7 +106,7 @@ def resume_stream(folder: Path, stream: str) -> Position:
     here = load(folder) or Position(stream)
     if here.stream != stream:
         # What was pending can't be taken again from another Redis, so its files stay.
-        return changed(here, stream=stream, done=BEGINNING, pending=[])
+        return replace(here, stream=stream, done=BEGINNING, pending=[])
     remove_files(folder, here.pending)
     return here
 
@@ -117,25 +117,6 @@ def resume_spill(folder: Path) -> Position:
     here = load(folder) or Position()
     remove_files(folder, here.spill_pending)
     return here
-
-
-def replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"_{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Make the folder's names last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove_files(folder: Path, names: Sequence[str]) -> None:

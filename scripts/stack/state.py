@@ -35,7 +35,6 @@ from scripts.stack.history import History
 from scripts.stack.ports import Ports
 from scripts.stack.report import Following, Status
 
-DEFAULT_STATE = Path(".marctl")
 PRIVATE = 0o600
 """Redis's URL may hold a password, the gateway's settings hold keys."""
 

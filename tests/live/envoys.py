@@ -48,6 +48,13 @@ class Standin(ThreadingHTTPServer):
         self.release = Event()
         Thread(target=self.serve_forever, daemon=True).start()
 
+    def forget(self) -> None:
+        """As it was when it started."""
+        self.behave.clear()
+        self.seen.clear()
+        self.others.clear()
+        self.release.clear()
+
     def shutdown(self) -> None:
         super().shutdown()
         self.server_close()
@@ -183,6 +190,23 @@ def open_gateway(folder: Path, torchserve: str, settings: GatewaySettings | None
     chosen = msgspec.structs.replace(settings or GatewaySettings(), probe_port=free_port())
     gateway = envoy.Envoy(*folders, urls, free_port(), free_port(), chosen)
     return TestGateway(gateway, gateway.start(SERVED, policies), SERVED, policies)
+
+
+@contextmanager
+def gateway_with_server(
+    folder: Path, settings: GatewaySettings | None = None, **fields: Any
+) -> Iterator[tuple[Standin, TestGateway]]:
+    """A gateway before a stand-in, until the end of the block; `fields` of mcqa's policy."""
+    server = Standin()
+    try:
+        opened = open_gateway(folder, server.url, settings, **fields)
+        try:
+            yield server, opened
+        finally:
+            server.release.set()
+            opened.stop()
+    finally:
+        server.shutdown()
 
 
 @contextmanager

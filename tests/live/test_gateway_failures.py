@@ -15,7 +15,18 @@ import requests
 
 from scripts.gateway.envoy import GatewayFailed
 from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
-from tests.live.envoys import Standin, TestGateway, fails, hangs, open_gateway, refuses, self_signed, until, waits
+from tests.live.envoys import (
+    Standin,
+    TestGateway,
+    fails,
+    gateway_with_server,
+    hangs,
+    open_gateway,
+    refuses,
+    self_signed,
+    until,
+    waits,
+)
 
 pytestmark = pytest.mark.live
 FALLBACK = {"split": {"2.0": 100}, "fallback": ["1.0"]}
@@ -23,21 +34,15 @@ FALLBACK = {"split": {"2.0": 100}, "fallback": ["1.0"]}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, TestGateway]]:
-    server = Standin()
-    opened = open_gateway(tmp_path_factory.mktemp("failures"), server.url)
-    yield server, opened
-    opened.stop()
-    server.shutdown()
+    with gateway_with_server(tmp_path_factory.mktemp("failures")) as both:
+        yield both
 
 
 @pytest.fixture
 def server(shared: tuple[Standin, TestGateway]) -> Iterator[Standin]:
-    found = shared[0]
-    found.behave.clear()
-    found.seen.clear()
-    found.release.clear()
-    yield found
-    found.release.set()
+    shared[0].forget()
+    yield shared[0]
+    shared[0].release.set()
 
 
 @pytest.fixture
@@ -351,14 +356,11 @@ def test_what_envoy_refuses_changes_nothing(server: Standin, gateway: TestGatewa
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestGateway]:
-    server = Standin()
     settings = GatewaySettings(
         body_bytes=1000, request_timeout_s=0.9, rate_limit=RateLimit(5), api_keys={"alice": "a-key", "bob": "b-key"}
     )
-    opened = open_gateway(tmp_path_factory.mktemp("guarded"), server.url, settings, split={"1.0": 100})
-    yield opened
-    opened.stop()
-    server.shutdown()
+    with gateway_with_server(tmp_path_factory.mktemp("guarded"), settings, split={"1.0": 100}) as (_, opened):
+        yield opened
 
 
 def test_only_a_known_key_opens(guarded: TestGateway) -> None:

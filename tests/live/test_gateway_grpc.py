@@ -13,7 +13,17 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
-from tests.live.envoys import Reply, Standin, TestGateway, fails, open_gateway, refuses, self_signed, until
+from tests.live.envoys import (
+    Reply,
+    Standin,
+    TestGateway,
+    fails,
+    gateway_with_server,
+    open_gateway,
+    refuses,
+    self_signed,
+    until,
+)
 
 pytestmark = pytest.mark.live
 FALLBACK = {"split": {"2.0": 100}, "fallback": ["1.0"]}
@@ -27,12 +37,11 @@ def infers(server: Standin) -> Reply:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, TestGateway, Any]]:
-    server = Standin()
-    opened = open_gateway(tmp_path_factory.mktemp("grpc"), server.url)
-    with grpc.insecure_channel(opened.url.removeprefix("http://")) as channel:
+    with (
+        gateway_with_server(tmp_path_factory.mktemp("grpc")) as (server, opened),
+        grpc.insecure_channel(opened.url.removeprefix("http://")) as channel,
+    ):
         yield server, opened, service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    opened.stop()
-    server.shutdown()
 
 
 @pytest.fixture

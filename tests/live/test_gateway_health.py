@@ -14,7 +14,7 @@ import requests
 
 from scripts.gateway.health import Health
 from scripts.gateway.settings import GatewaySettings
-from tests.live.envoys import Standin, TestGateway, fails, hangs, open_gateway, until, waits
+from tests.live.envoys import Standin, TestGateway, fails, gateway_with_server, hangs, until, waits
 
 pytestmark = pytest.mark.live
 FALLBACK = {"split": {"2.0": 100}, "fallback": ["1.0"]}
@@ -23,24 +23,17 @@ AT_ONCE_S = 0.25
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, TestGateway]]:
-    server = Standin()
     # A stream that stalls is ended after this time; routes to workers have their own.
     settings = GatewaySettings(request_timeout_s=0.9)
-    opened = open_gateway(tmp_path_factory.mktemp("health"), server.url, settings)
-    yield server, opened
-    opened.stop()
-    server.shutdown()
+    with gateway_with_server(tmp_path_factory.mktemp("health"), settings) as both:
+        yield both
 
 
 @pytest.fixture
 def server(shared: tuple[Standin, TestGateway]) -> Iterator[Standin]:
-    found = shared[0]
-    found.behave.clear()
-    found.seen.clear()
-    found.others.clear()
-    found.release.clear()
-    yield found
-    found.release.set()
+    shared[0].forget()
+    yield shared[0]
+    shared[0].release.set()
 
 
 @pytest.fixture

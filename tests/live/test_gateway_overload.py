@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from scripts.gateway.settings import GatewaySettings
-from tests.live.envoys import Standin, TestGateway, open_gateway, until
+from tests.live.envoys import TestGateway, gateway_with_server, until
 
 pytestmark = pytest.mark.live
 MEMORY_MB, CONNECTIONS, TIMEOUT_S = 256, 300, 1.8
@@ -26,13 +26,11 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestGateway]:
-    server = Standin()
     settings = GatewaySettings(memory_mb=MEMORY_MB, connections=CONNECTIONS, request_timeout_s=TIMEOUT_S)
-    opened = open_gateway(tmp_path_factory.mktemp("overload"), server.url, settings, split={"1.0": 100})
-    opened.look(opened.watcher(Path("/nowhere")))
-    yield opened
-    opened.stop()
-    server.shutdown()
+    folder = tmp_path_factory.mktemp("overload")
+    with gateway_with_server(folder, settings, split={"1.0": 100}) as (_, opened):
+        opened.look(opened.watcher(Path("/nowhere")))
+        yield opened
 
 
 def connect(gateway: TestGateway) -> socket.socket:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.live.envoys import Standin, TestGateway, hangs, open_gateway, until
+from tests.live.envoys import Standin, TestGateway, gateway_with_server, hangs, until
 
 pytestmark = pytest.mark.live
 ASKING = ["/predict", "/v1/predict", "/explain", "/predictions/mcqa", "/predictions/mcqa/2.0", "/explanations/mcqa"]
@@ -23,20 +23,14 @@ DESCRIBING += ["/v2/models/mcqa/versions/2.0", "/v2/models/mcqa/versions/2.0/rea
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, TestGateway]]:
-    server = Standin()
-    opened = open_gateway(tmp_path_factory.mktemp("requests"), server.url)
-    yield server, opened
-    opened.stop()
-    server.shutdown()
+    with gateway_with_server(tmp_path_factory.mktemp("requests")) as both:
+        yield both
 
 
 @pytest.fixture
 def server(shared: tuple[Standin, TestGateway]) -> Standin:
-    found = shared[0]
-    found.behave.clear()
-    found.seen.clear()
-    found.others.clear()
-    return found
+    shared[0].forget()
+    return shared[0]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from handlers.core.messages import Reply, Request
 from handlers.core.pipeline import Pipeline
 from handlers.protocols.tensors import NUMBERS, Tensor, pack, unpack
 from tests.handlers.loading import load
-from tests.handlers.tasks.multiple_choice.test_task import some_questions
+from tests.questions import some_questions
 
 GOOD = {"question": "Why?", "choices": ["a knife", "a cloud"]}
 

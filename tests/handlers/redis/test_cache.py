@@ -23,7 +23,8 @@ from handlers.redis.cache import PREFIX, Cache, key_prefix, open_cache
 from handlers.redis.link import RedisLink
 from tests.handlers.core.small import Small, small
 from tests.handlers.loading import load, send
-from tests.handlers.tasks.multiple_choice.test_task import some_questions, watch
+from tests.handlers.tasks.multiple_choice.test_task import watch
+from tests.questions import some_questions
 from tests.redis_servers import TestRedis, memory_left
 
 PATIENCE_S = 10.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,29 +13,8 @@ from handlers.core.pipeline import Pipeline
 from handlers.tasks.multiple_choice.reference import plain_answers
 from handlers.tasks.multiple_choice.task import MultipleChoice, choice_of
 from tests.handlers.loading import ask, load
-from tests.tiny_models import CORPUS, KINDS
-
-WORDS = " ".join(CORPUS).split()
-FLOAT32_BOUND = 1e-5
-
-
-def some_questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Ragged: 2 to 16 choices, short and long, with and without context."""
-    dice = random.Random(seed)
-
-    def text(low: int, high: int) -> str:
-        return " ".join(dice.choice(WORDS) for _ in range(dice.randint(low, high)))
-
-    questions = []
-    for _ in range(count):
-        question: dict[str, Any] = {
-            "question": text(1, 12),
-            "choices": [text(1, 5) for _ in range(dice.randint(2, 16))],
-        }
-        if dice.random() < 0.5:
-            question["context"] = text(1, 12)
-        questions.append(question)
-    return questions
+from tests.questions import FLOAT32_BOUND, WORDS, some_questions
+from tests.tiny_models import KINDS
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -19,7 +19,8 @@ from handlers.core.messages import Request
 from handlers.core.pipeline import Pipeline
 from tests.handlers.loading import ask
 from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, answers, explain, load, scores
-from tests.handlers.tasks.multiple_choice.test_task import some_questions, watch
+from tests.handlers.tasks.multiple_choice.test_task import watch
+from tests.questions import some_questions
 from tests.tiny_models import KINDS
 
 SHORT = {"question": "Why knife?", "choices": ["a spoon", "he poured"]}
