@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -51,22 +50,3 @@ def machine_busy_seconds() -> float:
     """Processor seconds that all processes of the machine have used since it started."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
-
-
-def stop_tree(process: psutil.Process, grace_s: float = 20.0) -> None:
-    """Ask the process to end; after the grace period end it and all it started, by force."""
-    try:
-        tree = [process, *process.children(recursive=True)]
-        process.terminate()
-    except psutil.NoSuchProcess:
-        return
-    psutil.wait_procs(tree[:1], grace_s)
-    deadline = time.monotonic() + 2.0
-    while any(p.is_running() for p in tree[1:]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for survivor in tree:
-        try:
-            survivor.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(tree, 5)

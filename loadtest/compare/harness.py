@@ -19,8 +19,9 @@ import psutil
 from loadtest.compare.contenders import SERVERS, Contender, Site
 from loadtest.compare.environments import environment_python
 from loadtest.generator import Generator, Target
-from loadtest.processes import Usage, stop_tree
+from loadtest.processes import Usage
 from loadtest.questions import Stream
+from scripts.core.process import stop_tree
 from scripts.stack.ports import free_port
 
 START_TIMEOUT_S = 180.0
