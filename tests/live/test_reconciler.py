@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from tests.tiny_archives import ANSWER, CONSTANT, FAILS_TO_LOAD, REQUEST, tiny_a
 
 pytestmark = pytest.mark.live
 MakeSite = Callable[..., Site]
+CHANGES_EACH = int(os.environ.get("CHANGES_EACH", "10"))
+"""Of two operators at once; a longer run is a study."""
 DIES_AT_ONCE = "import os\n" + CONSTANT.replace("        return None", "        os._exit(7)")
 
 
@@ -177,7 +180,7 @@ def test_two_operators_at_once_lose_no_change_and_leave_none_half_done(pair: Sit
 
     def operate(name: str) -> int:
         draw, done = random.Random(name), 0
-        for _ in range(10):
+        for _ in range(CHANGES_EACH):
             words = draw.choice(
                 [
                     ("route", "split", "mcqa", f"1.0={draw.randint(1, 9)}", f"2.0={draw.randint(1, 9)}"),
@@ -191,7 +194,7 @@ def test_two_operators_at_once_lose_no_change_and_leave_none_half_done(pair: Sit
         return done
 
     with ThreadPoolExecutor(2) as pool:
-        assert sum(pool.map(operate, ["ann", "bob"])) == 20
+        assert sum(pool.map(operate, ["ann", "bob"])) == 2 * CHANGES_EACH
     status, history = pair.call("status"), pair.call("history")["revisions"]
     assert status["observed"] == status["revision"] == history[-1]["revision"]
     assert {row["reason"] for row in history if row["revision"] > began} == {"ann", "bob"}
