@@ -20,6 +20,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ LATEST_KILL_S = 2.0
 CLIENTS = 16
 REST_S, REST_CHANGES = 20.0, 21
 KEPT, SPARE = ("1.0", "2.0"), ("3.0", "4.0")
+DETAIL_CHARACTERS = 80
 VICTIMS = ("nothing", "reconciler", "command", "envoy", "redis", "worker", "torchserve")
 
 
@@ -64,7 +66,7 @@ class Clients:
     url: str
     rate: float
     outcomes: list[tuple[float, float, str]] = field(default_factory=list)
-    """Sent, answered, and `200` or another code or the error's name."""
+    """Sent, answered, and `200`, or another code with its reason, or the exception's name."""
     ending: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -89,13 +91,22 @@ class Clients:
             try:
                 connection.request("POST", "/predictions/mcqa", body, head)
                 answer = connection.getresponse()
-                answer.read()
-                outcome = str(answer.status)
+                content = answer.read()
+                outcome = "200" if answer.status == 200 else f"{answer.status} {detail_of(content)}"
             except (OSError, http.client.HTTPException) as err:
                 connection.close()
                 outcome = type(err).__name__
             self.outcomes.append((sent, time.monotonic(), outcome))
             due = max(due + CLIENTS / self.rate, time.monotonic() - 1)
+
+
+def detail_of(content: bytes) -> str:
+    """Why an answer is an error, without the numbers that differ from one to the next."""
+    try:
+        detail = str(json.loads(content)["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = content.decode(errors="replace")
+    return re.sub(r"[0-9]+(\.[0-9]+)?", "N", detail)[:DETAIL_CHARACTERS]
 
 
 class Keeper(threading.Thread):
@@ -122,7 +133,9 @@ class Chaos:
 
     folder: Path
     draw: random.Random
+    victims: Sequence[str] = VICTIMS
     killed: list[tuple[float, str]] = field(default_factory=list)
+    """When, and what, during which change."""
     not_reached: list[str] = field(default_factory=list)
     settle_s: list[float] = field(default_factory=list)
 
@@ -149,7 +162,7 @@ class Chaos:
     def round(self, number: int) -> None:
         """One change, one kill, and the wait for what is declared."""
         words = self.change()
-        victim = self.draw.choice(VICTIMS)
+        victim = self.draw.choice(self.victims)
         command = subprocess.Popen(
             [*MARCTL, *words, "--state", str(self.state.folder)],
             cwd=PROJECT,
@@ -158,6 +171,7 @@ class Chaos:
             text=True,
         )
         time.sleep(self.draw.uniform(0, LATEST_KILL_S))
+        self.killed.append((time.monotonic(), f"{victim}, {' '.join(words[: 2 if words[0] == 'route' else 1])}"))
         self.kill(victim, command.pid)
         try:
             _, errors = command.communicate(timeout=COMMAND_TIMEOUT_S)
@@ -195,7 +209,6 @@ class Chaos:
         return draw.choice(kinds)()
 
     def kill(self, victim: str, command: int) -> None:
-        self.killed.append((time.monotonic(), victim))
         pid = self.pid_of(victim, command)
         if pid:
             with suppress(ProcessLookupError):
@@ -261,11 +274,11 @@ class Chaos:
         return "" if seen <= split else f"answers come from {sorted(seen)}, the split is {sorted(split)}"
 
     def blame(self, clients: Clients) -> dict[str, Counter[str]]:
-        """Requests that failed, by what was killed last before they were answered."""
+        """Requests that failed, by what was killed last before they were answered, during which change."""
         found: dict[str, Counter[str]] = {}
         for _, answered, outcome in clients.outcomes:
             if outcome != "200":
-                causes = [victim for at, victim in self.killed if at <= answered]
+                causes = [what for at, what in self.killed if at <= answered]
                 found.setdefault(causes[-1] if causes else "nothing", Counter())[outcome] += 1
         return found
 
@@ -281,6 +294,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0, help="no further change after so long")
     parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kill", nargs="+", choices=VICTIMS, default=VICTIMS, help="what is killed; by default, all")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
@@ -288,7 +302,7 @@ def main() -> int:
             tiny_archive(folder / "store", version=version)
         for version in SPARE:
             tiny_archive(folder, version=version)
-        chaos = Chaos(folder, random.Random(asked.seed))
+        chaos = Chaos(folder, random.Random(asked.seed), asked.kill)
         ports = [f"--{kind}=0" for kind in ("gateway-port", "port", "management-port", "metrics-port")]
         up = ["up", "--recipes", str(folder / "none"), "--store", str(folder / "store"), *ports]
         keeper = Keeper(chaos.state.folder, up)
@@ -320,7 +334,7 @@ def run(chaos: Chaos, clients: Clients, asked: argparse.Namespace) -> dict[str, 
         "rounds": rounds,
         "seed": asked.seed,
         "seconds": round(time.monotonic() - began),
-        "killed": Counter(victim for _, victim in chaos.killed),
+        "killed": Counter(what.partition(",")[0] for _, what in chaos.killed),
         "not_reached": chaos.not_reached,
         "median_settle_s": round(median(chaos.settle_s), 2),
         "slowest_settle_s": round(max(chaos.settle_s), 2),
