@@ -1,6 +1,6 @@
 """The path of a prediction, the same for every task and every caller, in one direction.
 
-    decode -> look up -> predict -> keep -> answer -> record
+    decode -> complete -> look up -> predict -> keep -> answer -> record
 
 A server hands over a batch of requests and gets as many replies, in order. Offline callers (the build's check, an
 evaluation, a batch job) call `predict` with questions and get their answers. Whatever fails for one request is that
@@ -169,7 +169,7 @@ class Pipeline:
         started = time.monotonic()
         batch = [self._decode(request, deadline) for request in requests]
         waiting = [exchange for exchange in batch if exchange.reply is None]
-        items = [item for exchange in waiting for item in exchange.items if item.error is None]
+        items = self._complete([item for exchange in waiting for item in exchange.items if item.error is None])
         lookup = self._look_up(items)
         computing = time.monotonic()
         self._compute(lookup.missing, deadline)
@@ -248,6 +248,27 @@ class Pipeline:
             raise TooLarge(f"{cost:,} {unit}; one request may bring at most {limit:,}; send several requests")
         exchange.cost = cost
         exchange.large = cost > self.settings.small_cost
+
+    # --- complete
+
+    def _complete(self, items: list[Item]) -> list[Item]:
+        """Put into the questions what they leave to a store; those items for which that succeeds."""
+        try:
+            completed = self.task.complete([item.question for item in items])
+            if len(completed) != len(items):
+                raise ValueError(f"complete gave {len(completed)} questions for {len(items)}")
+        except Exception as err:
+            if len(items) > 1:
+                return [done for item in items for done in self._complete([item])]
+            for item in items:
+                item.error = self._failure(err, item.exchange, "completing")
+            return []
+        for item, question in zip(items, completed, strict=True):
+            if isinstance(question, HandlerError):
+                item.error = question
+            else:
+                item.question = question
+        return [item for item in items if item.error is None]
 
     # --- look up, predict, keep
 
@@ -431,6 +452,7 @@ class Pipeline:
         exchange = Exchange(Request(None, "offline"), self._plain, deadline)
         exchange.items = [self._item(question, exchange) for question in questions]
         started = time.monotonic()
+        self._complete([item for item in exchange.items if item.error is None])
         self._predict(exchange.items, deadline)
         spent_ms = round((time.monotonic() - started) * 1000, 3)
         return [self._result(item, i, spent_ms) for i, item in enumerate(exchange.items)]
@@ -445,8 +467,8 @@ class Pipeline:
         return self._model_seconds + (self.explainer.model_seconds if self.explainer else 0.0)
 
     def totals(self) -> dict[str, int]:
-        """What cache, log and explainer count, for the metrics page."""
-        parts = (self.cache, self.log, None if self.explainer is None else self.explainer.task)
+        """What cache, log, feature store and explainer count, for the metrics page."""
+        parts = (self.cache, self.log, self.task.store, None if self.explainer is None else self.explainer.task)
         return {
             name: value
             for part in parts

@@ -29,7 +29,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -38,11 +38,25 @@ from handlers.core.messages import JSON, Stamp
 from handlers.core.settings import Settings
 
 if TYPE_CHECKING:
+    from handlers.core.errors import HandlerError
     from handlers.core.forms import Form
+    from handlers.features.specification import Specification
 
 Question = TypeVar("Question", bound=msgspec.Struct)
+Row = Mapping[str, Any]
+"""Values of features by name."""
 Outcome = TypeVar("Outcome", bound=msgspec.Struct)
 DIFFERENCES_SHOWN = 5
+
+
+class FeatureStore(Protocol):
+    """Where features of entities (customers, merchants) stand, so that a request may name an entity instead."""
+
+    def complete(self, asked: Sequence[tuple[Row, Mapping[str, int | str]]]) -> Sequence[Row | HandlerError]:
+        """Of each request's own features and the entities that it names, all of its features: its own go first."""
+
+    def totals(self) -> Mapping[str, int]:
+        """For the metrics page."""
 
 
 class Task(ABC, Generic[Question, Outcome]):
@@ -89,6 +103,9 @@ class Task(ABC, Generic[Question, Outcome]):
     files: ClassVar[tuple[str, ...]] = ()
     """Patterns of further files in the weights' folder, which go into the archive beside what transformers saves."""
 
+    store: FeatureStore | None = None
+    """Set by a server, for a task that has `stored_features`."""
+
     def __init__(self, settings: Settings, device: str = "cpu") -> None:
         self.settings = settings
         self.device = device
@@ -119,6 +136,15 @@ class Task(ABC, Generic[Question, Outcome]):
 
     def check(self, question: Question) -> None:
         """Raise a HandlerError for what the question's type alone cannot refuse, naming the field as `$.field`."""
+
+    def complete(self, questions: Sequence[Question]) -> Sequence[Question | HandlerError]:
+        """The questions with what they leave to a store, once for a batch, before an earlier answer is looked for."""
+        return questions
+
+    @property
+    def stored_features(self) -> Specification | None:
+        """Features that may stand in a store; None if a request must bring them all."""
+        return None
 
     def cost(self, questions: Sequence[Question]) -> int:
         """What a request of these questions costs, in `cost_unit`s."""

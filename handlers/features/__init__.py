@@ -1,9 +1,9 @@
 """One definition of a model's features, used by training, serving, batch jobs and drift reports alike."""
 
 from handlers.features.encode import EncodedColumn, Features
+from handlers.features.entity import Entity
 from handlers.features.fit import fit
 from handlers.features.specification import (
-    Entity,
     Feature,
     FeaturesInvalid,
     Specification,

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from handlers.core.errors import LoadError
+from handlers.features.entity import STAMP, Entity, Name
 
 FEATURES_FILE = "features.json"
 LARGEST = 3.4e38
@@ -27,7 +28,6 @@ MOST_FEATURES = 2_000
 
 FeatureType = Literal["number", "integer", "boolean", "category"]
 Operation = Literal["ratio", "difference", "sum", "product"]
-Name = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f`$]+$")]
 Category = Annotated[str, Meta(min_length=1, max_length=LONGEST_CATEGORY)]
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -97,13 +97,6 @@ CHAINS: dict[str, tuple[type[Step], ...]] = {
 """Steps of numbers, in this order; each may be left out."""
 
 
-class Entity(Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose feature it is, where it lives in a store: `customer` of a request names the key `customer:{customer}`."""
-
-    name: Name
-    key: Annotated[str, Meta(min_length=1, max_length=200)]
-
-
 class Derived(Struct, frozen=True, forbid_unknown_fields=True):
     """A feature that is computed from others and never sent."""
 
@@ -141,8 +134,9 @@ class Feature(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omi
     protected: bool = False
     """Reports give figures by group of this feature, and explanations mark it."""
     freshness_s: Positive | None = None
-    """A stored value that is older counts as missing."""
+    """A stored value that is older counts as missing, and one whose age is not known."""
     entity: Entity | None = None
+    """Given: the feature may stand in a store, and a request may name the entity instead of bringing it."""
 
     @property
     def missing_rule(self) -> str:
@@ -178,6 +172,15 @@ class Specification(Struct, frozen=True, forbid_unknown_fields=True):
     def sent(self) -> list[Feature]:
         """Those that a request may bring."""
         return [feature for feature in self.features if feature.derived is None]
+
+    @property
+    def entities(self) -> dict[str, Entity]:
+        """Whose features may stand in a store, by name."""
+        return {feature.entity.name: feature.entity for feature in self.features if feature.entity is not None}
+
+    def stored(self, entity: str) -> list[Feature]:
+        """The features that may stand in a store under an entity."""
+        return [feature for feature in self.features if feature.entity is not None and feature.entity.name == entity]
 
 
 def specification_of(content: Any) -> Specification:
@@ -226,6 +229,10 @@ def list_faults(features: Sequence[Feature]) -> Iterator[str]:
         for name in feature.derived.of if feature.derived else ():
             if name not in numbers:
                 yield f"{feature.name}.derived.of: {name!r} is no numeric feature of this specification"
+    entities: dict[str, Entity] = {}
+    for feature in features:
+        if feature.entity is not None and entities.setdefault(feature.entity.name, feature.entity) != feature.entity:
+            yield f"{feature.name}.entity: another feature gives {feature.entity.name} another key or type"
     try:
         derived_order(features)
     except CycleError as err:
@@ -240,7 +247,7 @@ def derived_order(features: Sequence[Feature]) -> list[str]:
 def feature_faults(feature: Feature) -> list[str]:
     """Whatever the types alone cannot refuse in one feature."""
     found = [*number_faults(feature), *range_faults(feature), *missing_faults(feature), *step_faults(feature)]
-    found += list(derived_faults(feature))
+    found += [*derived_faults(feature), *stored_faults(feature)]
     return [f"{feature.name}.{fault}" for fault in found]
 
 
@@ -389,6 +396,15 @@ def derived_faults(feature: Feature) -> Iterator[str]:
         yield "entity: a derived feature stands in no store; its parts may"
     if feature.derived.operation in ("ratio", "difference") and len(feature.derived.of) != 2:
         yield f"derived.of: {feature.derived.operation} takes two features, got {len(feature.derived.of)}"
+
+
+def stored_faults(feature: Feature) -> Iterator[str]:
+    if feature.entity is not None:
+        yield from feature.entity.faults()
+        if feature.name.startswith(STAMP):
+            yield f"name: {STAMP} begins the fields of a store that say how old a value is"
+    elif feature.freshness_s is not None:
+        yield "freshness_s: belongs to stored features, which have an `entity`"
 
 
 def unfitted(specification: Specification) -> list[str]:

@@ -1,4 +1,4 @@
-"""A worker's connection to Redis. The prediction cache and the prediction log have one each.
+"""A worker's connection to Redis. The prediction cache, the prediction log and the online features have one each.
 
 Redis is optional at every moment. A call waits REPLY_TIMEOUT_S at most, and raises for nothing that Redis does. The
 link is a circuit breaker: after one failure Redis is not asked at all. A thread reconnects, at once after the first
@@ -69,17 +69,19 @@ class RedisLink:
         self._begin()
 
     @classmethod
-    def from_environment(cls, reply_timeout_s: float = REPLY_TIMEOUT_S) -> RedisLink | None:
-        """A link to the Redis of REDIS_URL; None if that is unset, or unusable, which is logged."""
-        url = os.environ.get(URL_VARIABLE)
+    def from_environment(
+        cls, reply_timeout_s: float = REPLY_TIMEOUT_S, variable: str = URL_VARIABLE
+    ) -> RedisLink | None:
+        """A link to the Redis that the variable names; None if it is unset, or unusable, which is logged."""
+        url = os.environ.get(variable)
         if not url:
             return None
         try:
             return cls(url, reply_timeout_s)
         except ImportError:
-            log.warning("%s is set, but redis-py is not installed: no cache, no log; pip install redis", URL_VARIABLE)
+            log.warning("%s is set, but redis-py is not installed, so it is not used; pip install redis", variable)
         except ValueError as err:
-            log.warning("%s is not a Redis URL (%s): no cache, no log; write redis://HOST:PORT/0", URL_VARIABLE, err)
+            log.warning("%s is not a Redis URL (%s), so it is not used; write redis://HOST:PORT/0", variable, err)
         return None
 
     @property

@@ -19,6 +19,7 @@ from handlers.core.messages import Model, Reply, Request
 from handlers.core.pipeline import Pipeline, printable
 from handlers.protocols.open_inference import forms
 from handlers.redis.cache import open_cache
+from handlers.redis.features import open_features
 from handlers.redis.log import open_log
 from handlers.torchserve.heartbeat import begin_heartbeat
 from handlers.torchserve.memory import keep_memory
@@ -166,13 +167,15 @@ def initialize(context: Any) -> Pipeline:
 
 
 def open_stores(pipeline: Pipeline, digest: str) -> None:
-    """Cache, log and protocols: what a server adds. `digest`: of the archive."""
+    """Cache, log, features and protocols: what a server adds. `digest`: of the archive."""
     task, model = pipeline.task, pipeline.model
     pipeline.forms.update(forms(pipeline))
     pipeline.cache = open_cache(task, model, digest)
     pipeline.log = open_log(task, model, digest)
+    task.store = open_features(task)
     if pipeline.explainer is not None:
         pipeline.explainer.log = pipeline.log
+        pipeline.explainer.task.store = task.store
 
 
 def end_worker() -> None:

@@ -1,0 +1,138 @@
+"""Online features: what Redis knows of the entities that requests name.
+
+A batch costs one round trip, whatever its size: an HMGET for each entity, the same one of several requests once. The
+form of keys and values is told in handlers/features/stored.py; `HGETALL customer:123` shows what a model is given.
+
+A value that is absent, too old or of a wrong type is left out, and the specification says what stands in for it; so
+is all of it while Redis does not answer (handlers/redis/link.py). Only a request that needs a value for which nothing
+can stand in gets an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from handlers.core.errors import HandlerError, Invalid, Unavailable
+from handlers.core.task import Row, Task
+from handlers.features.entity import Entity
+from handlers.features.specification import Specification
+from handlers.features.stored import State, StoredForm
+from handlers.redis.link import URL_VARIABLE, RedisLink
+
+log = logging.getLogger(__name__)
+
+FEATURES_URL_VARIABLE = "FEATURES_REDIS_URL"
+"""Where features stand; if it is unset, they stand where REDIS_URL says."""
+REPLY_TIMEOUT_S = 0.02
+"""Longer than the cache's, because an answer with stand-ins is a worse one."""
+START_S = 1.0
+"""A worker that starts waits so long for its connection."""
+AT_ONCE = 128
+"""Entities in one round trip, whose replies come well within the time limit."""
+LEFT_OUT = (State.MISSING, State.STALE, State.INVALID)
+Asked = tuple[Row, Mapping[str, int | str]]
+
+
+class Store:
+    """One worker's view of the store. It counts since its start: entities looked up, those of them for which Redis did
+    not answer, and values that were missing, too old or invalid."""
+
+    def __init__(self, specification: Specification, link: RedisLink) -> None:
+        """`link`: of the worker's own thread."""
+        self.lookups = self.unanswered = 0
+        self._counts = dict.fromkeys(State, 0)
+        self._link = link
+        self._kinds = {name: Kind(specification, entity) for name, entity in specification.entities.items()}
+
+    def complete(self, asked: Sequence[Asked]) -> list[Row | HandlerError]:
+        """Of each request's own features and its entities, all of its features; a `null` of a request counts as absent.
+
+        Entities have no faults (handlers/features/entity.py).
+        """
+        keys = {kind.key(i): kind for _, entities in asked for kind, i in self._named(entities)}
+        stored = self._fetch(keys)
+        return [self._row(sent, entities, stored) for sent, entities in asked]
+
+    def totals(self) -> dict[str, int]:
+        """For the metrics page."""
+        return {
+            **{f"handler_features_{state.value}_total": self._counts[state] for state in LEFT_OUT},
+            "handler_features_lookups_total": self.lookups,
+            "handler_features_unanswered_total": self.unanswered,
+            "handler_features_asking": int(self._link.available),
+        }
+
+    def _named(self, entities: Mapping[str, int | str]) -> list[tuple[Kind, int | str]]:
+        return [(self._kinds[name], entity_id) for name, entity_id in entities.items()]
+
+    def _fetch(self, keys: Mapping[str, Kind]) -> dict[str, Row]:
+        """The features that stand under each key; a key is absent where Redis did not answer."""
+        self.lookups += len(keys)
+        found: dict[str, Row] = {}
+        wanted, now = list(keys.items()), time.time()
+        for start in range(0, len(wanted), AT_ONCE):
+            part = wanted[start : start + AT_ONCE]
+            replies = self._link.ask(*(("HMGET", key, *kind.form.fields) for key, kind in part))
+            for (key, kind), texts in zip(part, replies or (), strict=False):
+                if isinstance(texts, list):
+                    found[key] = self._fresh(kind, texts, now)
+        self.unanswered += len(keys) - len(found)
+        return found
+
+    def _fresh(self, kind: Kind, texts: Sequence[bytes | None], now: float) -> Row:
+        values = kind.form.fresh(texts, now)
+        if len(values) < len(kind.form.features):
+            for state in kind.form.states(texts, values):
+                self._counts[state] += 1
+        return values
+
+    def _row(self, sent: Row, entities: Mapping[str, int | str], stored: Mapping[str, Row]) -> Row | HandlerError:
+        row: dict[str, Any] = {}
+        for kind, entity_id in self._named(entities):
+            row.update(stored.get(kind.key(entity_id), {}))
+        row.update(sent if None not in sent.values() else given(sent))
+        for kind, entity_id in self._named(entities):
+            for name in kind.required:
+                if name not in row:
+                    return lacking(kind.entity, entity_id, name, answered=kind.key(entity_id) in stored)
+        return row
+
+
+class Kind:
+    """One entity of a specification: its keys, and what stands there."""
+
+    def __init__(self, specification: Specification, entity: Entity) -> None:
+        features = specification.stored(entity.name)
+        self.entity = entity
+        self.key = entity.key_of
+        self.form = StoredForm(features)
+        self.required = [feature.name for feature in features if feature.missing_rule == "refuse"]
+
+
+def given(sent: Row) -> Row:
+    return {name: value for name, value in sent.items() if value is not None}
+
+
+def lacking(entity: Entity, entity_id: int | str, name: str, *, answered: bool) -> HandlerError:
+    """Nothing stands in for this feature."""
+    place = f"send it with the request - at `$.features.{name}`"
+    if not answered:
+        return Unavailable(f"the feature store does not answer, and nothing stands in for {name}; {place}")
+    return Invalid(f"{entity.name} {entity_id} has no usable {name} in the feature store; {place}")
+
+
+def open_features(task: Task[Any, Any]) -> Store | None:
+    """The store of a worker; None if its task has no stored features, or there is no Redis."""
+    specification = task.stored_features
+    if specification is None or not specification.entities:
+        return None
+    variable = FEATURES_URL_VARIABLE if os.environ.get(FEATURES_URL_VARIABLE) else URL_VARIABLE
+    link = RedisLink.from_environment(REPLY_TIMEOUT_S, variable)
+    if link is None:
+        return None
+    link.wait_available(START_S)
+    return Store(specification, link)
