@@ -34,6 +34,8 @@ class JsonForm(Form):
         self._object = msgspec.json.Decoder(dict[str, msgspec.Raw])
         self._example = example
         self._max_instances = max_instances
+        self._has_features = any(f.encode_name == "features" for f in msgspec.structs.fields(question_type))
+        """Then `features` is the question's own field, and not one round a question."""
 
     def decode(self, request: Request) -> Decoded:
         """Raises NotJson, Invalid or TooLarge."""
@@ -61,7 +63,7 @@ class JsonForm(Form):
             raise NotJson(f"the body is not JSON: {plain(err)}; expected {self._example}") from err
         if envelope.instances is not msgspec.UNSET:
             return self._decode_instances(envelope.instances)
-        if envelope.features is not msgspec.UNSET:
+        if envelope.features is not msgspec.UNSET and not self._has_features:
             question = self._decode_one(envelope.features, "$.features")
         elif envelope.model is not msgspec.UNSET:
             question = self._decode_one(self._without_model(body), "$")

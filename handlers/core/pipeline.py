@@ -202,8 +202,6 @@ class Pipeline:
                 return exchange
             exchange.decoded = decoded
             exchange.items = [self._item(question, exchange) for question in decoded.questions]
-            if decoded.several:
-                name_places(exchange.items)
             if not decoded.several and exchange.items[0].error is not None:
                 raise exchange.items[0].error
             self._charge(exchange)
@@ -344,6 +342,8 @@ class Pipeline:
         if exchange.reply is not None or exchange.decoded is None:
             return
         decoded = exchange.decoded
+        if decoded.several:
+            name_places(exchange.items)
         try:
             results = [self._result(item, i, handler_ms) for i, item in enumerate(exchange.items)]
             try:
@@ -491,7 +491,7 @@ def example_of(question: type[msgspec.Struct]) -> str:
 
 
 def name_places(items: Sequence[Item]) -> None:
-    """A task's check names a field of its question, `$.field`; in a request of several, the instance is named, too."""
+    """A task names a field of its question as `$.field`; in a request of several, the instance is named, too."""
     for i, item in enumerate(items):
         if item.error is not None and "`$.instances[" not in str(item.error):
             item.error = type(item.error)(str(item.error).replace("`$", f"`$.instances[{i}]"))

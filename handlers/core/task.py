@@ -102,6 +102,8 @@ class Task(ABC, Generic[Question, Outcome]):
     """The transformers class that loads and saves the weights; None where `model/` is a copy of the recipe's folder."""
     files: ClassVar[tuple[str, ...]] = ()
     """Patterns of further files in the weights' folder, which go into the archive beside what transformers saves."""
+    model_suffixes: ClassVar[tuple[str, ...]] = ()
+    """Of a lone file, such as `.onnx`, that `marctl build --from` makes a version of this task from."""
 
     store: FeatureStore | None = None
     """Set by a server, for a task that has `stored_features`."""
@@ -190,6 +192,16 @@ class Task(ABC, Generic[Question, Outcome]):
         return {}
 
     @classmethod
+    def needed(cls, folder: Path) -> tuple[str, ...]:
+        """Distributions that the model in a folder needs besides `libraries`, for a recipe that is written for it."""
+        return ()
+
+    @classmethod
+    def default_samples(cls, folder: Path) -> list[Mapping[str, Any]]:
+        """Requests for a recipe that is written for a model folder, where the user gives none; empty if it must."""
+        return [] if cls.default_sample is None else [cls.default_sample]
+
+    @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
         """What the model's own library answers, one request at a time, without the pipeline: the build's yardstick.
 
@@ -258,7 +270,8 @@ class Task(ABC, Generic[Question, Outcome]):
 def type_arguments(cls: type) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:
     """The two types in `class Name(Task[Question, Outcome])`; None if a parent has named them. Raises TypeError."""
     for base in cls.__dict__.get("__orig_bases__", ()):  # its own, not those that it inherits
-        if typing.get_origin(base) is Task:
+        origin = typing.get_origin(base)
+        if isinstance(origin, type) and issubclass(origin, Task):  # Task itself, or a generic class between
             question, outcome = typing.get_args(base)
             break
     else:

@@ -124,13 +124,13 @@ class Values:
             suspects |= {i for i, text in enumerate(texts) if text is not None and len(text) > LONGEST_CATEGORY}
         return values, suspects
 
-    def faults_of(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Every fault of one row."""
+    def faults_of(self, row: Mapping[str, Any], *, complete: bool = True) -> list[tuple[str, str]]:
+        """Every fault of one row; of one that is not complete yet, nothing that is missing."""
         found = []
         for feature in self._sent.values():
             value = row.get(feature.name)
             if value is None or value != value:
-                if feature.missing_rule == "refuse":
+                if complete and feature.missing_rule == "refuse":
                     found.append((feature.name, "missing; expected a value"))
             elif fault := value_fault(feature, value):
                 found.append((feature.name, fault))
@@ -152,8 +152,9 @@ class Values:
         return set(np.flatnonzero(odd.any(axis=0)).tolist())
 
     def settle(self, values: Matrix, faults: Faults) -> Resolved:
-        """Fill gaps, clip, and compute derived features."""
-        values = np.where(values == UNKNOWN, NAN, values) if self._categories else values
+        """Fill gaps, clip, and compute derived features. Rows with faults count as empty."""
+        values = np.where(values == UNKNOWN, NAN, values)
+        values[:, list(faults)] = NAN
         imputed = np.isnan(values)
         values = np.where(imputed, self._fill, values)
         clipped = (values < self._clip_low) | (values > self._clip_high)

@@ -15,6 +15,8 @@ from handlers.core.task import Task
 TASKS = {
     "embedding": "handlers.tasks.embedding.task:Embedding",
     "multiple_choice": "handlers.tasks.multiple_choice.task:MultipleChoice",
+    "tabular": "handlers.tasks.tabular.classification:Classification",
+    "tabular_regression": "handlers.tasks.tabular.regression:Regression",
 }
 """Name in a recipe to module and class; a module is imported when its task is asked for."""
 OWN_TASK = "own"

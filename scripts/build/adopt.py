@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.archive import answers, pipeline_of
+from handlers.archive import MODEL_FOLDER, answers, pipeline_of
 from handlers.core.errors import LoadError
 from handlers.core.messages import Binary, Model
 from handlers.core.pipeline import example_of
 from handlers.core.settings import Settings
 from handlers.core.task import Task
-from handlers.tasks import find_task
+from handlers.tasks import TASKS, find_task
 from scripts.build.build import lay_out_model
+from scripts.build.lone_file import from_file
 from scripts.build.recipe import RECIPE_FILE, Recipe, Sample, Version, Weights, own_file, read_version
 from scripts.core.errors import UserError
 from scripts.core.files import write_atomically
@@ -31,39 +33,47 @@ DIGITS = 4
 
 
 def adopt(
-    folder: Path,
+    source: Path,
     name: str,
     version: str,
     store: Path,
     requests: Sequence[Mapping[str, Any]] = (),
     *,
-    task: str = "multiple_choice",
+    task: str | None = None,
+    features: Path | None = None,
     force: bool = False,
     **settings: Any,
 ) -> Version:
-    """Write `<store>/<name>/<version>/model.yaml` for a model's folder and return the version.
+    """Write `<store>/<name>/<version>/model.yaml` for a model's folder, or a lone file, and return the version.
 
-    `task` is a name, or a Python file's path; `settings` are the task's own. The samples' expected answers are recorded
-    from the model's own library, in float32. Raises UserError if the folder does not hold such a model, or a recipe
-    stands there already.
+    `task` is a name, or a Python file's path; `settings` are the task's own. A file, and the feature specification that
+    belongs to it, are copied beside the recipe. The samples' expected answers are recorded from the model's own
+    library, in float32. Raises UserError if there is no such model, or a recipe stands there already.
     """
     place = store / name / version
     refuse_names(name, version)
     if (place / RECIPE_FILE).exists() and not force:
         raise UserError(f"{place / RECIPE_FILE} exists already; choose another --version, or add --force to replace it")
+    task = task or default_task(source)
     kind = task_named(task)
-    try:
-        refuse_folder(folder, kind)
-        own = {**kind.suggest(folder), **settings}
-        samples = record(
-            place.resolve(), folder, kind, [check(kind, request) for request in requests or default_requests(kind)], own
-        )
-    except LoadError as err:
-        raise UserError(f"{folder}: {err}") from err
+    with tempfile.TemporaryDirectory(prefix="marctl-adopt-") as work:
+        folder = source if source.is_dir() else from_file(source, features, kind, Path(work))
+        try:
+            refuse_folder(folder, kind)
+            own = {**kind.suggest(folder), **settings}
+            asked = [check(kind, request) for request in requests or default_requests(kind, folder)]
+            samples = record(place.resolve(), folder, kind, asked, own)
+            libraries = list(kind.needed(folder))
+        except LoadError as err:
+            raise UserError(f"{source}: {err}") from err
+        if folder is not source:
+            shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
+            shutil.copytree(folder, place / MODEL_FOLDER)
     recipe = Recipe(
         task=str(own_file(Path.cwd(), task) or task),
-        description=f"{name}, from {folder.resolve().name}",
-        weights=Weights(directory=str(folder.resolve())),
+        description=f"{name}, from {source.resolve().name}",
+        weights=Weights(directory=str(source.resolve()) if source.is_dir() else MODEL_FOLDER),
+        libraries=libraries,
         samples=samples,
     )
     place.mkdir(parents=True, exist_ok=True)
@@ -72,6 +82,17 @@ def adopt(
     content = {"task": content.pop("task"), **content, **own, "samples": msgspec.to_builtins(samples)}
     write_atomically(place / RECIPE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return read_version(place)
+
+
+def default_task(source: Path) -> str:
+    """The task that such a file is made for; multiple_choice for a folder. Raises UserError."""
+    if source.is_dir():
+        return "multiple_choice"
+    found = [name for name in TASKS if source.suffix in find_task(name).model_suffixes]
+    if not found:
+        known = sorted({suffix for name in TASKS for suffix in find_task(name).model_suffixes})
+        raise UserError(f"{source}: expected a folder written by save_pretrained, or a file ({', '.join(known)})")
+    return found[0]
 
 
 def task_named(task: str) -> type[Task[Any, Any]]:
@@ -90,7 +111,10 @@ def record(
     settings: Mapping[str, Any],
 ) -> list[Sample]:
     """Samples with the answers that the model's own library gives, or the task itself where it has no reference."""
-    wanted = msgspec.convert({**settings, "task": "adopted"}, task.settings_type)
+    try:
+        wanted = msgspec.convert({**settings, "task": "adopted"}, task.settings_type)
+    except msgspec.ValidationError as err:
+        raise UserError(f"a setting of the task is wrong: {err}") from err
     with tempfile.TemporaryDirectory(prefix="marctl-adopt-") as work:
         draft = Recipe(task="", description="", weights=Weights(directory=str(folder.resolve())), samples=[])
         model = Path(work, "model")
@@ -135,10 +159,11 @@ def check(task: type[Task[Any, Any]], request: Mapping[str, Any]) -> dict[str, A
     return plain
 
 
-def default_requests(task: type[Task[Any, Any]]) -> list[Mapping[str, Any]]:
-    if task.default_sample is None:
+def default_requests(task: type[Task[Any, Any]], folder: Path) -> list[Mapping[str, Any]]:
+    found = task.default_samples(folder)
+    if not found:
         raise UserError("--samples: needed for this task; give a JSONL file of requests, one a line")
-    return [task.default_sample]
+    return found
 
 
 def refuse_names(name: str, version: str) -> None:
@@ -150,15 +175,13 @@ def refuse_names(name: str, version: str) -> None:
 
 
 def refuse_folder(folder: Path, task: type[Task[Any, Any]]) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected one written by save_pretrained, model and tokenizer")
     if task.hub_class and not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no config.json in it; expected a folder written by save_pretrained, model and tokenizer"
         )
 
 
-def read_samples(path: Path, task: str = "multiple_choice") -> list[dict[str, Any]]:
+def read_samples(path: Path, task: str) -> list[dict[str, Any]]:
     """Requests from a JSONL file, one a line; fields `label`, `id` and `expected` are left out.
 
     Raises UserError naming the line of the first that the task does not take.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
+from scripts.cli.output import json_option, note, recipes_option, result, store_option
 from scripts.core.errors import UserError
 
 BRIEF = 200
@@ -21,7 +21,10 @@ BRIEF = 200
 @recipes_option
 @store_option
 @click.option(
-    "--from", "source", type=FOLDER, help="Folder written by save_pretrained: write a recipe for it and build that."
+    "--from",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder written by save_pretrained, or a model's file: write a recipe for it and build that.",
 )
 @click.option("--name", help="With --from: the model's name.")
 @click.option("--version", "new_version", help="With --from: its version.")
@@ -30,7 +33,17 @@ BRIEF = 200
     type=click.Path(dir_okay=False, path_type=Path),
     help="With --from: JSONL of requests to check it with.",
 )
-@click.option("--task", default="multiple_choice", show_default=True, help="With --from: its task, or ./a_file.py.")
+@click.option(
+    "--features",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --from FILE: the feature specification of a model for tables, in YAML or JSON.",
+)
+@click.option(
+    "--task", help="With --from: its task, or ./a_file.py [default: multiple_choice for a folder, tabular for a file]."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="With --from: a setting of the task, in YAML."
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
@@ -46,7 +59,9 @@ def build(
     name: str | None,
     new_version: str | None,
     samples: Path | None,
-    task: str,
+    features: Path | None,
+    task: str | None,
+    settings: tuple[str, ...],
     precision: str | None,
     force: bool,
 ) -> None:
@@ -59,20 +74,23 @@ def build(
     Example: marctl build
              marctl build mcqa 2.0
              marctl build --from ./my_model --name my-qa --version 1.0
+             marctl build --from model.json --features features.yaml --name risk --version 1.0
     """
-    from scripts.build.adopt import adopt, read_samples
+    from scripts.build.adopt import adopt, default_task, read_samples
     from scripts.build.build import build as build_version
     from scripts.build.reader import read_archive
 
     if source is not None:
         if not name or not new_version or model:
             raise click.UsageError("--from takes --name and --version, and no MODEL; see the example in --help")
-        requests = read_samples(samples, task) if samples else []
+        requests = read_samples(samples, task or default_task(source)) if samples else []
         note(f"{name} {new_version}: reading {source}")
-        settings = {"precision": precision} if precision else {}
-        versions = [adopt(source, name, new_version, recipes, requests, task=task, force=force, **settings)]
-    elif name or new_version or samples:
-        raise click.UsageError("--name, --version and --samples go with --from")
+        own = dict(map(setting, settings)) | ({"precision": precision} if precision else {})
+        versions = [
+            adopt(source, name, new_version, recipes, requests, task=task, features=features, force=force, **own)
+        ]
+    elif name or new_version or samples or features or settings:
+        raise click.UsageError("--name, --version, --samples, --features and --set go with --from")
     else:
         versions = choose(recipes, model, version)
     built = []
@@ -90,6 +108,19 @@ def build(
         )
     lines = [f"{b['archive']}  {'built' if b['built'] else 'up to date'}  sha256 {b['sha256']}" for b in built]
     result({"archives": built}, "\n".join(lines))
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Name and value of `labels=[good, bad]`. Raises UsageError."""
+    from scripts.core.yaml_text import YamlInvalid, read_yaml
+
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise click.UsageError(f"--set {text!r}: expected NAME=VALUE, such as threshold=0.3")
+    try:
+        return name, read_yaml(value)
+    except YamlInvalid as err:
+        raise click.UsageError(f"--set {name}: {err}") from err
 
 
 def choose(recipes: Path, model: str | None, version: str | None) -> list[Any]:

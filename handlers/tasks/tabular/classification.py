@@ -1,0 +1,126 @@
+"""Rows of features to a label with its probability: fraud or not, good or bad, one of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from handlers.core.columns import LogColumn
+from handlers.core.errors import LoadError
+from handlers.core.messages import Stamp
+from handlers.core.settings import Settings
+from handlers.tasks.tabular.schema import (
+    CLASSIFICATION_COLUMNS,
+    ClassificationSettings,
+    Classified,
+    Question,
+    Scored,
+)
+from handlers.tasks.tabular.task import DECIMALS, Tabular, opened, outputs_of
+
+ROUNDING = 1e-4
+"""By how much probabilities in float32 may leave 0 to 1, or miss a sum of 1."""
+
+
+class Classification(Tabular[Question, Scored]):
+    """Answers each row with a label."""
+
+    settings: ClassificationSettings
+    settings_type: ClassVar[type[Settings]] = ClassificationSettings
+    answer_type: ClassVar[type[msgspec.Struct]] = Classified
+    log_columns: ClassVar[tuple[LogColumn, ...]] = CLASSIFICATION_COLUMNS
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        refuse_outputs(outputs_of(self.features, self.model), self.settings.labels)
+
+    def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Scored]:
+        found = probabilities(scores, logits=self.settings.output == "logit").tolist()
+        return [Scored(*row) for row in zip(found, imputed, clipped, strict=True)]
+
+    def answer(self, question: Question, outcome: Scored, stamp: Stamp) -> Classified:
+        kept = self.log_values(question, outcome)
+        return Classified(
+            prediction_id=stamp.prediction_id,
+            model=stamp.model,
+            model_version=stamp.version,
+            prediction=kept["prediction"],
+            label=kept["label"],
+            confidence=kept["confidence"],
+            probabilities=kept["probabilities"],
+            imputed=outcome.imputed,
+            clipped=outcome.clipped,
+            latency_ms=stamp.latency_ms,
+        )
+
+    def log_values(self, question: Question, outcome: Scored) -> Mapping[str, Any]:
+        found = [round(share, DECIMALS) for share in outcome.probabilities]
+        index = self.chosen(outcome.probabilities)
+        prediction = found[1] if len(found) == 2 else found[index]
+        label = self.settings.labels[index]
+        return {"label": label, "prediction": prediction, "confidence": found[index], "probabilities": found}
+
+    def chosen(self, shares: Sequence[float]) -> int:
+        """The label's place."""
+        if len(shares) == 2:
+            return int(shares[1] >= self.settings.cut)
+        return max(range(len(shares)), key=shares.__getitem__)
+
+    def fits(self, question: Question, outcome: Scored) -> bool:
+        shares = outcome.probabilities
+        return len(shares) == len(self.settings.labels) and min(shares) >= 0 and abs(math.fsum(shares) - 1) < 1e-6
+
+    @classmethod
+    def suggest(cls, folder: Path) -> dict[str, Any]:
+        """Names for the classes of a model that has more than two."""
+        outputs = outputs_of(*opened(folder, threads=1))
+        return {"labels": [str(i) for i in range(outputs)]} if outputs > 2 else {}
+
+    @classmethod
+    def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+        from handlers.tasks.tabular.reference import plain_scores
+
+        assert isinstance(settings, ClassificationSettings)
+        found = probabilities(plain_scores(folder, requests), logits=settings.output == "logit")
+        return [{"probabilities": shares} for shares in found.tolist()]
+
+
+def probabilities(scores: NDArray[Any], *, logits: bool) -> NDArray[np.float64]:
+    """Shape (rows, labels), each row's sum 1. Raises ArithmeticError for what can be no probability."""
+    found = scores.astype(np.float64)
+    if logits:
+        return softmax(np.hstack([np.zeros_like(found), found]) if found.shape[1] == 1 else found)
+    if found.size and (found.min() < -ROUNDING or found.max() > 1 + ROUNDING):
+        raise ArithmeticError(
+            f"the model gave {found.min():g} to {found.max():g} for probabilities; `output: logit` in the recipe makes "
+            "probabilities of logits"
+        )
+    if found.shape[1] == 1:
+        found = np.hstack([1 - found, found])
+    found = found.clip(0, 1)
+    total = found.sum(axis=1, keepdims=True)
+    if (abs(total - 1) > ROUNDING * found.shape[1]).any():
+        raise ArithmeticError(f"the model's probabilities of a row add up to {total.min():g}, expected 1")
+    shares: NDArray[np.float64] = found / total
+    return shares
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return shares
+
+
+def refuse_outputs(outputs: int, labels: Sequence[str]) -> None:
+    """Raise LoadError unless the model's outputs can be of these labels: one for the second of two, or one each."""
+    if outputs != len(labels) and (outputs, len(labels)) != (1, 2):
+        raise LoadError(
+            f"the model gives {outputs} numbers a row, `labels` names {len(labels)} ({', '.join(labels)}); "
+            "name every class, in the order of the model's outputs, or use the task tabular_regression"
+        )

@@ -1,0 +1,87 @@
+"""Rows in plain JSON; of a bad one, every fault is told, each with its field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from handlers.core.errors import HandlerError, Invalid, NotJson
+from handlers.core.forms import Decoded
+from handlers.core.json_form import JsonForm
+from handlers.core.messages import Request
+from handlers.features import Features
+
+MOST_FAULTS = 20
+"""Told of one row."""
+
+
+class RowForm(JsonForm):
+    """Decodes by the question's type; only what that refuses is read again, to say all that is wrong with it."""
+
+    def __init__(
+        self, question_type: type[msgspec.Struct], example: str, max_instances: int, features: Features
+    ) -> None:
+        super().__init__(question_type, example, max_instances)
+        self._features = features
+
+    def decode(self, request: Request) -> Decoded:
+        try:
+            return super().decode(request)
+        except NotJson as err:
+            # NaN and Infinity, which some writers take for JSON: the row that has one is at fault, not the body.
+            content = read_leniently(request.body)
+            if not isinstance(content, dict):
+                raise
+            questions = list(self._questions(content, err))
+            return Decoded(questions, several="instances" in content)
+
+    def _questions(self, content: dict[str, Any], err: NotJson) -> Iterator[Any]:
+        """Each row of a body that is no JSON but for its numbers. Raises what the body as a whole is at fault for."""
+        instances = content.get("instances")
+        if not isinstance(instances, list):
+            fault = self._fault(content, "$")
+            raise fault if fault is not None else err
+        for i, row in enumerate(instances[: self._max_instances]):
+            path = f"$.instances[{i}]"
+            fault = self._fault(row, path)
+            yield self._decode_one(json.dumps(row).encode(), path) if fault is None else fault
+
+    def _invalid(self, err: Exception, raw: bytes | msgspec.Raw, path: str) -> HandlerError:
+        return self._fault(read_leniently(bytes(raw)), path) or super()._invalid(err, raw, path)
+
+    def _fault(self, row: Any, path: str) -> Invalid | None:
+        """Everything that is wrong with a row's features; None if nothing is."""
+        cells = row.get("features") if isinstance(row, dict) else None
+        if not isinstance(cells, dict):
+            return None
+        stored = bool(row.get("entity"))
+        bad = dict(not_numbers(cells))
+        others = self._features.faults_of({k: v for k, v in cells.items() if k not in bad}, complete=not stored)
+        faults = [*bad.items(), *(fault for fault in others if fault[0] not in bad)]
+        return faulty(faults, path) if faults else None
+
+
+def faulty(faults: Sequence[tuple[str, str]], path: str = "$") -> Invalid:
+    """The error that tells the faults of one row, which stands at `path`."""
+    told = "; ".join(f"`{path}.features.{name}`: {text}" for name, text in faults[:MOST_FAULTS])
+    more = len(faults) - MOST_FAULTS
+    return Invalid(told if more <= 0 else f"{told}; and {more:,} more")
+
+
+def read_leniently(body: bytes | None) -> Any:
+    """JSON, or what differs from it in NaN, infinities and numbers too large; None for anything else."""
+    try:
+        return json.loads(body or b"")
+    except (ValueError, RecursionError):
+        return None
+
+
+def not_numbers(cells: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in cells.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            told = "NaN" if math.isnan(value) else "a number too large"
+            yield name, f"expected a finite number, got {told}; leave out what is missing, or send null"

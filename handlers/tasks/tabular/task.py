@@ -1,0 +1,136 @@
+"""Rows of features, scored by a model of XGBoost, ONNX or PyTorch: what classification and regression share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from handlers.core.errors import HandlerError, Invalid, LoadError
+from handlers.core.forms import Form
+from handlers.core.settings import Settings
+from handlers.core.task import Task
+from handlers.features import Features, FeaturesInvalid, Resolved, read_features
+from handlers.features.specification import FEATURES_FILE
+from handlers.tasks.tabular.form import RowForm, faulty
+from handlers.tasks.tabular.runtimes.choose import SUFFIXES, libraries_of, load_runtime
+from handlers.tasks.tabular.runtimes.runtime import Runtime
+from handlers.tasks.tabular.schema import Question, TabularSettings
+
+Asked = TypeVar("Asked", bound=Question)
+Outcome = TypeVar("Outcome", bound=msgspec.Struct)
+Row = Mapping[str, Any]
+DECIMALS = 6
+WARM_UP_ROWS = (1, 32)
+
+
+class FeatureStore(Protocol):
+    """Where features of entities live. A version without one refuses requests that name an entity."""
+
+    def fetch(self, entities: Sequence[Row]) -> Sequence[Row | HandlerError]:
+        """The stored features of each row's entity, feature name to value of its type; what is too old is left out."""
+
+
+class Tabular(Task[Asked, Outcome]):
+    """A loaded model with its feature specification."""
+
+    settings: TabularSettings
+    settings_type: ClassVar[type[Settings]] = TabularSettings
+    example: ClassVar[str] = '{"features": {"income": 1200, ...}}'
+    cost_unit: ClassVar[str] = "rows"
+    libraries: ClassVar[tuple[str, ...]] = ("numpy",)
+    model_suffixes: ClassVar[tuple[str, ...]] = tuple(SUFFIXES)
+    features: Features
+    model: Runtime
+    store: FeatureStore | None = None
+
+    def load(self, folder: Path) -> None:
+        """`features.json`, and a model that reads what it encodes."""
+        self.features, self.model = opened(folder, self.settings.threads)
+
+    def form(self) -> Form:
+        return RowForm(self.question_type, self.example, self.settings.max_instances, self.features)
+
+    def check(self, question: Asked) -> None:
+        """An entity without a store can only be a mistake, which defaults must not hide."""
+        if question.entity and self.store is None:
+            raise Invalid("this version's features stand in no store; send them all in `features` - at `$.entity`")
+
+    def predict(self, questions: Sequence[Asked], deadline: float) -> list[Any]:
+        """All rows through the specification and the model together; a row with faults gets them as its error."""
+        rows = self.rows_of(questions)
+        resolved = self.features.resolve([{} if isinstance(row, HandlerError) else row for row in rows])
+        scores = self.model.scores(self.features.encode(resolved))
+        imputed, clipped = (
+            resolved.names(marks, self.features.features) for marks in (resolved.imputed, resolved.clipped)
+        )
+        outcomes = self.outcomes(refuse_odd(scores, resolved), imputed, clipped)
+        return [
+            row if isinstance(row, HandlerError) else faulty(resolved.faults[i]) if i in resolved.faults else outcome
+            for i, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
+        ]
+
+    def rows_of(self, questions: Sequence[Asked]) -> list[Row | HandlerError]:
+        """Each question's features: stored ones first, under those that the request brings."""
+        asking = [i for i, question in enumerate(questions) if question.entity]
+        rows: list[Row | HandlerError] = [question.features for question in questions]
+        if not asking or self.store is None:
+            return rows
+        for i, stored in zip(asking, self.store.fetch([questions[i].entity for i in asking]), strict=True):
+            rows[i] = stored if isinstance(stored, HandlerError) else {**stored, **questions[i].features}
+        return rows
+
+    @abstractmethod
+    def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Outcome]:
+        """One a row of the model's scores, shape (rows, outputs), all finite."""
+
+    def cost(self, questions: Sequence[Asked]) -> int:
+        return len(questions)
+
+    @property
+    def runtime(self) -> str:
+        return f"{self.model.name} {self.device}"
+
+    def warm_up(self) -> None:
+        for rows in WARM_UP_ROWS:
+            self.model.scores(np.zeros((rows, len(self.features.columns)), np.float32))
+
+    @classmethod
+    def needed(cls, folder: Path) -> tuple[str, ...]:
+        return libraries_of(folder)
+
+    @classmethod
+    def default_samples(cls, folder: Path) -> list[Mapping[str, Any]]:
+        """One row of values that the specification would put in or allows, and one of nothing that may be missing."""
+        from handlers.tasks.tabular.sample_rows import sample_rows
+
+        return sample_rows(read_features(folder))
+
+
+def opened(folder: Path, threads: int) -> tuple[Features, Runtime]:
+    """The specification and the model in a folder. Raises LoadError."""
+    try:
+        features = Features(read_features(folder))
+    except FeaturesInvalid as err:
+        raise LoadError(f"{FEATURES_FILE}: {err}") from err
+    return features, load_runtime(folder, threads, [column.name for column in features.columns])
+
+
+def outputs_of(features: Features, model: Runtime) -> int:
+    """Numbers that the model gives for a row."""
+    return int(model.scores(np.zeros((1, len(features.columns)), np.float32)).shape[1])
+
+
+def refuse_odd(scores: NDArray[Any], resolved: Resolved) -> NDArray[Any]:
+    """The scores, 0 for rows with faults. Raises ArithmeticError if one is not finite."""
+    if resolved.faults:
+        scores = scores.copy()
+        scores[list(resolved.faults)] = 0
+    if not np.isfinite(scores).all():
+        raise ArithmeticError("the model gave a value that is not a finite number")
+    return scores
