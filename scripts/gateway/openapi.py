@@ -61,6 +61,8 @@ class Asked:
     """None where the body is raw."""
     answer: Json
     media: tuple[str, ...] = ()
+    fields: Json | None = None
+    """Of a question that has a field `features` of its own, which then is not one round a question."""
 
     @property
     def verb(self) -> str:
@@ -112,12 +114,21 @@ def asked_of(served: Served, declared: Declared) -> list[Asked]:
                 None if question is None else placed(model, question),
                 placed(model, told.get("output_schema", anything)),
                 media,
+                fields_beside_features(model, question),
             )
         )
         if "explain_input_schema" in told:
             question, answer = (placed(model, told[f"explain_{name}_schema"]) for name in ("input", "output"))
-            found.append(Asked(model, EXPLANATIONS, question, answer))
+            fields = fields_beside_features(model, told["explain_input_schema"])
+            found.append(Asked(model, EXPLANATIONS, question, answer, fields=fields))
     return found
+
+
+def fields_beside_features(model: str, question: Json | None) -> Json | None:
+    """The fields of a question type one of which is `features`; None for any other."""
+    name = str((question or {}).get("$ref", "")).rpartition("/")[2]
+    fields: Json = ((question or {}).get("$defs") or {}).get(name, {}).get("properties", {})
+    return placed(model, fields) if "features" in fields else None
 
 
 def placed(model: str, schema: Json) -> Json:
@@ -217,7 +228,7 @@ def several(asked: Asked) -> Json:
         features: {
             "type": "object",
             "description": "One question; `model` is read where the path names none.",
-            "properties": {"model": {"type": "string"}, "features": asked.question},
+            "properties": {"model": {"type": "string"}, **(asked.fields or {"features": asked.question})},
             "required": ["features"],
         },
         answers: {
