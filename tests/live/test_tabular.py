@@ -100,10 +100,9 @@ def test_the_log_keeps_label_and_probabilities(site: Site, gateway: str) -> None
     answer = ask(f"{gateway}/predictions/torch", {"features": {**ROW, "amount": 77.5}}).json()
 
     def logged() -> bool:
-        found = site.call("log", "tail", "--model", "torch")["records"]
-        return any(
-            one.get("prediction_id") == answer["prediction_id"] and one["label"] == answer["label"] for one in found
-        )
+        lines = site.run("log", "tail", "--model", "torch", "--json").stdout.splitlines()
+        kept = {one["prediction_id"]: one for one in map(json.loads, lines)}.get(answer["prediction_id"], {})
+        return all(kept.get(name) == answer[name] for name in ("label", "prediction", "confidence", "probabilities"))
 
     until(logged)
 

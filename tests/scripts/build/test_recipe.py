@@ -43,9 +43,7 @@ def test_all_faults_are_told_at_once_with_their_paths(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_told_with_those_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"task: task is 'dance'; expected one of .*multiple_choice, .*, or a Python file"
-    ):
+    with pytest.raises(UserError, match=r"task: task is 'dance'; expected one of .*multiple_choice.* or a Python file"):
         read_version(recipe(tmp_path, task="dance"))
 
 
