@@ -74,7 +74,7 @@ def test_bad_rows_are_told_their_faults_among_good_ones(gateway: str) -> None:
         (good.replace(b"1500", b'"12"'), '`$.features.income`: expected a number, got "12"'),
         (good.replace(b"rent", b"x" * 900_000), "`$.features.home`: expected at most 1,000 characters"),
         (good.replace(b"home", b"castle"), "`$.features.castle`: no such feature"),
-        (good[:-1] + b', "entity": {"customer": "a\\nb"}}', "this version's features stand in no store"),
+        (good[:-1] + b', "entity": {"customer": "a\\nb"}}', "`$.entity.customer`: no feature is stored"),
     ]
     with ThreadPoolExecutor(16) as pool:
         bodies = [body for pair in [(good, body) for body, _ in bad] * 8 for body in pair]

@@ -14,9 +14,12 @@ from handlers.core.forms import Decoded
 from handlers.core.json_form import JsonForm
 from handlers.core.messages import Request
 from handlers.features import Features
+from handlers.features.entity import request_faults
 
 MOST_FAULTS = 20
 """Told of one row."""
+MOST_NAME = 60
+"""Characters of a field's name in an error."""
 
 
 class RowForm(JsonForm):
@@ -55,19 +58,22 @@ class RowForm(JsonForm):
 
     def _fault(self, row: Any, path: str) -> Invalid | None:
         """Everything that is wrong with a row's features; None if nothing is."""
-        cells = row.get("features") if isinstance(row, dict) else None
-        if not isinstance(cells, dict):
+        if not isinstance(row, dict) or not {"features", "entity"} & row.keys():
             return None
-        stored = bool(row.get("entity"))
+        cells, entity = row.get("features", {}), row.get("entity", {})
+        if not isinstance(cells, dict) or not isinstance(entity, dict):
+            return None
+        if named := request_faults(self._features.specification.entities, entity):
+            return faulty(named, f"{path}.entity")
         bad = dict(not_numbers(cells))
-        others = self._features.faults_of({k: v for k, v in cells.items() if k not in bad}, complete=not stored)
+        others = self._features.faults_of({k: v for k, v in cells.items() if k not in bad}, complete=not entity)
         faults = [*bad.items(), *(fault for fault in others if fault[0] not in bad)]
-        return faulty(faults, path) if faults else None
+        return faulty(faults, f"{path}.features") if faults else None
 
 
-def faulty(faults: Sequence[tuple[str, str]], path: str = "$") -> Invalid:
-    """The error that tells the faults of one row, which stands at `path`."""
-    told = "; ".join(f"`{path}.features.{name}`: {text}" for name, text in faults[:MOST_FAULTS])
+def faulty(faults: Sequence[tuple[str, str]], path: str) -> Invalid:
+    """The error that tells the faults of the fields of an object that stands at `path`."""
+    told = "; ".join(f"`{path}.{name[:MOST_NAME]}`: {text}" for name, text in faults[:MOST_FAULTS])
     more = len(faults) - MOST_FAULTS
     return Invalid(told if more <= 0 else f"{told}; and {more:,} more")
 

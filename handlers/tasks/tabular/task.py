@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,7 +15,8 @@ from handlers.core.errors import HandlerError, Invalid, LoadError
 from handlers.core.forms import Form
 from handlers.core.settings import Settings
 from handlers.core.task import Task
-from handlers.features import Features, FeaturesInvalid, Resolved, read_features
+from handlers.features import Features, FeaturesInvalid, Resolved, Specification, read_features
+from handlers.features.entity import request_faults
 from handlers.features.specification import FEATURES_FILE
 from handlers.tasks.tabular.form import RowForm, faulty
 from handlers.tasks.tabular.runtimes.choose import SUFFIXES, libraries_of, load_runtime
@@ -24,16 +25,9 @@ from handlers.tasks.tabular.schema import Question, TabularSettings
 
 Asked = TypeVar("Asked", bound=Question)
 Outcome = TypeVar("Outcome", bound=msgspec.Struct)
-Row = Mapping[str, Any]
 DECIMALS = 6
 WARM_UP_ROWS = (1, 32)
-
-
-class FeatureStore(Protocol):
-    """Where features of entities live. A version without one refuses requests that name an entity."""
-
-    def fetch(self, entities: Sequence[Row]) -> Sequence[Row | HandlerError]:
-        """The stored features of each row's entity, feature name to value of its type; what is too old is left out."""
+NO_STORE = "stored features are not at hand here; send all features - at `$.entity`"
 
 
 class Tabular(Task[Asked, Outcome]):
@@ -47,7 +41,6 @@ class Tabular(Task[Asked, Outcome]):
     model_suffixes: ClassVar[tuple[str, ...]] = tuple(SUFFIXES)
     features: Features
     model: Runtime
-    store: FeatureStore | None = None
 
     def load(self, folder: Path) -> None:
         """`features.json`, and a model that reads what it encodes."""
@@ -57,33 +50,40 @@ class Tabular(Task[Asked, Outcome]):
         return RowForm(self.question_type, self.example, self.settings.max_instances, self.features)
 
     def check(self, question: Asked) -> None:
-        """An entity without a store can only be a mistake, which defaults must not hide."""
-        if question.entity and self.store is None:
-            raise Invalid("this version's features stand in no store; send them all in `features` - at `$.entity`")
+        """Raises Invalid for entities that the specification does not know."""
+        if question.entity and (faults := request_faults(self.features.specification.entities, question.entity)):
+            raise faulty(faults, "$.entity")
+
+    @property
+    def stored_features(self) -> Specification | None:
+        return self.features.specification if self.features.specification.entities else None
+
+    def complete(self, questions: Sequence[Asked]) -> list[Asked | HandlerError]:
+        """With the stored features of the entities that they name, under those that they bring."""
+        found: list[Asked | HandlerError] = list(questions)
+        asking = [i for i, question in enumerate(questions) if question.entity]
+        if asking and self.store is None:
+            return [Invalid(NO_STORE) if question.entity else question for question in questions]
+        if asking and self.store is not None:
+            rows = self.store.complete([(questions[i].features, questions[i].entity) for i in asking])
+            for i, row in zip(asking, rows, strict=True):
+                found[i] = row if isinstance(row, HandlerError) else msgspec.structs.replace(questions[i], features=row)
+        return found
 
     def predict(self, questions: Sequence[Asked], deadline: float) -> list[Any]:
         """All rows through the specification and the model together; a row with faults gets them as its error."""
-        rows = self.rows_of(questions)
-        resolved = self.features.resolve([{} if isinstance(row, HandlerError) else row for row in rows])
+        resolved = self.features.resolve([question.features for question in questions])
         scores = self.model.scores(self.features.encode(resolved))
         imputed, clipped = (
             resolved.names(marks, self.features.features) for marks in (resolved.imputed, resolved.clipped)
         )
         outcomes = self.outcomes(refuse_odd(scores, resolved), imputed, clipped)
+        if not resolved.faults:
+            return outcomes
         return [
-            row if isinstance(row, HandlerError) else faulty(resolved.faults[i]) if i in resolved.faults else outcome
-            for i, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
+            faulty(resolved.faults[i], "$.features") if i in resolved.faults else outcome
+            for i, outcome in enumerate(outcomes)
         ]
-
-    def rows_of(self, questions: Sequence[Asked]) -> list[Row | HandlerError]:
-        """Each question's features: stored ones first, under those that the request brings."""
-        asking = [i for i, question in enumerate(questions) if question.entity]
-        rows: list[Row | HandlerError] = [question.features for question in questions]
-        if not asking or self.store is None:
-            return rows
-        for i, stored in zip(asking, self.store.fetch([questions[i].entity for i in asking]), strict=True):
-            rows[i] = stored if isinstance(stored, HandlerError) else {**stored, **questions[i].features}
-        return rows
 
     @abstractmethod
     def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Outcome]:

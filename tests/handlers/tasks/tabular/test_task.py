@@ -14,7 +14,7 @@ import pytest
 from handlers.core.errors import HandlerError, LoadError, Unavailable
 from handlers.core.messages import Request
 from handlers.core.pipeline import Pipeline
-from handlers.features import write_features
+from handlers.features import Entity, Specification, write_features
 from handlers.tasks.tabular.classification import probabilities
 from handlers.tasks.tabular.reference import plain_scores
 from handlers.tasks.tabular.schema import ClassificationSettings, Question
@@ -143,7 +143,7 @@ def test_every_fault_of_a_row_is_told_with_its_field_and_neighbours_are_answered
         ('{"instances": [1, {}]}', 200),
         ('{"entity": {"customer": 123}}', 422),
         ('{"entity": {"customer": "a\\nb"}, "features": {}}', 422),
-        ('{"entity": {"customer": NaN}, "features": {}}', 400),
+        ('{"entity": {"customer": NaN}, "features": {}}', 422),
     ],
 )
 def test_what_is_no_row_is_refused(tabular: Make, body: str, code: int) -> None:
@@ -169,27 +169,45 @@ def test_a_row_that_breaks_the_model_is_the_only_one_that_fails(tabular: Make, m
     assert codes == [200, 500, 200]
 
 
-def test_stored_features_stand_under_those_of_the_request(tabular: Make, monkeypatch: Any) -> None:
+def test_stored_features_stand_under_those_of_the_request(tmp_path: Path) -> None:
     asked: list[Any] = []
 
     class Store:
-        def fetch(self, entities: Any) -> Any:
-            asked.append(list(entities))
+        def complete(self, questions: Any) -> Any:
+            asked.append([entity for _, entity in questions])
             stored = {"income": 1500, "amount": 1.0, "age": 30, "home": "rent"}
-            return [stored if one["customer"] == 1 else Unavailable("the store is away") for one in entities]
+            away = Unavailable("the store is away")
+            return [{**stored, **sent} if entity["customer"] == 1 else away for sent, entity in questions]
 
-    pipeline = tabular("xgboost")
-    monkeypatch.setattr(pipeline.task, "store", Store())
+        def totals(self) -> dict[str, int]:
+            return {}
+
+    folder = tmp_path / "model"
+    settings = model_folder("xgboost", folder)
+    entity = Entity("customer", "customer:{customer}")
+    stored = [msgspec.structs.replace(feature, entity=entity) for feature in specification().features]
+    write_features(Specification(tuple(stored)), folder)
+    pipeline = load_tabular(folder, **settings)
+    [(code, answer)] = ask(pipeline, [{"entity": {"customer": 1}}])
+    assert code == 422
+    assert "send all features" in answer["detail"]
+    pipeline.task.store = Store()
     bodies = [
         {"entity": {"customer": 1}, "features": {"amount": 9000.5}},
         {"features": ROW},
         {"entity": {"customer": 2}},
         {"entity": {"customer": 1}, "features": {"age": "x"}},
+        {"entity": {"customer": "1"}},
+        {"entity": {"customer": "a\nb", "merchant": 1}},
+        {"entity": {"customer": {}}},
     ]
     found = ask(pipeline, bodies)
     assert asked == [[{"customer": 1}, {"customer": 2}, {"customer": 1}]]
-    assert [code for code, _ in found] == [200, 200, 503, 422]
+    assert [code for code, _ in found] == [200, 200, 503, 422, 422, 422, 422]
     assert found[0][1]["probabilities"] == found[1][1]["probabilities"]
+    assert found[4][1]["detail"] == '`$.entity.customer`: expected an integer, got "1"'
+    assert found[5][1]["detail"].endswith("`$.entity.merchant`: no such entity; there is customer")
+    assert found[6][1]["detail"] == "`$.entity.customer`: expected an integer, got an object or a list"
     assert found[3][1]["detail"] == '`$.features.age`: expected an integer, got "x"'
 
 
