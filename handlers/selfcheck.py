@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from handlers.archive import answers, differences, load, read_metadata, tolerance_of
 from handlers.core.errors import LoadError
 from handlers.core.messages import Model
+from handlers.core.pipeline import Pipeline
 from handlers.core.samples import Sample, read_json, read_samples
 
 
@@ -29,14 +31,29 @@ def check(root: Path, reference: list[dict[str, Any]]) -> dict[str, Any]:
     pipeline = load(root, Model(model["modelName"], model["modelVersion"]), config.get("handler"))
     samples, tolerance = read_samples(root), tolerance_of(read_metadata(root))
     given = answers(pipeline, [sample.request for sample in samples])
-    task, faults = type(pipeline.task), []
-    for i, (sample, answer) in enumerate(zip(samples, given, strict=True)):
-        faults += [f"samples[{i}]: {fault}" for fault in differences(task, sample, answer, tolerance)]
-        if reference:
-            plain = Sample(sample.request, reference[i])
-            found = differences(task, plain, answer, tolerance)
-            faults += [f"samples[{i}], against the model's own library: {fault}" for fault in found]
+    faults = faults_of(pipeline, samples, given, tolerance, "")
+    if reference:
+        plain = [Sample(sample.request, answer) for sample, answer in zip(samples, reference, strict=True)]
+        uncalibrated = given if pipeline.task.calibration is None else answers_without_calibration(pipeline, samples)
+        faults += faults_of(pipeline, plain, uncalibrated, tolerance, ", against the model's own library")
     return {"answers": given, "faults": faults}
+
+
+def answers_without_calibration(pipeline: Pipeline, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """What the model itself says, as its own library does."""
+    pipeline.task.calibration = None
+    return answers(pipeline, [sample.request for sample in samples])
+
+
+def faults_of(
+    pipeline: Pipeline, samples: Sequence[Sample], given: Sequence[dict[str, Any]], tolerance: float, against: str
+) -> list[str]:
+    """Where the answers depart from what the samples expect."""
+    return [
+        f"samples[{i}]{against}: {fault}"
+        for i, (sample, answer) in enumerate(zip(samples, given, strict=True))
+        for fault in differences(type(pipeline.task), sample, answer, tolerance)
+    ]
 
 
 def main(arguments: list[str]) -> int:

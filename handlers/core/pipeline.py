@@ -449,13 +449,22 @@ class Pipeline:
 
         `deadline` is in time.monotonic seconds.
         """
+        started = time.monotonic()
+        items = self._offline(questions, deadline)
+        spent_ms = round((time.monotonic() - started) * 1000, 3)
+        return [self._result(item, i, spent_ms) for i, item in enumerate(items)]
+
+    def outcomes(self, questions: Iterable[Any], deadline: float = FOREVER) -> list[Any]:
+        """The same, but the task's outcomes in place of answers."""
+        return [item.outcome if item.error is None else item.error for item in self._offline(questions, deadline)]
+
+    def _offline(self, questions: Iterable[Any], deadline: float) -> list[Item]:
+        """Questions that no request brought, computed."""
         exchange = Exchange(Request(None, "offline"), self._plain, deadline)
         exchange.items = [self._item(question, exchange) for question in questions]
-        started = time.monotonic()
         self._complete([item for item in exchange.items if item.error is None])
         self._predict(exchange.items, deadline)
-        spent_ms = round((time.monotonic() - started) * 1000, 3)
-        return [self._result(item, i, spent_ms) for i, item in enumerate(exchange.items)]
+        return exchange.items
 
     def warm_up(self) -> None:
         """First passes, so that no client waits for them. Who asks why can wait longer than who asks what."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from handlers.core.calibration import Calibration
 from handlers.core.errors import LoadError
 
 Count = Annotated[int, Meta(ge=1)]
@@ -71,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log: Log = Log()
     cache: CacheSettings | bool = CacheSettings()
     """`off` (which YAML reads as false) computes every answer."""
+    calibration: Calibration | None = None
+    """How the task makes probabilities of its scores; none: as the model gives them."""
     explanations: ExplanationSettings | None = None
     """Given: this worker explains, too."""
     nice: Annotated[int, Meta(ge=0, le=19)] = 0

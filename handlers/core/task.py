@@ -29,7 +29,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -88,6 +88,9 @@ class Task(ABC, Generic[Question, Outcome]):
     loaded task may know its outputs better than its class."""
     log_columns: ClassVar[tuple[LogColumn, ...]] = ()
     """What the prediction log keeps of an outcome, the prediction itself first; by default the plain fields."""
+    gives_probabilities_of: ClassVar[Literal["choices", "event"] | None] = None
+    """Set by tasks that can be calibrated (handlers/core/calibration.py): whether `probabilities` are those of several
+    choices, the likeliest of which is the answer, or that of one event. Such a task applies `self.calibration`."""
     label_type: ClassVar[type] = str
     """Of a true label: int, float or str; by default that of the first log column."""
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -111,6 +114,8 @@ class Task(ABC, Generic[Question, Outcome]):
     def __init__(self, settings: Settings, device: str = "cpu") -> None:
         self.settings = settings
         self.device = device
+        self.calibration = settings.calibration
+        """To be read at every prediction: whoever compares with the model's own library sets it to None."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Read the two types, and make what follows from them. Raises TypeError saying what the class lacks."""
@@ -164,6 +169,14 @@ class Task(ABC, Generic[Question, Outcome]):
     def fits(self, question: Question, outcome: Outcome) -> bool:
         """Whether an outcome that comes from the cache can be one of this question."""
         return True
+
+    def probabilities(self, found: Any) -> Sequence[float]:
+        """Those in an outcome or an answer: of each choice, or of an event's absence and of the event."""
+        raise NotImplementedError(f"{type(self).__name__} gives no probabilities")
+
+    def label_index(self, question: Question, label: Any) -> int:
+        """Whose probability should be high: the place of a true label in `probabilities`."""
+        return int(label)
 
     @property
     def runtime(self) -> str:

@@ -17,6 +17,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from handlers.core.calibration import METHODS, Calibration
 from handlers.core.errors import LoadError
 from handlers.core.messages import Binary
 from handlers.core.settings import CacheSettings, Log, Settings
@@ -160,6 +161,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: Log = Log()
     cache: CacheSettings | bool = CacheSettings()
     """`cache: off`, or how long answers are kept."""
+    calibration: Calibration | None = None
+    """How scores become probabilities; learned by `marctl calibrate`."""
     explanations: Explanations | None = None
     response_timeout_s: Positive = 60
     startup_timeout_s: Positive = 180
@@ -197,6 +200,7 @@ class Version:
             "batch_seconds": recipe.response_timeout_s / 2,
             "log": msgspec.to_builtins(recipe.log),
             "cache": msgspec.to_builtins(recipe.cache),
+            **({"calibration": msgspec.to_builtins(recipe.calibration)} if recipe.calibration else {}),
         }
 
     @cached_property
@@ -262,7 +266,10 @@ def read_version(folder: Path) -> Version:
         raise UserError(listed(path, faults))
     names = own_settings(task)
     settings = {name: value for name, value in content.items() if name in names}
-    recipe = msgspec.convert({name: value for name, value in content.items() if name not in names}, Recipe)
+    try:
+        recipe = msgspec.convert({name: value for name, value in content.items() if name not in names}, Recipe)
+    except msgspec.ValidationError as err:  # what the types check beyond the schema
+        raise UserError(listed(path, [str(err)])) from err
     version = Version(folder, recipe, task, settings)
     faults = meaning_faults(version)
     if faults:
@@ -316,6 +323,7 @@ def meaning_faults(version: Version) -> list[str]:
     faults = weight_faults(version.folder, recipe.weights, recipe.training) if wanted else []
     if recipe.explanations and version.task.explain_types() is None:
         faults.append(f"explanations: task {recipe.task} explains nothing; remove the section")
+    faults += calibration_faults(version)
     for i, sample in enumerate(recipe.samples):
         if version.task.question_type is Binary:
             faults += [f"samples[{i}].request{fault}" for fault in raw_faults(version.folder, sample.request)]
@@ -327,6 +335,17 @@ def meaning_faults(version: Version) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             faults.append(f"libraries: {library} is not installed; pip install {library}, or remove it")
     return faults
+
+
+def calibration_faults(version: Version) -> list[str]:
+    """A calibration that the task does not apply would be a promise that nobody keeps."""
+    kind, calibration = version.task.gives_probabilities_of, version.recipe.calibration
+    if calibration is None or (kind and isinstance(calibration, METHODS[kind])):
+        return []
+    if kind is None:
+        return [f"calibration: task {version.recipe.task} gives no probabilities; remove the section"]
+    known = " and ".join(method.__struct_config__.tag for method in METHODS[kind])
+    return [f"calibration: this method is not for task {version.recipe.task}, which takes {known}"]
 
 
 def raw_faults(folder: Path, request: dict[str, Any]) -> list[str]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
+from handlers.core.calibration import Temperature, softmax
 from handlers.core.columns import Column, LogColumn
 from handlers.core.messages import Stamp
 from handlers.core.settings import Settings
@@ -57,6 +58,8 @@ class MultipleChoice(Task[Question, Choice]):
         Column("truncated", "BOOL"),
     )
     log_columns: ClassVar[tuple[LogColumn, ...]] = LOG_COLUMNS
+    gives_probabilities_of: ClassVar[Literal["choices", "event"] | None] = "choices"
+    calibration: Temperature | None
     encoder: PairEncoder
     model: Runtime
 
@@ -100,7 +103,8 @@ class MultipleChoice(Task[Question, Choice]):
         start = 0
         for question in questions:
             end = start + len(question.choices)
-            outcomes.append(choice_of(scores[start:end], any(row.truncated for row in rows[start:end])))
+            truncated = any(row.truncated for row in rows[start:end])
+            outcomes.append(choice_of(scores[start:end], truncated, self.calibration))
             start = end
         return outcomes
 
@@ -132,6 +136,9 @@ class MultipleChoice(Task[Question, Choice]):
             "confidence": round(outcome.probabilities[index], 6),
             "probabilities": [round(p, 6) for p in outcome.probabilities],
         }
+
+    def probabilities(self, found: Choice | Answer) -> list[float]:
+        return found.probabilities
 
     def fits(self, question: Question, outcome: Choice) -> bool:
         found = outcome.probabilities
@@ -236,14 +243,13 @@ class MultipleChoice(Task[Question, Choice]):
         return " ".join(filter(None, [request.get("context"), request["question"]])) + f" [{choices}]"
 
 
-def choice_of(scores: Sequence[float | None], truncated: bool) -> Choice | None:
+def choice_of(
+    scores: Sequence[float | None], truncated: bool, calibration: Temperature | None = None
+) -> Choice | None:
     """Softmax over one question's scores; None if any is missing. Raises ArithmeticError if one is not finite."""
     known = [score for score in scores if score is not None]
     if len(known) < len(scores):
         return None
     if not all(map(math.isfinite, known)):
         raise ArithmeticError("the model gave a score that is not a finite number")
-    peak = max(known)
-    weights = [math.exp(score - peak) for score in known]
-    total = sum(weights)
-    return Choice([weight / total for weight in weights], truncated)
+    return Choice(softmax(known, calibration), truncated)

@@ -59,7 +59,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         self._task = task
         self._pairs = task.encoder
         self._aligner = Aligner(task.encoder.tokenizer)
-        self._model = WordModel(task.model.model, task.encoder)  # type: ignore[attr-defined]  # a TorchRuntime's
+        self._model = WordModel(task.model.model, task.encoder, task.calibration)  # type: ignore[attr-defined]  # a TorchRuntime's
         self.baselines = baselines_of(task.encoder.tokenizer)
         self._totals: Counter[str] = Counter()
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from handlers.core.calibration import Temperature
 from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case, CaseRow
 from handlers.tasks.multiple_choice.explain.request import Target
 from handlers.text.tokenization import PairEncoder
@@ -40,8 +41,9 @@ class Inputs:
 class WordModel:
     """A multiple-choice model whose words can be taken away."""
 
-    def __init__(self, model: Any, encoder: PairEncoder) -> None:
+    def __init__(self, model: Any, encoder: PairEncoder, calibration: Temperature | None = None) -> None:
         self.model = model
+        self._calibration = calibration
         self.embedding: nn.Module = model.get_input_embeddings()
         self.device = next(model.parameters()).device
         self._pad_id = encoder.pad_id
@@ -100,6 +102,16 @@ class WordModel:
             return self.logits(ids, mask, types)
 
 
+    def target(self, kind: Target, logits: Tensor) -> Tensor:
+        """What is explained: (cases,) from logits (cases, rows) whose first row is the explained choice's."""
+        if kind == "margin":
+            return logits[:, 0] - logits[:, 1]
+        if kind == "logit":
+            return logits[:, 0]
+        temperature = 1.0 if self._calibration is None else self._calibration.of(logits.shape[1])
+        return torch.softmax(logits / temperature, -1)[:, 0]
+
+
 @contextmanager
 def removed(handle: RemovableHandle) -> Iterator[None]:
     """Remove a hook at the end of the block, also after an error."""
@@ -107,13 +119,6 @@ def removed(handle: RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def target_of(kind: Target, logits: Tensor) -> Tensor:
-    """What is explained: (cases,) from logits (cases, rows) whose first row is the explained choice's."""
-    if kind == "margin":
-        return logits[:, 0] - logits[:, 1]
-    return torch.softmax(logits, -1)[:, 0] if kind == "probability" else logits[:, 0]
 
 
 def fitting(longest: int, tokens_per_pass: int, rows: int = 1) -> int:

@@ -11,7 +11,7 @@ from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor
 
 from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case
-from handlers.tasks.multiple_choice.explain.forward import Inputs, WordModel, fitting, target_of
+from handlers.tasks.multiple_choice.explain.forward import Inputs, WordModel, fitting
 from handlers.tasks.multiple_choice.explain.outcome import Found
 from handlers.tasks.multiple_choice.explain.request import DEFAULT_STEPS, Target
 
@@ -100,7 +100,7 @@ def multiply(model: WordModel, cases: Sequence[Case], target: Target) -> list[Fo
 
 def forward(model: WordModel, target: Target) -> Callable[..., Tensor]:
     def run(ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
-        return target_of(target, model.logits(ids, mask, types))
+        return model.target(target, model.logits(ids, mask, types))
 
     return run
 
@@ -117,8 +117,8 @@ def results(
     steps: int | None,
 ) -> list[Found]:
     """Sum up per word. per_token: (cases * rows, tokens, width); `baseline` gives the logits without the words."""
-    values = target_of(target, model.logits(inputs.ids, *inputs.rest))
-    nothing = target_of(target, baseline(inputs))
+    values = model.target(target, model.logits(inputs.ids, *inputs.rest))
+    nothing = model.target(target, baseline(inputs))
     scores = per_token.sum(-1).view(inputs.ids.shape).double().tolist()
     seconds = (time.monotonic() - started) / len(cases)
     return [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case, CaseRow
-from handlers.tasks.multiple_choice.explain.forward import WordModel, fitting, target_of
+from handlers.tasks.multiple_choice.explain.forward import WordModel, fitting
 from handlers.tasks.multiple_choice.explain.outcome import Found
 from handlers.tasks.multiple_choice.explain.request import DEFAULT_SAMPLES
 
@@ -47,7 +47,7 @@ class Game:
     @torch.no_grad()
     def __call__(self, present: Tensor) -> Tensor:
         """The target, (sets,), of sets of words, (sets, words): above 0.5 is present."""
-        return target_of(self._target, self.logits(present))
+        return self._model.target(self._target, self.logits(present))
 
     @torch.no_grad()
     def logits(self, present: Tensor) -> Tensor:
