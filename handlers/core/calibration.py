@@ -1,8 +1,8 @@
 """Calibration: maps from a model's scores to probabilities that come true as often as they say.
 
 `marctl calibrate` learns a map from labelled rows. It stands in the recipe and in the archive's settings, and a task
-applies it where its scores become probabilities. Every map rises with the score: it changes how sure an answer is, never
-which answer has the highest score or which of two rows comes first.
+applies it where its scores become probabilities. Every map rises with the score: it changes how sure an answer is,
+never which answer has the highest score or which of two rows comes first.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Isotonic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     def __post_init__(self) -> None:
         if len(self.uncalibrated) != len(self.calibrated):
-            raise ValueError(f"{len(self.uncalibrated)} uncalibrated points, but {len(self.calibrated)} calibrated ones")
+            raise ValueError(
+                f"{len(self.uncalibrated)} uncalibrated points, but {len(self.calibrated)} calibrated ones"
+            )
         for name in ("uncalibrated", "calibrated"):
             if any(low >= high for low, high in pairwise(getattr(self, name))):
                 raise ValueError(f"{name}: expected each point above the one before")

@@ -344,7 +344,7 @@ def calibration_faults(version: Version) -> list[str]:
         return []
     if kind is None:
         return [f"calibration: task {version.recipe.task} gives no probabilities; remove the section"]
-    known = " and ".join(method.__struct_config__.tag for method in METHODS[kind])
+    known = " and ".join(str(method.__struct_config__.tag) for method in METHODS[kind])
     return [f"calibration: this method is not for task {version.recipe.task}, which takes {known}"]
 
 

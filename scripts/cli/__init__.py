@@ -37,6 +37,7 @@ COMMANDS = {
     "cache": "scripts.cli.cache:cache",
     "train": "scripts.cli.training:train",
     "eval": "scripts.cli.training:evaluate",
+    "calibrate": "scripts.cli.calibration:calibrate",
 }
 """In the order of the help; `module:function`, imported when it is needed."""
 

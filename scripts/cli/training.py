@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scripts.cli.calibration import HTML
 from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
+from scripts.cli.output import table as columns
 from scripts.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ def train(model: str, version: str, data: Path, recipes: Path, work: Path | None
     """Train a recipe's weights, as its `training` section says.
 
     Interrupted, it goes on where it stopped when it is called again. The result is the recipe's delta file, the
-    recorded date, files and seed in metadata.yaml, and MODEL_CARD.md.
+    recorded date, files and seed in metadata.yaml, and MODEL_CARD.md. Where there are SET/dev.jsonl files, too, it is
+    calibrated on them.
 
     Example: marctl train mcqa 2.0 --data ./data
     """
     from scripts.build.recipe import read_version
+    from scripts.train.calibration_job import calibrate_trained
     from scripts.train.job import train_version
 
     work = work or Path(".marctl") / "train" / f"{model}-{version}"
@@ -38,6 +42,8 @@ def train(model: str, version: str, data: Path, recipes: Path, work: Path | None
         for path in work.glob("*.pt"):
             path.unlink()
     path = train_version(read_version(recipes / model / version), data, work, note)
+    if calibrate_trained(recipes / model / version, data, note):
+        note(f"{model} {version}: calibrated on {data}/*/dev.jsonl")
     measure = f"marctl eval {model} {version} --data {data} --write"
     text = f"{path} written ({path.stat().st_size:,} bytes); measure it with: {measure}"
     result({"delta": str(path), "bytes": path.stat().st_size}, text)
@@ -58,6 +64,7 @@ def train(model: str, version: str, data: Path, recipes: Path, work: Path | None
 )
 @recipes_option
 @store_option
+@HTML
 @click.option("--write", is_flag=True, help="Record the figures in metadata.yaml and MODEL_CARD.md.")
 def evaluate(
     model: str,
@@ -67,9 +74,12 @@ def evaluate(
     files: tuple[Path, ...],
     recipes: Path,
     store: Path,
+    html: Path | None,
     write: bool,
 ) -> None:
-    """Accuracy of built archives on labelled rows, through the serving code.
+    """Accuracy and calibration of built archives on labelled rows, through the serving code.
+
+    ECE is the expected calibration error: how far confidence is from the share of right answers, on average.
 
     Rows are JSON lines of a request's fields and `label`, such as {"question", "choices", "label"}. Where train.jsonl
     stands beside a file, accuracy is also told without the rows that stand in it.
@@ -97,12 +107,29 @@ def evaluate(
             item = read_version(recipes / model / version)
             accuracy = item.metadata.get("accuracy", {}) | {split: {s.dataset: s.record() for s in table[version]}}
             write_metadata(item, {"accuracy": accuracy})
+    if html is not None:
+        write_page(html, model, table)
     content = {
         "model": model,
         "split": split,
         "versions": {v: {s.dataset: figures(s) for s in scores} for v, scores in table.items()},
     }
     result(content, report(model, table))
+
+
+def write_page(path: Path, model: str, table: dict[str, list[Score]]) -> None:
+    """Raises UserError where no version gives probabilities."""
+    from scripts.core.files import write_atomically
+    from scripts.train.reliability import joined
+    from scripts.train.reliability_page import page
+
+    parts = {}
+    for version, scores in table.items():
+        sets = {score.dataset: score.judged for score in scores if score.judged is not None}
+        if not sets:
+            raise UserError(f"--html: {model} {version} gives no probabilities, so there is no diagram to draw")
+        parts[f"{model} {version}"] = sets | {"all": joined(list(sets.values()))}
+    write_atomically(path, page(f"{model}: reliability", parts))
 
 
 def figures(score: Score) -> dict[str, Any]:
@@ -135,9 +162,26 @@ def report(model: str, table: dict[str, list[Score]]) -> str:
                 [f"  without {first.questions - first.unrepeated} repeats", f"{first.unrepeated:,}", "", *shares]
             )
     rows.append(["mean", "", "", *(f"{100 * mean_accuracy(scores):.1f}" for scores in table.values())])
+    rows += reliability_rows(table)
     costs = [1000 * sum(s.cpu_seconds for s in scores) / sum(s.questions for s in scores) for scores in table.values()]
     rows.append(["CPU-s per 1,000 questions", "", "", *(f"{cost:.2f}" for cost in costs)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return columns(rows)
+
+
+def reliability_rows(table: dict[str, list[Score]]) -> list[list[str]]:
+    """Calibration error by data set and over all rows, and the Brier score; none where no task gives probabilities."""
+    from scripts.train.reliability import Reliability, joined
+
+    judged = {v: [score.judged for score in scores if score.judged is not None] for v, scores in table.items()}
+    if not all(judged.values()):
+        return []
+    rows = []
+    for scores in zip(*table.values(), strict=True):
+        errors = [s.reliability for s in scores if s.reliability is not None]
+        cells = [f"{one.ece:.3f} ± {one.interval:.3f}" for one in errors]
+        rows.append([f"ECE, {scores[0].dataset}", f"{scores[0].questions:,}", "", *cells])
+    whole = [Reliability.of(joined(some)) for some in judged.values()]
+    count = f"{whole[0].rows:,}"
+    rows.append(["ECE, all rows", count, "", *(f"{one.ece:.3f} ± {one.interval:.3f}" for one in whole)])
+    rows.append(["Brier score, all rows", count, "", *(f"{one.brier:.3f}" for one in whole)])
+    return rows

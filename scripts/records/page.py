@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import html
-import io
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from scripts.core.errors import UserError
+from scripts.core.page import BLUE, NEUTRAL, ORANGE, document, pictures, table, text
 from scripts.records.shadow import SIDES, Comparison, Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LIVE, SHADOW, NEUTRAL = "#0072B2", "#D55E00", "#666666"
-"""Distinguishable with any colour vision, and by lightness in grey (Okabe and Ito 2008)."""
+LIVE, SHADOW = BLUE, ORANGE
 POINTS = 5_000
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem }
-h2 { font-size: 1.15rem; margin-top: 2.5rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-th, td { padding: .3rem .8rem; text-align: left; vertical-align: top; max-width: 30rem; overflow-wrap: break-word }
-th { border-bottom: 2px solid #999; white-space: nowrap }
-.wide { overflow-x: auto }
-td { border-bottom: 1px solid #ddd }
-.note { color: #555 }
-svg { max-width: 100%; height: auto }
-"""
 
 
 def page(comparisons: Sequence[Comparison], summaries: Sequence[dict[str, Any]], note: str) -> str:
     """The whole file; `note` says what was left out."""
     parts = [section(comparison, found) for comparison, found in zip(comparisons, summaries, strict=True)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Shadow comparison</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
-        f'<h1>Shadow comparison</h1><p class="note">{text(note)}</p>{"".join(parts)}</body></html>\n'
-    )
+    return document("Shadow comparison", note, "".join(parts))
 
 
 def section(comparison: Comparison, found: dict[str, Any]) -> str:
@@ -96,24 +78,10 @@ def changes(found: dict[str, Any]) -> list[str]:
 
 def plots(comparison: Comparison) -> str:
     """Pictures side by side, as SVG."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise UserError("the HTML page needs matplotlib; pip install matplotlib") from err
     drawn = [draw_latencies]
     if any(pair.scores is not None for pair in comparison.pairs):
         drawn = [draw_scores, draw_shifts, draw_latencies]
-    # Text stays text in the SVG, and the same figures give the same bytes.
-    with rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "shadow", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-    ):
-        figure = Figure(figsize=(4 * len(drawn), 3.6), layout="constrained")
-        for draw, axes in zip(drawn, figure.subplots(1, len(drawn), squeeze=False)[0], strict=True):
-            draw(axes, comparison.pairs)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    return pictures([partial(draw, pairs=comparison.pairs) for draw in drawn])
 
 
 def draw_scores(axes: Axes, pairs: Sequence[Pair]) -> None:
@@ -207,12 +175,6 @@ def words(name: str, value: object) -> str:
     return f"{name}={json.dumps(value, ensure_ascii=False)}"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{text(title)}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def milliseconds(values: Iterable[float | None]) -> str:
     return ", ".join("-" if value is None else f"{value:.1f}" for value in values)
 
@@ -233,8 +195,3 @@ def clock(moment: str) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def text(content: object) -> str:
-    """Escaped, because clients wrote some of it."""
-    return html.escape(str(content))

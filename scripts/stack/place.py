@@ -11,7 +11,6 @@ Redis, by a URL such as redis://HOST:6379/0#NAME; without a NAME it is "stack":
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -28,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
+from scripts.core.files import alone, write_atomically
 from scripts.core.yaml_text import MOST_BYTES
 from scripts.stack import document
 from scripts.stack.document import Declared, Document, DocumentInvalid
@@ -179,17 +178,6 @@ class FilePlace:
                 report = msgspec.json.decode(path.read_bytes(), type=Report)
                 found.append((report, max(now - report.time, 0.0)))
         return [(report, age) for report, age in found if age < FORGET_S]
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One writer at a time, without a file of its own that would be left behind."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 class RedisPlace:

@@ -45,8 +45,11 @@ class Rows:
         return len(self.labels)
 
     def where(self, chosen: NDArray[np.bool_]) -> Rows:
-        parts = (self.probabilities, self.labels, self.sets)
-        return Rows(*(list(compress(part, chosen)) for part in parts))
+        return Rows(
+            list(compress(self.probabilities, chosen)),
+            list(compress(self.labels, chosen)),
+            list(compress(self.sets, chosen)),
+        )
 
 
 Learner = Callable[[Rows], Calibration | None]

@@ -1,4 +1,4 @@
-"""Accuracy of an archive on labelled rows, through the code that serves."""
+"""Accuracy and calibration of an archive on labelled rows, through the code that serves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from scripts.build.reader import read_archive
 from scripts.core.errors import UserError
 from scripts.core.progress import track
 from scripts.train.questions import dataset_name
+from scripts.train.reliability import Judged, Reliability
 
 BATCH = 32
 
@@ -42,6 +44,8 @@ class Score:
     right_unrepeated: int | None = None
     unrepeated: int | None = None
     """Questions that do not stand in the training split; None where there is no training split or no repeat."""
+    judged: Judged | None = None
+    """None where the task gives no probabilities."""
 
     @property
     def accuracy(self) -> float:
@@ -52,12 +56,18 @@ class Score:
         """Half the width of the 95 % interval (normal approximation)."""
         return 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.questions)
 
+    @cached_property
+    def reliability(self) -> Reliability | None:
+        return None if self.judged is None else Reliability.of(self.judged)
+
     def record(self) -> dict[str, Any]:
         """What is kept in metadata.yaml: no timing, which belongs to a machine."""
         record: dict[str, Any] = {"accuracy": round(self.accuracy, 4), "questions": self.questions}
         if self.unrepeated and self.right_unrepeated is not None:
             record["accuracy_without_repeats"] = round(self.right_unrepeated / self.unrepeated, 4)
-        return record
+        found = self.reliability.record() if self.reliability else {}
+        found.pop("rows", None)
+        return record | found
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,11 @@ def open_archive(path: Path) -> Iterator[Pipeline]:
         yield load(Path(root), Model(archive.name, archive.version), config.get("handler"))
 
 
-def read_rows(path: Path, task: type[Task[Any, Any]]) -> list[Labelled]:
+def read_rows(path: Path, task: type[Task[Any, Any]], *, skip_refused: bool = False) -> list[Labelled]:
     """JSON lines of a task's question, with a `label` beside its fields, and perhaps an `id`.
 
-    Raises UserError naming the line and field of the first bad row.
+    Raises UserError naming the line and field of the first bad row, unless those that are no question of the task are
+    to be skipped.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -102,6 +113,8 @@ def read_rows(path: Path, task: type[Task[Any, Any]]) -> list[Labelled]:
                 f"{path}:{number}: no label; expected the question's fields and `label` beside them"
             ) from err
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
+            if skip_refused and isinstance(err, msgspec.ValidationError):
+                continue
             raise UserError(f"{path}:{number}: {err}") from err
         if fault := task.label_fault(question, label):
             raise UserError(f"{path}:{number}: {fault}")
@@ -114,20 +127,8 @@ def read_rows(path: Path, task: type[Task[Any, Any]]) -> list[Labelled]:
 def evaluate(pipeline: Pipeline, path: Path) -> Score:
     """Ask every row of a data file and count the right answers; raises UserError if one is refused."""
     task, rows = type(pipeline.task), read_rows(path, type(pipeline.task))
-    starts = range(0, len(rows), BATCH)
-    hits: list[bool] = []
-    cpu_seconds = 0.0
-    with track(f"{pipeline.model} on {dataset_name(path)}", total=len(starts)) as progress:
-        for start in starts:
-            batch = rows[start : start + BATCH]
-            began = time.process_time()
-            results = pipeline.predict([row.question for row in batch])
-            cpu_seconds += time.process_time() - began
-            for i, (row, answer) in enumerate(zip(batch, results, strict=True)):
-                if isinstance(answer, HandlerError):
-                    raise UserError(f"{path}, row {start + i + 1}: {answer.error}: {answer}")
-                hits.append(task.is_right(answer, row.label))
-            progress("")
+    answers, cpu_seconds = ask(pipeline, path, rows, pipeline.predict)
+    hits = [task.is_right(answer, row.label) for answer, row in zip(answers, rows, strict=True)]
     fresh = [hit for hit, repeated in zip(hits, repeats(path, rows, task), strict=True) if not repeated]
     some_repeat = len(fresh) < len(hits)
     return Score(
@@ -138,7 +139,37 @@ def evaluate(pipeline: Pipeline, path: Path) -> Score:
         cpu_seconds=cpu_seconds,
         right_unrepeated=sum(fresh) if some_repeat else None,
         unrepeated=len(fresh) if some_repeat else None,
+        judged=judge(pipeline.task, rows, answers),
     )
+
+
+def ask(
+    pipeline: Pipeline, path: Path, rows: Sequence[Labelled], by: Callable[[list[Any]], list[Any]]
+) -> tuple[list[Any], float]:
+    """What `by` gives for each row of a file, and the processor time; raises UserError if one is refused."""
+    starts = range(0, len(rows), BATCH)
+    found: list[Any] = []
+    cpu_seconds = 0.0
+    with track(f"{pipeline.model} on {dataset_name(path)}", total=len(starts)) as progress:
+        for start in starts:
+            questions = [row.question for row in rows[start : start + BATCH]]
+            began = time.process_time()
+            results = by(questions)
+            cpu_seconds += time.process_time() - began
+            for i, result in enumerate(results):
+                if isinstance(result, HandlerError):
+                    raise UserError(f"{path}, row {start + i + 1}: {result.error}: {result}")
+            found += results
+            progress("")
+    return found, cpu_seconds
+
+
+def judge(task: Task[Any, Any], rows: Sequence[Labelled], answers: Sequence[Any]) -> Judged | None:
+    """The probabilities that clients read, beside the true labels."""
+    if task.gives_probabilities_of is None:
+        return None
+    labels = [task.label_index(row.question, row.label) for row in rows]
+    return Judged.of([task.probabilities(answer) for answer in answers], labels, task.gives_probabilities_of)
 
 
 def chance(task: type[Task[Any, Any]], rows: Sequence[Labelled]) -> float:
@@ -154,7 +185,7 @@ def repeats(path: Path, rows: Sequence[Labelled], task: type[Task[Any, Any]]) ->
     train = path.with_name("train.jsonl")
     if train == path or not train.exists():
         return [False] * len(rows)
-    seen = {task.identity(row.question) for row in read_rows(train, task)}
+    seen = {task.identity(row.question) for row in read_rows(train, task, skip_refused=True)}
     return [task.identity(row.question) in seen for row in rows]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from scripts.build.recipe import Version
 from scripts.core.files import write_atomically
 
@@ -24,6 +26,32 @@ def learned_from(model: str, teacher: str | dict[str, str] | None) -> str:
         return f"distilled from {model} {teacher}"
     taught = {name: sorted(key for key in teacher if teacher[key] == name) for name in sorted(set(teacher.values()))}
     return "fine-tuned; distilled " + ", ".join(f"on {' and '.join(sets)} from {name}" for name, sets in taught.items())
+
+
+def calibration_lines(version: Version) -> list[str]:
+    """How confidence was calibrated, and what it was worth on held-out rows; nothing if the recipe has no calibration,
+    or one that was written by hand since."""
+    known = version.metadata.get("calibration")
+    if not known or known["map"] != msgspec.to_builtins(version.recipe.calibration):
+        return []
+    lines = [
+        "",
+        "## Calibration",
+        "",
+        f"Learned {known['learned']}: {known['form']}. Expected calibration error (15 bins, with half its 95 % "
+        "interval) and Brier score of the rows it was learned from, each held out in turn (10 folds):",
+        "",
+        "| data set | rows | ECE without | ECE | exact confidences would show | Brier without | Brier |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, after in known["held_out"].items():
+        before = known["uncalibrated"][name]
+        errors = (f"{one['ece']:.3f} ± {one['ece_interval_95']:.3f}" for one in (before, after))
+        lines.append(
+            f"| {name} | {after['rows']:,} | {' | '.join(errors)} | {after['ece_of_exact']:.3f} "
+            f"| {before['brier']:.3f} | {after['brier']:.3f} |"
+        )
+    return lines
 
 
 def model_card(version: Version) -> str:
@@ -61,5 +89,10 @@ def model_card(version: Version) -> str:
         for name, score in scores.items():
             unrepeated = f"{100 * score['accuracy_without_repeats']:.1f}" if "accuracy_without_repeats" in score else ""
             lines.append(f"| {name} | {score['questions']:,} | {100 * score['accuracy']:.1f} | {unrepeated} |")
-    lines += ["", "Made by `marctl train` and `marctl eval --write`; change model.yaml, not this page.", ""]
+    lines += calibration_lines(version)
+    lines += [
+        "",
+        "Made by `marctl train`, `marctl eval --write` and `marctl calibrate`; change model.yaml, not this page.",
+        "",
+    ]
     return "\n".join(lines)

@@ -51,6 +51,12 @@ class Judged:
         return len(self.hit)
 
 
+def joined(parts: Sequence[Judged]) -> Judged:
+    """The rows of all."""
+    names = ("confidence", "hit", "squared_error", "log_loss")
+    return Judged(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
 @dataclass(frozen=True)
 class Reliability:
     """What is reported of some rows."""
@@ -78,6 +84,7 @@ class Reliability:
 
     def record(self) -> dict[str, Any]:
         return {
+            "rows": self.rows,
             "ece": round(self.ece, 4),
             "ece_interval_95": round(self.interval, 4),
             "ece_of_exact": round(self.floor, 4),

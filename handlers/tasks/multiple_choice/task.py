@@ -243,9 +243,7 @@ class MultipleChoice(Task[Question, Choice]):
         return " ".join(filter(None, [request.get("context"), request["question"]])) + f" [{choices}]"
 
 
-def choice_of(
-    scores: Sequence[float | None], truncated: bool, calibration: Temperature | None = None
-) -> Choice | None:
+def choice_of(scores: Sequence[float | None], truncated: bool, calibration: Temperature | None = None) -> Choice | None:
     """Softmax over one question's scores; None if any is missing. Raises ArithmeticError if one is not finite."""
     known = [score for score in scores if score is not None]
     if len(known) < len(scores):

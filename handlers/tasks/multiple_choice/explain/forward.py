@@ -101,7 +101,6 @@ class WordModel:
         with removed(self.embedding.register_forward_pre_hook(replace)):
             return self.logits(ids, mask, types)
 
-
     def target(self, kind: Target, logits: Tensor) -> Tensor:
         """What is explained: (cases,) from logits (cases, rows) whose first row is the explained choice's."""
         if kind == "margin":
