@@ -16,8 +16,11 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+
+import msgspec
 
 from loadtest import machine
 from loadtest.compare.contenders import CONTENDERS, MODEL, PROJECT
@@ -29,7 +32,6 @@ from loadtest.run import interruptible, tell
 
 N_CHECKED = 32
 CHECK_SEED = 7
-STORE = PROJECT / "model_store" / "archives"
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -55,9 +57,12 @@ def unpacked(version: str) -> Iterator[Model]:
     recipe = next((v for v in find_versions(PROJECT / "model_store") if (v.model, v.version) == (MODEL, version)), None)
     if recipe is None:
         raise StartFailed(f"model_store has no {MODEL} {version}")
-    archive, _ = build(recipe, STORE, notify=tell)
-    with tempfile.TemporaryDirectory(prefix="cmp-") as folder, zipfile.ZipFile(archive) as packed:
-        packed.extractall(folder)
+    # Answers are held to plain transformers', which have no calibration.
+    plain = replace(recipe, recipe=msgspec.structs.replace(recipe.recipe, calibration=None))
+    with tempfile.TemporaryDirectory(prefix="cmp-") as folder:
+        archive, _ = build(plain, Path(folder), notify=tell)
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder)
         yield Model(version, archive.resolve(), Path(folder) / "model", recipe.folder.resolve())
 
 

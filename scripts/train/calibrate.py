@@ -162,9 +162,9 @@ def temperature_of(rows: Rows) -> float:
     """
     groups = score_groups(rows)
     low, high = -math.log(HOTTEST), math.log(HOTTEST)
-    if slope(groups, math.exp(high)) < 0:
+    if slope(groups, math.exp(high)) <= 0:
         raise Unlearnable(f"all of the {len(rows)} rows are answered right, or nearly; harder ones are needed")
-    if slope(groups, math.exp(low)) > 0:
+    if slope(groups, math.exp(low)) >= 0:
         raise Unlearnable(f"on these {len(rows)} rows the model is no better than guessing; are the labels right?")
     for _ in range(50):
         middle = (low + high) / 2

@@ -61,13 +61,12 @@ class Score:
         return None if self.judged is None else Reliability.of(self.judged)
 
     def record(self) -> dict[str, Any]:
-        """What is kept in metadata.yaml: no timing, which belongs to a machine."""
+        """What is kept in metadata.yaml: no timing, which belongs to a machine, and no calibration, which
+        `marctl calibrate` records from held-out rows."""
         record: dict[str, Any] = {"accuracy": round(self.accuracy, 4), "questions": self.questions}
         if self.unrepeated and self.right_unrepeated is not None:
             record["accuracy_without_repeats"] = round(self.right_unrepeated / self.unrepeated, 4)
-        found = self.reliability.record() if self.reliability else {}
-        found.pop("rows", None)
-        return record | found
+        return record
 
 
 @dataclass(frozen=True)

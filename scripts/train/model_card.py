@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from scripts.build.recipe import Version
+from scripts.build.recipe import Version, Weights
 from scripts.core.files import write_atomically
 
 CARD_FILE = "MODEL_CARD.md"
@@ -60,10 +60,11 @@ def model_card(version: Version) -> str:
     weights, training = recipe.weights, recipe.training
     source = weights.hub or (f"{weights.package} (Python package)" if weights.package else "a local folder")
     lines = [f"# {version.model} {version.version}", "", recipe.description.strip(), ""]
-    lines += [
-        f"- Task: {recipe.task.replace('_', ' ')}, at most {version.settings.max_tokens} tokens a choice",
-        f"- Base weights: {source}",
-    ]
+    lines.append(f"- Task: {recipe.task.replace('_', ' ')}")
+    if most := getattr(version.settings, "max_tokens", None):
+        lines[-1] += f", at most {most} tokens a choice"
+    if weights != Weights():
+        lines.append(f"- Base weights: {source}")
     if weights.layers is not None:
         lines.append(f"- Encoder layers kept: {', '.join(map(str, weights.layers))}")
     if recipe.licence:
