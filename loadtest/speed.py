@@ -86,6 +86,9 @@ def load(root: Path, name: str, threads: int = 1) -> Pipeline:
         dtype = dtype_of(settings.precision, "cpu", Processor.here())
         model = load_model(root / MODEL_FOLDER, str(task.hub_class), dtype)
         task.model = TorchRuntime.of(model, task.encoder, settings, "cpu")
+    pipeline.task.calibration = (
+        None  # number formats differ less in calibrated probabilities, and differently by version
+    )
     pipeline.warm_up()
     return pipeline
 

@@ -25,6 +25,7 @@ LEAST_ROWS = 100
 LEAST_ROWS_A_GROUP = 200
 """For a temperature of its own by number of choices."""
 SMALLEST = 1e-300
+NEEDS_SKLEARN = "calibrating an event's probability needs scikit-learn; pip install scikit-learn"
 HOTTEST = 100.0
 """Temperatures are sought between this and one by it."""
 
@@ -198,8 +199,10 @@ def slope(groups: Sequence[Group], inverse: float) -> float:
 
 def learn_platt(rows: Rows) -> Platt:
     """Logistic regression on the event's log-odds, without a penalty."""
-    from sklearn.linear_model import LogisticRegression
-
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as err:
+        raise UserError(NEEDS_SKLEARN) from err
     scores = [row[1] - row[0] for row in map(scores_of, rows.probabilities)]
     fitted = LogisticRegression(C=np.inf, tol=1e-8).fit(np.array(scores)[:, None], np.array(rows.labels))
     steep = float(fitted.coef_[0, 0])
@@ -213,8 +216,10 @@ def learn_isotonic(rows: Rows) -> Isotonic:
 
     A block's share is that of its rows and of two more, one of each label, so that no probability is 0 or 1.
     """
-    from sklearn.isotonic import isotonic_regression
-
+    try:
+        from sklearn.isotonic import isotonic_regression
+    except ImportError as err:
+        raise UserError(NEEDS_SKLEARN) from err
     order = np.argsort([row[1] for row in rows.probabilities], kind="stable")
     p = np.array([row[1] for row in rows.probabilities], float)[order]
     label = np.array(rows.labels, float)[order]

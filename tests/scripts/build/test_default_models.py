@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from handlers.core.calibration import Temperature, softmax
 from handlers.core.pipeline import Pipeline
 from handlers.tasks.multiple_choice.reference import plain_probabilities
 from handlers.tasks.multiple_choice.task import MultipleChoice
 from scripts.build.build import build
 from scripts.build.recipe import read_version
 from scripts.build.weights import load_weights
+from scripts.train.calibrate import scores_of
 from scripts.train.evaluate import evaluate, open_archive, read_rows
 
 PROJECT = Path(__file__).parents[3]
@@ -58,14 +60,38 @@ def test_recorded_accuracy_of_the_large_version_is_above_the_floor_on_every_set(
     assert all(beats_the_floor("2.0").values())
 
 
-def test_answers_equal_plain_transformers_within_the_bound_of_the_precision(served: tuple[str, Pipeline]) -> None:
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_confidence_was_right_on_held_out_rows(version: str) -> None:
+    held_out = read_version(STORE / "mcqa" / version).metadata["calibration"]["held_out"]
+    assert held_out["all"]["ece"] <= 0.03
+    assert all(found["ece"] <= 0.05 for found in held_out.values() if found["rows"] >= 900)
+
+
+def test_answers_without_calibration_equal_plain_transformers_within_the_bound_of_the_precision(
+    served: tuple[str, Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
     version, pipeline = served
+    monkeypatch.setattr(pipeline.task, "calibration", None)
     model, tokenizer = load_weights(read_version(STORE / "mcqa" / version))
     questions = [row.question for row in read_rows(QUESTIONS, MultipleChoice)]
     for question, answer in zip(questions, pipeline.predict(questions), strict=True):
         expected = plain_probabilities(model, tokenizer, msgspec.to_builtins(question), 64)
         given: Any = answer
         assert given.probabilities == pytest.approx(expected, abs=BOUND[version])
+
+
+def test_the_archive_answers_with_the_calibration_of_its_recipe(served: tuple[str, Pipeline]) -> None:
+    version, pipeline = served
+    calibration = read_version(STORE / "mcqa" / version).recipe.calibration
+    questions = [row.question for row in read_rows(QUESTIONS, MultipleChoice)]
+    calibrated = pipeline.outcomes(questions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.task, "calibration", None)
+        plain = pipeline.outcomes(questions)
+    assert isinstance(calibration, Temperature)
+    for before, after in zip(plain, calibrated, strict=True):
+        assert after.probabilities == pytest.approx(softmax(scores_of(before.probabilities), calibration), abs=1e-9)
+        assert after.index == before.index
 
 
 def test_answers_questions_it_never_saw_better_than_chance(served: tuple[str, Pipeline]) -> None:

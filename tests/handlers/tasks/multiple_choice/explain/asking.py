@@ -17,9 +17,16 @@ QUESTION = {
 }
 
 
-def load(folder: Path, max_tokens: int = 64, batch_seconds: float = 30.0, **limits: Any) -> Pipeline:
+def load(
+    folder: Path, max_tokens: int = 64, batch_seconds: float = 30.0, calibration: Any = None, **limits: Any
+) -> Pipeline:
     return loading.load(
-        folder, max_tokens=max_tokens, rows_per_pass=8, batch_seconds=batch_seconds, explanations=limits
+        folder,
+        max_tokens=max_tokens,
+        rows_per_pass=8,
+        batch_seconds=batch_seconds,
+        calibration=calibration,
+        explanations=limits,
     )
 
 

@@ -89,6 +89,17 @@ def test_steps_are_raised_until_the_scores_add_up(tiny_model: Callable[[str], Pa
     assert abs(raised["delta"]) <= raised["delta_bound"] < abs(few["delta"])
 
 
+def test_an_explained_probability_is_the_calibrated_one_of_the_answer(tiny_model: Callable[[str], Path]) -> None:
+    calibration = {"method": "temperature", "temperature": 1.0, "by_choices": {3: 0.1}}
+    plain, quiz = load(tiny_model("bert")), load(tiny_model("bert"), calibration=calibration)
+    for method in ("integrated_gradients", "shapley"):
+        [answer] = answers(quiz, QUESTION, target="probability", method=method)
+        [before] = answers(plain, QUESTION, target="probability", method=method)
+        assert answer["explanations"][0]["value"] == pytest.approx(answer["confidence"], abs=1e-5)
+        assert answer["confidence"] > before["confidence"] + 0.01
+        assert answer["explanations"][0]["complete"]
+
+
 @pytest.mark.parametrize("target", ["logit", "margin", "probability"])
 def test_shapley_values_are_those_of_all_orders(target: str, tiny_model: Callable[[str], Path]) -> None:
     """By the definition: the mean gain of a word over all orders, each value asked of plain transformers."""
