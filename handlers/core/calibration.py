@@ -97,6 +97,6 @@ def softmax(scores: Sequence[float], calibration: Temperature | None = None) -> 
     total = sum(weights)
     shares = [weight / total for weight in weights]
     best = scores.index(peak)
-    if shares.index(max(shares)) != best:  # scores that differ in their last digits were rounded to one share
+    if shares.index(1.0 / total) != best:  # scores that differ in their last digits were rounded to one share
         shares[best] = math.nextafter(shares[best], 2.0)
     return shares
