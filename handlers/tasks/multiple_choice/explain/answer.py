@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from handlers.explanations.outcome import Found
 from handlers.tasks.multiple_choice.explain.cases import Case
-from handlers.tasks.multiple_choice.explain.outcome import Found
 from handlers.tasks.multiple_choice.explain.request import Baseline, Method, Target
 from handlers.tasks.multiple_choice.schema import Answer
 

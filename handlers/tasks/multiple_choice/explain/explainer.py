@@ -13,15 +13,17 @@ import msgspec
 from handlers.core.columns import LogColumn
 from handlers.core.errors import HandlerError, Invalid, LoadError
 from handlers.core.forms import Form
+from handlers.core.json_form import JsonForm
 from handlers.core.messages import Stamp
 from handlers.core.settings import ExplanationSettings
 from handlers.core.task import Task
+from handlers.explanations.form import ExplainForm
+from handlers.explanations.outcome import Found
 from handlers.tasks.multiple_choice.explain import gradients, removal
 from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, explanation_of
 from handlers.tasks.multiple_choice.explain.cases import Case, cases_of
-from handlers.tasks.multiple_choice.explain.form import ExplainForm
 from handlers.tasks.multiple_choice.explain.forward import WordModel
-from handlers.tasks.multiple_choice.explain.outcome import Found
+from handlers.tasks.multiple_choice.explain.page import answers_page
 from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, faults
 from handlers.tasks.multiple_choice.explain.words import Aligned, Aligner
 from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Choice, first_text
@@ -67,7 +69,8 @@ class Explainer(Task[ExplainQuestion, Explained]):
         """Nothing: the model is the task's."""
 
     def form(self) -> Form:
-        return ExplainForm(self.example, self._limits.max_instances)
+        plain = JsonForm(ExplainQuestion, self.example, self._limits.max_instances)
+        return ExplainForm(plain, answers_page)
 
     def check(self, question: ExplainQuestion) -> None:
         """Raises Invalid for options beyond the version's limits."""

@@ -10,9 +10,9 @@ import torch
 from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor
 
+from handlers.explanations.outcome import Found
 from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case
 from handlers.tasks.multiple_choice.explain.forward import Inputs, WordModel, fitting
-from handlers.tasks.multiple_choice.explain.outcome import Found
 from handlers.tasks.multiple_choice.explain.request import DEFAULT_STEPS, Target
 
 Results = dict[int, Found]

@@ -7,27 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from captum.attr import Occlusion, ShapleyValueSampling
+from captum.attr import Occlusion
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handlers.explanations.outcome import Found
+from handlers.explanations.shapley import DEFAULT_SAMPLES, DeadlinePassed, ends, share_out
 from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case, CaseRow
 from handlers.tasks.multiple_choice.explain.forward import WordModel, fitting
-from handlers.tasks.multiple_choice.explain.outcome import Found
-from handlers.tasks.multiple_choice.explain.request import DEFAULT_SAMPLES
-
-ALWAYS_EXACT = 256
-"""Sets of words that are enumerated even if sampling would ask for fewer."""
-SEED = 0
-"""The same request gets the same answer."""
-
-
-class DeadlinePassed(Exception):
-    """No time is left to compute the rest of a case."""
 
 
 class Game:
@@ -38,7 +28,7 @@ class Game:
 
     def __init__(self, model: WordModel, case: Case, tokens_per_pass: int, deadline: float = math.inf) -> None:
         self.deadline = deadline
-        self.words = len(case.words)
+        self.players = len(case.words)
         self._model = model
         self._target = case.options.target
         self._tokens_per_pass = tokens_per_pass
@@ -97,9 +87,9 @@ def occlusion(model: WordModel, case: Case, deadline: float, *, tokens_per_pass:
     """What the target loses when one word goes and all others stay; None if the deadline came first."""
     started = time.monotonic()
     game = Game(model, case, tokens_per_pass, deadline)
-    everything = torch.ones(1, game.words)
+    everything = torch.ones(1, game.players)
     try:
-        scores = Occlusion(game).attribute(everything, sliding_window_shapes=(1,), perturbations_per_eval=game.words)
+        scores = Occlusion(game).attribute(everything, sliding_window_shapes=(1,), perturbations_per_eval=game.players)
         value, nothing = ends(game)
     except DeadlinePassed:
         return None
@@ -119,63 +109,3 @@ def shapley(model: WordModel, case: Case, deadline: float, *, tokens_per_pass: i
         return share_out(game, case.options.samples or DEFAULT_SAMPLES, started)
     except DeadlinePassed:
         return None
-
-
-def share_out(game: Game, samples: int, started: float) -> Found:
-    """Exact or sampled Shapley values of a game that began at `started`. Raises DeadlinePassed."""
-    value, nothing = ends(game)
-    if 2**game.words <= max(samples * game.words, ALWAYS_EXACT):
-        scores = enumerate_sets(game)
-        return Found(scores, value, nothing, time.monotonic() - started, exact=True)
-    scores, spread, orders = sample_orders(game, samples)
-    return Found(scores, value, nothing, time.monotonic() - started, orders, spread, exact=False)
-
-
-def ends(game: Game) -> tuple[float, float]:
-    """The target with all words, and with none."""
-    value, nothing = game(torch.stack([torch.ones(game.words), torch.zeros(game.words)])).tolist()
-    return value, nothing
-
-
-def enumerate_sets(game: Game) -> list[float]:
-    """Shapley values from the target of every set of words; Captum's exact form goes through all orders, n! of them."""
-    n = game.words
-    sets = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    values = game(torch.from_numpy(sets.astype(np.float32))).double().numpy()
-    sizes = sets.sum(1)
-    weights = np.array([math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n) for s in range(n)])
-    scores = []
-    for word in range(n):
-        without = np.flatnonzero(sets[:, word] == 0)
-        gains = values[without + (1 << word)] - values[without]
-        scores.append(float((weights[sizes[without]] * gains).sum()))
-    return scores
-
-
-def sample_orders(game: Game, samples: int) -> tuple[list[float], list[float], int]:
-    """Mean scores over random orders, each with its reverse, their standard errors, and the number of orders.
-
-    Raises DeadlinePassed before the second pair of orders is done; what is done later counts.
-    """
-    method = ShapleyValueSampling(game)
-    dice = np.random.default_rng(SEED)
-    everything = torch.ones(1, game.words)
-    pairs: list[NDArray[np.float64]] = []
-    while 2 * len(pairs) < max(samples, 4):
-        order = dice.permutation(game.words)
-
-        def both(_: int, __: int, order: NDArray[np.int64] = order) -> Iterator[Sequence[int]]:
-            yield order.tolist()
-            yield order[::-1].tolist()
-
-        method.permutation_generator = both
-        try:
-            scores = method.attribute(everything, n_samples=2, perturbations_per_eval=game.words)
-        except DeadlinePassed:
-            if len(pairs) < 2:
-                raise
-            break
-        pairs.append(scores[0].double().numpy())
-    table = np.stack(pairs)
-    errors = table.std(0, ddof=1) / math.sqrt(len(pairs))
-    return table.mean(0).tolist(), errors.tolist(), 2 * len(pairs)

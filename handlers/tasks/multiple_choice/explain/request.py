@@ -17,7 +17,6 @@ Baseline = Literal["mask", "pad", "unk"]
 
 DEFAULT_STEPS = 32
 """Gauss-Legendre points of the first try; the median question of six layers needs no more."""
-DEFAULT_SAMPLES = 32
 Count = Annotated[int, Meta(ge=1)]
 Index = Annotated[int, Meta(ge=0, le=15)]
 

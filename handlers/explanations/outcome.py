@@ -1,4 +1,4 @@
-"""What a method found out about one case."""
+"""What a method found out about one answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ LEAST_CHANGE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Scores per word, in units of the target; `spread` their standard errors where they were sampled.
+    """Scores per part of the question (a word, a feature), in units of the target; `spread` their standard errors
+    where they were sampled.
 
-    `value` and `baseline_value`: the target with all words, and with none. `steps`: points of the integral, or orders
-    of the words. `exact`: no sampling.
+    `value` and `baseline_value`: the target with all parts, and with none. `steps`: points of an integral, or orders
+    of the parts. `exact`: no sampling.
     """
 
     scores: list[float]
