@@ -15,15 +15,19 @@ from handlers.core.columns import LogColumn
 from handlers.core.errors import LoadError
 from handlers.core.messages import Stamp
 from handlers.core.settings import Settings
+from handlers.tasks.tabular.explain.answer import ExplainedClassified
 from handlers.tasks.tabular.schema import (
     CLASSIFICATION_COLUMNS,
     ClassificationSettings,
     Classified,
     Question,
     Scored,
+    Target,
 )
 from handlers.tasks.tabular.task import DECIMALS, Tabular, opened, outputs_of
 
+SMALLEST_SHARE = 1e-9
+"""A probability nearer to 0 or 1 has this one's logit, about 21."""
 ROUNDING = 1e-4
 """By how much probabilities in float32 may leave 0 to 1, or miss a sum of 1."""
 
@@ -34,11 +38,29 @@ class Classification(Tabular[Question, Scored]):
     settings: ClassificationSettings
     settings_type: ClassVar[type[Settings]] = ClassificationSettings
     answer_type: ClassVar[type[msgspec.Struct]] = Classified
+    explained_type: ClassVar[type[msgspec.Struct]] = ExplainedClassified
+    targets: ClassVar[tuple[Target, ...]] = ("logit", "probability")
     log_columns: ClassVar[tuple[LogColumn, ...]] = CLASSIFICATION_COLUMNS
 
     def load(self, folder: Path) -> None:
         super().load(folder)
         refuse_outputs(outputs_of(self.features, self.model), self.settings.labels)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        return self.settings.labels
+
+    def explained_label(self, outcome: Scored) -> int:
+        """Of two the second, which `prediction` is about; of more the chosen one."""
+        return 1 if len(outcome.probabilities) == 2 else self.chosen(outcome.probabilities)
+
+    def target(self, scores: NDArray[Any], target: Target, label: int | None) -> NDArray[np.float64]:
+        shares = probabilities(scores, logits=self.settings.output == "logit")[:, label or 0]
+        if target == "probability":
+            return shares
+        inside = shares.clip(SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+        logit: NDArray[np.float64] = np.log(inside) - np.log1p(-inside)
+        return logit
 
     def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Scored]:
         found = probabilities(scores, logits=self.settings.output == "logit").tolist()

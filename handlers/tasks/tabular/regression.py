@@ -15,7 +15,8 @@ from handlers.core.columns import LogColumn
 from handlers.core.errors import LoadError
 from handlers.core.messages import Stamp
 from handlers.core.settings import Settings
-from handlers.tasks.tabular.schema import REGRESSION_COLUMNS, Estimated, Question, Value
+from handlers.tasks.tabular.explain.answer import ExplainedValue
+from handlers.tasks.tabular.schema import REGRESSION_COLUMNS, Estimated, Question, Target, Value
 from handlers.tasks.tabular.task import DECIMALS, Tabular, outputs_of
 
 
@@ -23,6 +24,8 @@ class Regression(Tabular[Question, Estimated]):
     """Answers each row with a number."""
 
     answer_type: ClassVar[type[msgspec.Struct]] = Value
+    explained_type: ClassVar[type[msgspec.Struct]] = ExplainedValue
+    targets: ClassVar[tuple[Target, ...]] = ("value",)
     log_columns: ClassVar[tuple[LogColumn, ...]] = REGRESSION_COLUMNS
 
     def load(self, folder: Path) -> None:
@@ -30,6 +33,13 @@ class Regression(Tabular[Question, Estimated]):
         outputs = outputs_of(self.features, self.model)
         if outputs != 1:
             raise LoadError(f"the model gives {outputs} numbers a row, expected 1; a classifier has the task tabular")
+
+    def explained_label(self, outcome: Estimated) -> None:
+        return None
+
+    def target(self, scores: NDArray[Any], target: Target, label: int | None) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = scores[:, 0].astype(np.float64)
+        return found
 
     def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Estimated]:
         return [Estimated(*row) for row in zip(scores[:, 0].astype(np.float64).tolist(), imputed, clipped, strict=True)]

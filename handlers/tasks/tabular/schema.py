@@ -18,6 +18,8 @@ Cell = Integer | float | bool | Annotated[str, Meta(max_length=LONGEST_CATEGORY)
 Name = Annotated[str, Meta(max_length=100)]
 EntityId = Integer | Annotated[str, Meta(min_length=1, max_length=200)]
 Output = Literal["probability", "logit"]
+Target = Literal["logit", "probability", "value"]
+"""What an explanation is about: a label's logit or probability, or the value of a regression."""
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -11,23 +11,22 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.errors import HandlerError, Invalid, LoadError
+from handlers.core.errors import HandlerError, LoadError
 from handlers.core.forms import Form
 from handlers.core.settings import Settings
 from handlers.core.task import Task
 from handlers.features import Features, FeaturesInvalid, Resolved, Specification, read_features
 from handlers.features.entity import request_faults
 from handlers.features.specification import FEATURES_FILE
+from handlers.tasks.tabular.completion import Asked, completed
 from handlers.tasks.tabular.form import RowForm, faulty
 from handlers.tasks.tabular.runtimes.choose import SUFFIXES, libraries_of, load_runtime
 from handlers.tasks.tabular.runtimes.runtime import Runtime
-from handlers.tasks.tabular.schema import Question, TabularSettings
+from handlers.tasks.tabular.schema import TabularSettings, Target
 
-Asked = TypeVar("Asked", bound=Question)
 Outcome = TypeVar("Outcome", bound=msgspec.Struct)
 DECIMALS = 6
 WARM_UP_ROWS = (1, 32)
-NO_STORE = "stored features are not at hand here; send all features - at `$.entity`"
 
 
 class Tabular(Task[Asked, Outcome]):
@@ -39,11 +38,18 @@ class Tabular(Task[Asked, Outcome]):
     cost_unit: ClassVar[str] = "rows"
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
     model_suffixes: ClassVar[tuple[str, ...]] = tuple(SUFFIXES)
+    explain_libraries: ClassVar[tuple[str, ...]] = ("captum", "torch")
+    quick_explanation: ClassVar[Mapping[str, Any]] = {"samples": 2}
+    explained_type: ClassVar[type[msgspec.Struct]]
+    """Of an answer with its explanations."""
+    targets: ClassVar[tuple[Target, ...]]
+    """What can be explained of an answer, the default first."""
     features: Features
     model: Runtime
 
     def load(self, folder: Path) -> None:
         """`features.json`, and a model that reads what it encodes."""
+        self._folder = folder
         self.features, self.model = opened(folder, self.settings.threads)
 
     def form(self) -> Form:
@@ -60,15 +66,7 @@ class Tabular(Task[Asked, Outcome]):
 
     def complete(self, questions: Sequence[Asked]) -> list[Asked | HandlerError]:
         """With the stored features of the entities that they name, under those that they bring."""
-        found: list[Asked | HandlerError] = list(questions)
-        asking = [i for i, question in enumerate(questions) if question.entity]
-        if asking and self.store is None:
-            return [Invalid(NO_STORE) if question.entity else question for question in questions]
-        if asking and self.store is not None:
-            rows = self.store.complete([(questions[i].features, questions[i].entity) for i in asking])
-            for i, row in zip(asking, rows, strict=True):
-                found[i] = row if isinstance(row, HandlerError) else msgspec.structs.replace(questions[i], features=row)
-        return found
+        return completed(questions, self.store)
 
     def predict(self, questions: Sequence[Asked], deadline: float) -> list[Any]:
         """All rows through the specification and the model together; a row with faults gets them as its error."""
@@ -84,6 +82,30 @@ class Tabular(Task[Asked, Outcome]):
             faulty(resolved.faults[i], "$.features") if i in resolved.faults else outcome
             for i, outcome in enumerate(outcomes)
         ]
+
+    def explainer(self) -> Task[Any, Any]:
+        from handlers.tasks.tabular.explain.explainer import Explainer
+
+        return Explainer(self, self._folder)
+
+    @classmethod
+    def explain_types(cls) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:
+        from handlers.tasks.tabular.explain.request import ExplainQuestion
+
+        return ExplainQuestion, cls.explained_type
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the classes; none of a regression."""
+        return ()
+
+    @abstractmethod
+    def explained_label(self, outcome: Outcome) -> int | None:
+        """Place of the label that an explanation is about, where the request names none."""
+
+    @abstractmethod
+    def target(self, scores: NDArray[Any], target: Target, label: int | None) -> NDArray[np.float64]:
+        """What is explained of each row's scores, shape (rows,)."""
 
     @abstractmethod
     def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Outcome]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from handlers.core.errors import LoadError
 from handlers.tasks.tabular.runtimes.runtime import Encoded, by_row, lacks, unreadable
 
-PROBABILITIES = ("binary:logistic", "multi:softprob", "reg:logistic")
-"""Objectives whose predictions are probabilities."""
+ADDITIVE = ("binary:logistic", "binary:logitraw", "multi:softprob", "reg:squarederror", "reg:absoluteerror")
+"""Objectives whose margin is a logit, or the value itself: a sum of the trees that TreeSHAP can share out."""
 
 
 class XGBoostRuntime:
@@ -36,15 +36,35 @@ class XGBoostRuntime:
         self.columns: int | None = self.booster.num_features()
         refuse_order(self.booster.feature_names, columns)
         self.objective = str(json.loads(self.booster.save_config())["learner"]["objective"]["name"])
+        self.additive = self.objective in ADDITIVE
         stopped = self.booster.attr("best_iteration")
         self.rounds = (0, int(stopped) + 1) if stopped is not None else (0, 0)
         """Trees to use: with early stopping those up to the best iteration, as XGBoost's scikit-learn classes do."""
+        self._threads = threads
+        self.outputs = self.margins(np.zeros((1, self.booster.num_features()), np.float32)).shape[1]
 
     def scores(self, encoded: Encoded) -> NDArray[Any]:
         found: NDArray[Any] = self.booster.inplace_predict(
             encoded, iteration_range=self.rounds, missing=np.nan, validate_features=False
         )
         return by_row(found)
+
+    def margins(self, encoded: Encoded) -> NDArray[Any]:
+        """The sums of the trees, before they are made probabilities; shape (rows, outputs)."""
+        found: NDArray[Any] = self.booster.inplace_predict(
+            encoded, iteration_range=self.rounds, predict_type="margin", missing=np.nan, validate_features=False
+        )
+        return by_row(found)
+
+    def contributions(self, encoded: Encoded) -> NDArray[Any]:
+        """Each column's share of the margin, and last the margin of no column; shape (rows, outputs, columns + 1)."""
+        import xgboost
+
+        matrix = xgboost.DMatrix(encoded, nthread=self._threads)
+        found: NDArray[Any] = self.booster.predict(
+            matrix, pred_contribs=True, iteration_range=self.rounds, validate_features=False
+        )
+        return found.reshape(len(encoded), -1, encoded.shape[1] + 1)
 
 
 def refuse_order(names: Sequence[str] | None, columns: Sequence[str]) -> None:

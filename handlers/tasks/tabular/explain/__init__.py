@@ -1,0 +1,1 @@
+"""Which features speak for an answer, and which against it."""

@@ -1,0 +1,114 @@
+"""Models for tables that a user brings as a file are built, served and asked like any other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import pytest
+import requests
+
+from tests.live.conftest import MARCTL, PROJECT, Site
+from tests.live.envoys import until
+from tests.tiny_tables import LABELS, ROW, SAVED, specification
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture(scope="module")
+def site(make_site: Callable[..., Site]) -> Iterator[Site]:
+    """A version of every kind of tests/tiny_tables.py, each made by `marctl build --from`."""
+    made = make_site()
+    made.folder.mkdir(exist_ok=True)
+    (made.folder / "features.yaml").write_bytes(msgspec.yaml.encode(specification()))
+    for kind, (name, save, settings) in SAVED.items():
+        folder = made.folder / "files" / kind
+        folder.mkdir(parents=True)
+        save(folder / name)
+        options = [f"--set={key}={value}" for key, value in {"labels": json.dumps(LABELS), **settings}.items()]
+        build_from(made, folder / name, kind, *options)
+    made.up()
+    yield made
+    made.run("down")
+
+
+def build_from(site: Site, file: Any, name: str, *options: str) -> None:
+    command = [*MARCTL, "build", "--from", str(file), "--features", str(site.folder / "features.yaml")]
+    command += ["--name", name, "--version", "1.0", "--recipes", str(site.folder / "recipes")]
+    done = subprocess.run([*command, "--store", str(site.store), *options], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def gateway(site: Site) -> str:
+    return str(site.call("status")["gateway"])
+
+
+def ask(url: str, body: Any) -> requests.Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return requests.post(url, data=data, headers={"content-type": "application/json"}, timeout=30)
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_every_runtime_answers_in_every_form(gateway: str, kind: str) -> None:
+    plain = ask(f"{gateway}/predictions/{kind}", {"features": ROW})
+    assert plain.status_code == 200, plain.text
+    answer = plain.json()
+    fields = ["prediction", "label", "confidence", "probabilities", "imputed", "clipped"]
+    assert list(answer) == ["prediction_id", "model", "model_version", *fields, "latency_ms"]
+    named = ask(f"{gateway}/v1/predict", {"model": kind, "features": ROW}).json()
+    several = ask(f"{gateway}/v1/models/{kind}:predict", {"instances": [{"features": ROW}]}).json()["predictions"]
+    for other in (named, *several):
+        assert {name: other[name] for name in fields} == {name: answer[name] for name in fields}
+
+
+def test_bad_rows_are_told_their_faults_among_good_ones(gateway: str) -> None:
+    good = json.dumps({"features": ROW}).encode()
+    bad = [
+        (good.replace(b"1500", b"NaN"), "`$.features.income`: expected a finite number, got NaN"),
+        (good.replace(b"1500", b"1e400"), "`$.features.income`: expected a finite number"),
+        (good.replace(b"1500", b'"12"'), '`$.features.income`: expected a number, got "12"'),
+        (good.replace(b"rent", b"x" * 900_000), "`$.features.home`: expected at most 1,000 characters"),
+        (good.replace(b"home", b"castle"), "`$.features.castle`: no such feature"),
+        (good[:-1] + b', "entity": {"customer": "a\\nb"}}', "`$.entity.customer`: no feature is stored"),
+    ]
+    with ThreadPoolExecutor(16) as pool:
+        bodies = [body for pair in [(good, body) for body, _ in bad] * 8 for body in pair]
+        replies = list(pool.map(lambda body: ask(f"{gateway}/predictions/xgboost", body), bodies))
+    assert [reply.status_code for reply in replies] == [200, 422] * (len(bad) * 8)
+    for reply, (_, said) in zip(replies[1::2], bad * 8, strict=True):
+        assert reply.json()["error"] == "invalid_request"
+        assert said in reply.json()["detail"]
+
+
+def test_an_equal_row_is_answered_from_the_cache(gateway: str) -> None:
+    row = {**ROW, "amount": 123.25}
+    first = ask(f"{gateway}/predictions/sklearn", {"features": row})
+
+    def again() -> bool:
+        second = ask(f"{gateway}/predictions/sklearn", {"features": dict(reversed(row.items()))})
+        return second.headers["x-cache"] == "hit" and second.json()["prediction"] == first.json()["prediction"]
+
+    until(again)
+
+
+def test_the_log_keeps_label_and_probabilities(site: Site, gateway: str) -> None:
+    answer = ask(f"{gateway}/predictions/torch", {"features": {**ROW, "amount": 77.5}}).json()
+
+    def logged() -> bool:
+        lines = site.run("log", "tail", "--model", "torch", "--json").stdout.splitlines()
+        print(answer, lines[-3:], site.run("log", "tail", "--model", "torch", "--json").stderr)
+        kept = {one["prediction_id"]: one for one in map(json.loads, lines)}.get(answer["prediction_id"], {})
+        return all(kept.get(name) == answer[name] for name in ("label", "prediction", "confidence", "probabilities"))
+
+    until(logged)
+
+
+def test_the_documentation_describes_the_rows(gateway: str) -> None:
+    schemas = requests.get(f"{gateway}/openapi.json", timeout=30).json()["components"]["schemas"]
+    assert set(schemas["xgboost.Features"]["properties"]) == {"model", "features", "entity"}
+    assert set(schemas["xgboost.Question"]["properties"]) == {"features", "entity"}
