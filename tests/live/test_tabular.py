@@ -101,7 +101,7 @@ def test_the_log_keeps_label_and_probabilities(site: Site, gateway: str) -> None
 
     def logged() -> bool:
         lines = site.run("log", "tail", "--model", "torch", "--json").stdout.splitlines()
-        kept = {one["prediction_id"]: one for one in map(json.loads, lines)}.get(answer["prediction_id"], {})
+        kept = {one["prediction_id"]: one["outcome"] for one in map(json.loads, lines)}.get(answer["prediction_id"], {})
         return all(kept.get(name) == answer[name] for name in ("label", "prediction", "confidence", "probabilities"))
 
     until(logged)

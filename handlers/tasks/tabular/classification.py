@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from handlers.core.calibration import Isotonic, Platt
 from handlers.core.columns import LogColumn
 from handlers.core.errors import LoadError
 from handlers.core.messages import Stamp
@@ -41,10 +42,14 @@ class Classification(Tabular[Question, Scored]):
     explained_type: ClassVar[type[msgspec.Struct]] = ExplainedClassified
     targets: ClassVar[tuple[Target, ...]] = ("logit", "probability")
     log_columns: ClassVar[tuple[LogColumn, ...]] = CLASSIFICATION_COLUMNS
+    gives_probabilities_of: ClassVar[Literal["choices", "event"] | None] = "event"
+    calibration: Platt | Isotonic | None
 
     def load(self, folder: Path) -> None:
         super().load(folder)
         refuse_outputs(outputs_of(self.features, self.model), self.settings.labels)
+        if self.calibration is not None and len(self.settings.labels) > 2:
+            raise LoadError("a calibration is that of one event; remove it, or name two labels")
 
     @property
     def labels(self) -> Sequence[str]:
@@ -55,16 +60,31 @@ class Classification(Tabular[Question, Scored]):
         return 1 if len(outcome.probabilities) == 2 else self.chosen(outcome.probabilities)
 
     def target(self, scores: NDArray[Any], target: Target, label: int | None) -> NDArray[np.float64]:
-        shares = probabilities(scores, logits=self.settings.output == "logit")[:, label or 0]
+        """A probability after calibration, a logit before it."""
         if target == "probability":
-            return shares
+            return self.shares(scores)[:, label or 0]
+        shares = probabilities(scores, logits=self.settings.output == "logit")[:, label or 0]
         inside = shares.clip(SMALLEST_SHARE, 1 - SMALLEST_SHARE)
         logit: NDArray[np.float64] = np.log(inside) - np.log1p(-inside)
         return logit
 
     def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Scored]:
-        found = probabilities(scores, logits=self.settings.output == "logit").tolist()
+        found = self.shares(scores).tolist()
         return [Scored(*row) for row in zip(found, imputed, clipped, strict=True)]
+
+    def shares(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+        """Calibrated probabilities, shape (rows, labels)."""
+        found = probabilities(scores, logits=self.settings.output == "logit")
+        if self.calibration is not None:
+            found[:, 1] = self.calibration(found[:, 1])
+            found[:, 0] = 1 - found[:, 1]
+        return found
+
+    def probabilities(self, found: Scored | Classified) -> list[float]:
+        return found.probabilities
+
+    def label_index(self, question: Question, label: str) -> int:
+        return self.settings.labels.index(label)
 
     def answer(self, question: Question, outcome: Scored, stamp: Stamp) -> Classified:
         kept = self.log_values(question, outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,36 @@ def test_an_offline_caller_gets_the_servers_answers(tabular: Make) -> None:
     found = pipeline.predict([Question(ROW), Question({"age": "x"}), Question(ROW, {"customer": 1})])
     assert found[0].label in LABELS  # type: ignore[union-attr]
     assert all(isinstance(one, HandlerError) for one in found[1:])
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"method": "platt", "slope": 0.5, "intercept": -1.0},
+        {"method": "isotonic", "uncalibrated": [0.0, 1.0], "calibrated": [0.1, 0.6]},
+    ],
+)
+def test_probabilities_are_calibrated_and_the_threshold_is_of_these(
+    tabular: Make, tmp_path: Path, calibration: dict[str, Any]
+) -> None:
+    settings = model_folder("xgboost", tmp_path / "model")
+    pipeline = load_tabular(tmp_path / "model", **settings, calibration=calibration)
+    [(_, plain)], [(_, answer)] = (ask(one, [{"features": ROW}]) for one in (tabular("xgboost"), pipeline))
+    p = plain["prediction"]
+    wanted = 1 / (1 + math.exp(-(0.5 * math.log(p / (1 - p)) - 1))) if "slope" in calibration else 0.1 + 0.5 * p
+    assert answer["prediction"] == pytest.approx(wanted, abs=1e-5)
+    assert answer["probabilities"] == pytest.approx([1 - wanted, wanted], abs=1e-5)
+    assert answer["label"] == LABELS[wanted >= 0.5]
+
+
+def test_several_classes_have_no_calibration(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_xgboost(folder / "model.ubj", target=np.arange(300) % 3, objective="multi:softprob", num_class=3)
+    write_features(specification(), folder)
+    calibration = {"method": "platt", "slope": 0.5, "intercept": -1.0}
+    with pytest.raises(LoadError, match="that of one event"):
+        load_tabular(folder, labels=["a", "b", "c"], calibration=calibration)
 
 
 def test_costs_set_the_threshold() -> None:
