@@ -32,7 +32,9 @@ MIB = 1 << 20
     "--upstream", "upstreams", multiple=True, metavar="IP:PORT", help="One more TorchServe behind the gateway."
 )
 @click.option("--no-gateway", is_flag=True, help="TorchServe alone, without Envoy before it.")
-@click.option("--no-redis", is_flag=True, help="No cache, no log; else the Redis of REDIS_URL, or one of its own.")
+@click.option(
+    "--no-redis", is_flag=True, help="No cache, no log, no features; else the Redis of REDIS_URL, or its own."
+)
 @click.option("--port", type=PORT, default=8080, show_default=True, help="TorchServe's predictions.")
 @click.option("--management-port", type=PORT, default=8081, show_default=True, help="TorchServe's management API.")
 @click.option("--metrics-port", type=PORT, default=8082, show_default=True, help="Prometheus metrics.")
@@ -180,7 +182,7 @@ def describe(content: dict[str, Any]) -> str:
     head = f"TorchServe pid {content['pid']}, {content['server_memory_mb']} MiB, since {content['started_at']}\n"
     if content["gateway"]:
         head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}\n"
-    head += f"{describe_redis(content)}\n"
+    head += f"{describe_redis(content)}\n{describe_features(content)}"
     head += describe_log(content["log"])
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     rows = table([TITLES, *(cells(row) for row in content["versions"])])
@@ -222,6 +224,16 @@ def describe_redis(content: dict[str, Any]) -> str:
     if content["redis_answers"]:
         return f"{where} at {content['redis']}"
     return f"{where} at {content['redis']}, which does not answer: answers are neither cached nor logged"
+
+
+def describe_features(content: dict[str, Any]) -> str:
+    """Where features stand, in a line of its own; nothing where that is the same Redis, or none."""
+    where = content["features"]
+    if where in (None, content["redis"]):
+        return ""
+    pid = f" pid {content['features_pid']}" if content["features_pid"] else ""
+    away = "" if content["features_answers"] else ", which does not answer: features have their stand-ins"
+    return f"feature store{pid} at {where}{away}\n"
 
 
 def describe_log(figures: dict[str, Any] | None) -> str:

@@ -88,7 +88,8 @@ def status(state: State) -> dict[str, Any]:
         "gateway": running.gateway.address if running.gateway else None,
         "gateway_pid": running.gateway.pid if running.gateway else None,
         "admin": running.gateway.admin if running.gateway else None,
-        **redis_status(state, running),
+        **redis_status(state, running, redis_server.CACHE),
+        **redis_status(state, running, redis_server.FEATURES),
         "log": msgspec.to_builtins(figures_of(state.prediction_log)),
         "store": running.store,
         "server_memory_mb": memory_mb(running.server.pid) if running.server else 0,
@@ -125,16 +126,16 @@ def node_row(report: Report, age_s: float, *, here: bool) -> dict[str, Any]:
     }
 
 
-def redis_status(state: State, running: Running) -> dict[str, Any]:
-    """`redis_pid` is None for one that REDIS_URL names, and for our own after it has died."""
-    redis = running.redis
+def redis_status(state: State, running: Running, instance: redis_server.Instance) -> dict[str, Any]:
+    """The pid is None for one that the environment names, and for our own after it has died."""
+    redis, name = getattr(running, instance.place), instance.place
     if redis is None:
-        return {"redis": None, "redis_pid": None, "redis_answers": False}
+        return {name: None, f"{name}_pid": None, f"{name}_answers": False}
     process = redis_server.find(state, redis)
     return {
-        "redis": redis_server.shown(redis.url),
-        "redis_pid": process.pid if process else None,
-        "redis_answers": redis_server.answers(redis.url),
+        name: redis_server.shown(redis.url),
+        f"{name}_pid": process.pid if process else None,
+        f"{name}_answers": redis_server.answers(redis.url),
     }
 
 

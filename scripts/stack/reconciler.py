@@ -33,6 +33,7 @@ from scripts.stack.journal import Journal
 from scripts.stack.management import Management, ManagementFailed, NoSuchVersion
 from scripts.stack.plan import TAKE_BACK
 from scripts.stack.ports import PortTaken
+from scripts.stack.redis_server import INSTANCES, Instance
 from scripts.stack.registered import Found, Wanted, named, wanted
 from scripts.stack.report import Answer
 from scripts.stack.routing import Key, Routing, routing
@@ -44,7 +45,7 @@ from scripts.stack.versions import Notify, Server
 
 ACTOR = "reconciler"
 CANNOT_START = (StartFailed, PortTaken, NoJava)
-HISTORY, STACK, TORCHSERVE, ENVOY, REDIS = "the history", "the stack", "TorchServe", "Envoy", "Redis"
+HISTORY, STACK, TORCHSERVE, ENVOY = "the history", "the stack", "TorchServe", "Envoy"
 STEP_S = 0.05
 """How soon a new revision is noticed."""
 WATCH_S = 0.25
@@ -123,7 +124,7 @@ class Reconciler:
             return False
         if self._target is None or self._target.revision != revision.revision:
             self._target, self._deaths = revision, 0
-            known = {HISTORY, STACK, TORCHSERVE, ENVOY, REDIS}
+            known = {HISTORY, STACK, TORCHSERVE, ENVOY, *(instance.name for instance in INSTANCES)}
             self.journal.begin(known | {named(key) for key in wanted(revision.document)})
         try:
             self._converge(revision.document)
@@ -189,7 +190,8 @@ class Reconciler:
     # One pass
 
     def _converge(self, document: Document) -> None:
-        self._start_redis()
+        for instance in INSTANCES:
+            self._start_redis(instance)
         if not self.servers.torchserve_alive():
             self._found = None
             self._tell_health()  # or requests would reach a server that has no version yet, and be told 404
@@ -419,7 +421,8 @@ class Reconciler:
     def _watch(self) -> None:
         """Four times a second, and cheap: no call of TorchServe unless a worker has ended."""
         self._tell_health()
-        self._revive_redis()
+        for instance in INSTANCES:
+            self._revive_redis(instance)
         self._revive_envoy()
         if self._found is not None and not self.servers.torchserve_alive():
             self._found = None
@@ -475,26 +478,26 @@ class Reconciler:
             found.pushed.tried()
             self._server().management.scale(*key, served.asked)
 
-    def _start_redis(self) -> None:
+    def _start_redis(self, instance: Instance) -> None:
         """Predictions go on without it, so its failure is a condition."""
-        if self.servers.redis_alive() or self.journal.waits(REDIS):
+        if self.servers.redis_alive(instance) or self.journal.waits(instance.name):
             return
         try:
-            self.servers.start_redis()
+            self.servers.start_redis(instance)
         except UserError as err:
-            self.journal.trouble(REDIS, err)
+            self.journal.trouble(instance.name, err)
         else:
-            self.journal.well(REDIS)
+            self.journal.well(instance.name)
 
-    def _revive_redis(self) -> None:
-        redis = self.servers.running.redis
-        if redis is None or redis.process is None or self.servers.redis_alive():
+    def _revive_redis(self, instance: Instance) -> None:
+        redis = self.servers.redis(instance)
+        if redis is None or redis.process is None or self.servers.redis_alive(instance):
             return
-        self._start_redis()
-        now = self.servers.running.redis
+        self._start_redis(instance)
+        now = self.servers.redis(instance)
         if now is not None and now != redis:
-            again = f"Redis (pid {redis.pid}) had died and was started again, pid {now.pid}"
-            self.journal.note(f"{again}; cached answers are gone")
+            again = f"{instance.name} (pid {redis.pid}) had died and was started again, pid {now.pid}"
+            self.journal.note(f"{again}; cached answers are gone" if instance.cached else again)
 
     def _revive_envoy(self) -> None:
         """At once, with the routes that it had."""

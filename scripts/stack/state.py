@@ -10,7 +10,8 @@ log/                drained predictions and labels, if no other folder was named
 spill/              records of workers that could not reach Redis, until they are drained
 gateway/            Envoy's settings, routes and clusters as they are in force
 redis/              Redis's settings, and its data between a stop and the next start
-logs/               reconciler.log, server.log, workers.log, console.log, gateway.log, redis.log
+features/           the feature store's settings and its data
+logs/               reconciler.log, server.log, workers.log, console.log, gateway.log, redis.log, features.log
 tmp/                sockets and unpacked archives, from start to stop (elsewhere if this path is too long)
 
 Only the reconciler writes, history.jsonl aside.
@@ -56,7 +57,7 @@ class Gateway(Struct, frozen=True):
 
 
 class Redis(Struct, frozen=True):
-    """Where the workers find Redis. `process` is our own one's; None for one that REDIS_URL names."""
+    """Where the workers find Redis. `process` is our own one's; None for one that the environment names."""
 
     url: str
     process: Identity | None = None
@@ -81,6 +82,8 @@ class Running(Struct, frozen=True):
     """None where TorchServe is served alone."""
     redis: Redis | None = None
     """None where there is none."""
+    features: Redis | None = None
+    """Where features stand; None where there is none."""
 
     @property
     def predictions(self) -> str:

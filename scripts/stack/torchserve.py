@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import requests
@@ -25,7 +26,6 @@ from scripts.core.errors import UserError
 from scripts.core.files import write_atomically, write_failed
 from scripts.core.http import HOST, local_session
 from scripts.core.process import Identity, Program, find_processes, kill, processes_marked, stop_tree
-from scripts.stack import redis_server
 from scripts.stack.java import Java
 from scripts.stack.metrics_page import FOLDER, make_folder
 from scripts.stack.ports import Ports
@@ -53,7 +53,8 @@ class TorchServe:
     store: Path
     temp: Path
     """A folder of `make_temp`, for sockets and unpacked archives."""
-    redis_url: str | None
+    redis_urls: Mapping[str, str]
+    """By the variable in which workers look for it."""
 
     def start(self, java: Java, environ: Mapping[str, str]) -> Identity:
         """Start it with no model and wait until it answers.
@@ -90,7 +91,7 @@ class TorchServe:
             name="TorchServe",
             command=command(java, vmargs, self.state.config, self.store, self.temp),
             folder=self.state.folder,
-            environ=environment(environ, self.state.logs, self.temp, self.redis_url)
+            environ=environment(environ, self.state.logs, self.temp, self.redis_urls)
             | {spill.FOLDER_VARIABLE: str(self.state.spill)},
             log=self.state.console_log,
             told=self.state.server_log,
@@ -198,7 +199,9 @@ def server_home() -> Path:
     return Path(found.submodule_search_locations[0]).resolve().parent
 
 
-def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis_url: str | None = None) -> dict[str, str]:
+def environment(
+    environ: Mapping[str, str], logs: Path, temp: Path, redis_urls: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """What the server and its workers see of the caller's environment: a short list, so that no secret comes along.
 
     PYTHONPATH stays out because it would put other code before an archive's own, TS_* because TorchServe would let it
@@ -209,8 +212,7 @@ def environment(environ: Mapping[str, str], logs: Path, temp: Path, redis_url: s
     ours = {"PATH": path, "LOG_LOCATION": str(logs), "METRICS_LOCATION": str(logs)}
     ours |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temp))
     ours[FOLDER_VARIABLE] = str(temp / FOLDER)
-    if redis_url is not None:
-        ours[redis_server.URL_VARIABLE] = redis_url
+    ours |= redis_urls
     ours |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
     return {"OMP_NUM_THREADS": "1"} | kept | ours
 

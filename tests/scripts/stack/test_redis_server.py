@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import redis
 from handlers.redis.cache import PREFIX
 from scripts.core.process import is_alive
 from scripts.stack import redis_server
-from scripts.stack.redis_server import RedisFailed, connect
+from scripts.stack.redis_server import CACHE, FEATURES, RedisFailed, connect
 from scripts.stack.state import Redis, State
-from tests.redis_servers import OLDEST, program_of
+from tests.redis_servers import OLDEST, SERVERS, program_of
 
 
 @pytest.fixture
@@ -98,9 +99,42 @@ def test_damaged_data_is_named_with_its_cure(state: State, tmp_path: Path) -> No
         redis_server.start(state, tmp_path)
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_features_survive_a_stop_and_a_crash(state: State, tmp_path: Path, name: str) -> None:
+    """What was written a second before the crash, and more."""
+    for customer in (1, 2):
+        store = redis_server.start(state, tmp_path, program_of(name), FEATURES)
+        connect(store.url).hset(f"customer:{customer}", "income", "1200")
+        if customer == 1:
+            redis_server.stop(state, store, FEATURES)
+        else:
+            time.sleep(2)
+            psutil.Process(store.pid).kill()
+    store = redis_server.start(state, tmp_path, program_of(name), FEATURES)
+    assert [connect(store.url).hget(f"customer:{i}", "income") for i in (1, 2)] == [b"1200", b"1200"]
+    redis_server.stop(state, store, FEATURES)
+
+
+def test_the_cache_never_evicts_a_feature(state: State, server: Redis, tmp_path: Path) -> None:
+    """They stand in a server of their own, which refuses what it has no room for, and says so."""
+    store = redis_server.start(state, tmp_path, instance=FEATURES)
+    client = connect(store.url)
+    client.hset("customer:1", "income", "1200")
+    client.expire("customer:1", 60)
+    client.config_set("maxmemory", client.info("memory")["used_memory"])
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        client.hset("customer:2", "income", "x" * 1_000_000)
+    assert client.hget("customer:1", "income") == b"1200"
+    redis_server.stop(state, store, FEATURES)
+    assert redis_server.answers(server.url)
+
+
 def test_redis_url_is_taken_and_left_alone(state: State, server: Redis, tmp_path: Path) -> None:
-    given = redis_server.provide(state, tmp_path, {**os.environ, "REDIS_URL": server.url})
+    given = redis_server.provide(CACHE, state, tmp_path, {**os.environ, "REDIS_URL": server.url})
     assert given == Redis(server.url)
+    environ = {"REDIS_URL": server.url, "FEATURES_REDIS_URL": "unix:///other"}
+    assert redis_server.provide(FEATURES, state, tmp_path, environ) == Redis("unix:///other")
+    assert redis_server.provide(FEATURES, state, tmp_path, {"REDIS_URL": server.url}) == given
     redis_server.stop(State(tmp_path / "other"), given)
     assert redis_server.answers(server.url)
 
@@ -111,7 +145,7 @@ def test_a_password_is_never_shown() -> None:
 
 
 def test_a_wrong_url_is_told(tmp_path: Path) -> None:
-    with pytest.raises(redis_server.UserError, match="REDIS_URL is 'localhost', which is not a Redis URL"):
+    with pytest.raises(redis_server.UserError, match="'localhost' is not a Redis URL"):
         redis_server.answers("localhost")
 
 

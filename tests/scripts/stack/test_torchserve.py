@@ -56,7 +56,7 @@ def test_workers_run_the_python_that_runs_marctl(tmp_path: Path) -> None:
 
 def test_secrets_and_overrides_stay_out_of_the_workers_environment() -> None:
     caller = {"AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "x", "TS_CONFIG_FILE": "/other", "PYTHONPATH": "/src"}
-    seen = environment({**caller, "LANG": "C.UTF-8", "HF_HOME": "/hf"}, LOGS, TEMP, "redis://")
+    seen = environment({**caller, "LANG": "C.UTF-8", "HF_HOME": "/hf"}, LOGS, TEMP, {"REDIS_URL": "redis://"})
     assert not seen.keys() & caller.keys()
     assert (seen["LANG"], seen["REDIS_URL"], seen["HF_HOME"]) == ("C.UTF-8", "redis://", "/hf")
 
