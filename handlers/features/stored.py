@@ -3,9 +3,9 @@
     HSET customer:123 income 1200.5 home owner employed true @time 1763725123
 
 A number is decimal text (`12`, `-0.5`, `1e-3`), a boolean `true` or `false` (or `1`, `0`), a category its name. An
-empty or absent field is a missing value. `@time` says when the values were true, in seconds since 1970, UTC; where a
-writer sets some of an entity's features only, `@time:NAME` says it of one and goes before `@time`. They are needed
-where a feature has a `freshness_s`. Fields that the specification does not know are other models' own.
+empty or absent field is a missing value. `@time` says when all of the entity's values were true, in seconds since 1970,
+UTC; a writer that sets some of them only sets `@time:NAME` of each instead. Of the two the later one counts. They are
+needed where a feature has a `freshness_s`. Fields that the specification does not know are other models' own.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class StoredForm:
             if value is None:
                 continue
             if limit_s is not None:
-                stamp = texts[stamp_at] or common
-                if stamp not in ages:
-                    ages[stamp] = age_of(stamp, now)
-                age_s = ages[stamp]
+                own = texts[stamp_at]
+                if own not in ages:
+                    ages[own] = later(own, common, now)
+                age_s = ages[own]
                 if age_s is None or not -AHEAD_S <= age_s <= limit_s:
                     continue
             values[name] = value
@@ -94,14 +94,19 @@ class StoredForm:
     def ages(self, texts: Texts, now: float) -> list[float | None]:
         """In seconds, of each feature in order; None where nothing says it, or there was no need to ask."""
         common = None if self._common is None else texts[self._common]
-        stamps = [None if reader.stamp_at == ABSENT else texts[reader.stamp_at] or common for reader in self._readers]
-        return [age_of(stamp, now) for stamp in stamps]
+        stamps = [None if reader.stamp_at == ABSENT else texts[reader.stamp_at] for reader in self._readers]
+        return [later(own, common, now) for own in stamps]
 
 
-def age_of(stamp: bytes | None, now: float) -> float | None:
-    """Of a value with this stamp; None for what is no time."""
+def later(own: bytes | None, common: bytes | None, now: float) -> float | None:
+    """The age of a value by the later of two stamps; None if neither is a time."""
+    ages = [age_s for stamp in (own, common) if stamp and (age_s := age_of(stamp, now)) is not None]
+    return min(ages, default=None)
+
+
+def age_of(stamp: bytes, now: float) -> float | None:
     try:
-        age_s = now - float(stamp or b"")
+        age_s = now - float(stamp)
     except ValueError:
         return None
     return age_s if math.isfinite(age_s) else None

@@ -35,6 +35,7 @@ COMMANDS = {
     "log": "scripts.cli.log:log",
     "shadow": "scripts.cli.shadow:shadow",
     "cache": "scripts.cli.cache:cache",
+    "features": "scripts.cli.features:features",
     "train": "scripts.cli.training:train",
     "eval": "scripts.cli.training:evaluate",
     "calibrate": "scripts.cli.calibration:calibrate",

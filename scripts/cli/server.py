@@ -182,7 +182,7 @@ def describe(content: dict[str, Any]) -> str:
     head = f"TorchServe pid {content['pid']}, {content['server_memory_mb']} MiB, since {content['started_at']}\n"
     if content["gateway"]:
         head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}\n"
-    head += f"{describe_redis(content)}\n{describe_features(content)}"
+    head += f"{describe_redis(content)}{describe_features(content)}\n"
     head += describe_log(content["log"])
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     rows = table([TITLES, *(cells(row) for row in content["versions"])])
@@ -227,13 +227,13 @@ def describe_redis(content: dict[str, Any]) -> str:
 
 
 def describe_features(content: dict[str, Any]) -> str:
-    """Where features stand, in a line of its own; nothing where that is the same Redis, or none."""
+    """Where features stand; nothing where that is the same Redis, or none."""
     where = content["features"]
     if where in (None, content["redis"]):
         return ""
     pid = f" pid {content['features_pid']}" if content["features_pid"] else ""
     away = "" if content["features_answers"] else ", which does not answer: features have their stand-ins"
-    return f"feature store{pid} at {where}{away}\n"
+    return f"; feature store{pid} at {where}{away}"
 
 
 def describe_log(figures: dict[str, Any] | None) -> str:

@@ -68,7 +68,8 @@ def test_no_text_is_no_value() -> None:
         ({"time": NOW + 30}, True),
         ({"time": NOW * 1000}, False),
         ({"time": 0, "time_income": NOW}, True),
-        ({"time": NOW, "time_income": 0}, False),
+        ({"time": NOW, "time_income": 0}, True),
+        ({"time": 0, "time_income": 0}, False),
     ],
 )
 def test_a_value_that_is_too_old_or_of_unknown_age_counts_as_missing(stamps: dict[str, Any], usable: bool) -> None:
@@ -78,7 +79,7 @@ def test_a_value_that_is_too_old_or_of_unknown_age_counts_as_missing(stamps: dic
 
 
 def test_ages_are_told_where_they_are_known() -> None:
-    assert FORM.ages(texts(income=5, time=NOW - 7), NOW) == [7.0, None, None]
+    assert FORM.ages(texts(income=5, time=NOW - 7), NOW) == [7.0, 7.0, 7.0]
     every = StoredForm(specification().stored("customer"), ages=True)
     row = [str(NOW - 7).encode() if field == "@time" else b"1" if ":" not in field else None for field in every.fields]
     assert every.ages(row, NOW) == [7.0, 7.0, 7.0]

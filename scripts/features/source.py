@@ -1,0 +1,65 @@
+"""Where a feature specification comes from: a file that a person wrote, or a version's archive."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from handlers.core.errors import LoadError
+from handlers.features import FeaturesInvalid, Specification, specification_of
+from handlers.features.entity import Entity
+from handlers.features.specification import FEATURES_FILE
+from scripts.build.reader import read_archive, read_text
+from scripts.core.errors import UserError
+from scripts.core.faults import listed
+from scripts.core.yaml_text import YamlInvalid, read_yaml
+from scripts.stack.state import State
+
+ARCHIVED = f"model/{FEATURES_FILE}"
+
+
+class SpecificationInvalid(UserError):
+    """It cannot be read, or says nothing of stored features."""
+
+
+def of_file(path: Path) -> Specification:
+    """YAML or JSON; what is learned in training may be open. Raises SpecificationInvalid."""
+    try:
+        return specification_of(read_yaml(path.read_bytes()))
+    except OSError as err:
+        raise SpecificationInvalid(f"{path}: {err.strerror or err}") from err
+    except YamlInvalid as err:
+        raise SpecificationInvalid(f"{path}: {err}") from err
+    except FeaturesInvalid as err:
+        raise SpecificationInvalid(listed(path, err.faults)) from err
+
+
+def of_version(state: State, store: Path, model: str, version: str) -> Specification:
+    """From the archive that is declared, else from the one that the store has. Raises UserError."""
+    declared = state.history.current().document.find(model, version)
+    path = store / (declared.file if declared else f"{model}-{version}.mar")
+    archive = read_archive(path)
+    if ARCHIVED not in archive.files:
+        raise SpecificationInvalid(f"{path} has no feature specification ({ARCHIVED})")
+    with zipfile.ZipFile(path) as file:
+        content = read_text(file, ARCHIVED)
+    try:
+        return specification_of(read_yaml(content))
+    except (FeaturesInvalid, YamlInvalid, LoadError) as err:
+        raise SpecificationInvalid(f"{path}: {ARCHIVED}: {err}") from err
+
+
+def entity_of(specification: Specification, name: str | None, columns: list[str] | None = None) -> Entity:
+    """The entity of that name; without one, the only one whose ids are among the columns. Raises UserError."""
+    known = specification.entities
+    if not known:
+        raise SpecificationInvalid("no feature of this specification has an `entity`, so none stands in a store")
+    if name is not None:
+        if name not in known:
+            raise UserError(f"no such entity: {name}; there is {', '.join(known)}")
+        return known[name]
+    found = [entity for entity in known.values() if columns is None or entity.name in columns]
+    if len(found) != 1:
+        many = "more than one of the entities" if found else "none of the entities"
+        raise UserError(f"the file has a column for {many} {', '.join(known)}; name one with --entity")
+    return found[0]
