@@ -184,7 +184,8 @@ def shown(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:.10g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else repr(text)  # other writers' text, which a terminal would obey
 
 
 def age(age_s: float | None) -> str:
