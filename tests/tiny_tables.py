@@ -48,6 +48,14 @@ def specification() -> Specification:
     return fit(specification_of(FEATURES), loans()[0])
 
 
+def stored_specification() -> Specification:
+    """The same, but for the amount, all features of a customer, who may be named instead."""
+    customer = {"name": "customer", "key": "customer:{customer}"}
+    stored = [feature if feature["name"] == "amount" else {**feature, "entity": customer} for feature in FEATURES]
+    stored[0] = {**stored[0], "freshness_s": 3600}
+    return fit(specification_of(stored), loans()[0])
+
+
 def encoded_loans() -> tuple[Encoded, NDArray[np.int64]]:
     table, bad = loans()
     features = Features(specification())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-LogType = Literal["int", "float", "str", "bool", "floats"]
+LogType = Literal["int", "float", "str", "bool", "floats", "strs"]
 LOG_TYPES: dict[Any, LogType] = {int: "int", float: "float", str: "str", bool: "bool", list[float]: "floats"}
 
 
@@ -35,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class LogColumn:
-    """One value that the prediction log keeps of an answer; `floats` is a list of them.
+    """One value that the prediction log keeps of an answer; `floats` and `strs` are lists.
 
     `tolerance`: two versions' numbers that differ by no more count as equal. `scores_of`: the int column whose values
     are places in this list of scores.

@@ -33,18 +33,15 @@ class Entity(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
     def key_of(self, entity_id: int | str) -> str:
         """The Redis key of one entity, whose id has no fault."""
-        return self.key.replace(self._place, str(entity_id))
-
-    @property
-    def _place(self) -> str:
-        return "{" + self.name + "}"
+        return self.key.replace(f"{{{self.name}}}", str(entity_id))
 
     def faults(self) -> Iterator[str]:
         """What the types alone cannot refuse."""
-        before, place, after = self.key.partition(self._place)
-        example = f", as in {self.name}:{self._place}"
+        braced = f"{{{self.name}}}"
+        before, place, after = self.key.partition(braced)
+        example = f", as in {self.name}:{braced}"
         if not place or not PLAIN_KEY.fullmatch(before + after):
-            yield f"entity.key: expected {self._place} once, and no other brace or space{example}"
+            yield f"entity.key: expected {braced} once, and no other brace or space{example}"
         elif not before or before.startswith(RESERVED):
             yield f"entity.key: expected to begin with a word of its own{example}"
 

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 FEATURES_URL_VARIABLE = "FEATURES_REDIS_URL"
 """Where features stand; if it is unset, they stand where REDIS_URL says."""
-REPLY_TIMEOUT_S = 0.02
-"""Longer than the cache's, because an answer with stand-ins is a worse one."""
+REPLY_TIMEOUT_S = 0.05
+"""Longer than the cache's, because an answer with stand-ins is a worse one; a Redis that hangs delays one batch."""
 START_S = 1.0
 """A worker that starts waits so long for its connection."""
 AT_ONCE = 128
@@ -53,9 +53,11 @@ class Store:
 
         Entities have no faults (handlers/features/entity.py).
         """
-        keys = {kind.key(i): kind for _, entities in asked for kind, i in self._named(entities)}
-        stored = self._fetch(keys)
-        return [self._row(sent, entities, stored) for sent, entities in asked]
+        named = [
+            [(self._kinds[name], i, self._kinds[name].key(i)) for name, i in entities.items()] for _, entities in asked
+        ]
+        stored = self._fetch({key: kind for row in named for kind, _, key in row})
+        return [completed(sent, row, stored) for (sent, _), row in zip(asked, named, strict=True)]
 
     def totals(self) -> dict[str, int]:
         """For the metrics page."""
@@ -66,17 +68,14 @@ class Store:
             "handler_features_asking": int(self._link.available),
         }
 
-    def _named(self, entities: Mapping[str, int | str]) -> list[tuple[Kind, int | str]]:
-        return [(self._kinds[name], entity_id) for name, entity_id in entities.items()]
-
-    def _fetch(self, keys: Mapping[str, Kind]) -> dict[str, Row]:
+    def _fetch(self, keys: Mapping[bytes, Kind]) -> dict[bytes, Row]:
         """The features that stand under each key; a key is absent where Redis did not answer."""
         self.lookups += len(keys)
-        found: dict[str, Row] = {}
+        found: dict[bytes, Row] = {}
         wanted, now = list(keys.items()), time.time()
         for start in range(0, len(wanted), AT_ONCE):
             part = wanted[start : start + AT_ONCE]
-            replies = self._link.ask(*(("HMGET", key, *kind.form.fields) for key, kind in part))
+            replies = self._link.ask_packed(b"".join([kind.command(key) for key, kind in part]), len(part))
             for (key, kind), texts in zip(part, replies or (), strict=False):
                 if isinstance(texts, list):
                     found[key] = self._fresh(kind, texts, now)
@@ -90,17 +89,6 @@ class Store:
                 self._counts[state] += 1
         return values
 
-    def _row(self, sent: Row, entities: Mapping[str, int | str], stored: Mapping[str, Row]) -> Row | HandlerError:
-        row: dict[str, Any] = {}
-        for kind, entity_id in self._named(entities):
-            row.update(stored.get(kind.key(entity_id), {}))
-        row.update(sent if None not in sent.values() else given(sent))
-        for kind, entity_id in self._named(entities):
-            for name in kind.required:
-                if name not in row:
-                    return lacking(kind.entity, entity_id, name, answered=kind.key(entity_id) in stored)
-        return row
-
 
 class Kind:
     """One entity of a specification: its keys, and what stands there."""
@@ -108,9 +96,33 @@ class Kind:
     def __init__(self, specification: Specification, entity: Entity) -> None:
         features = specification.stored(entity.name)
         self.entity = entity
-        self.key = entity.key_of
         self.form = StoredForm(features)
         self.required = [feature.name for feature in features if feature.missing_rule == "refuse"]
+        fields = [field.encode("utf-8", "surrogatepass") for field in self.form.fields]
+        self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2)
+        self._tail = b"".join(b"$%d\r\n%s\r\n" % (len(field), field) for field in fields)
+
+    def key(self, entity_id: int | str) -> bytes:
+        return self.entity.key_of(entity_id).encode()
+
+    def command(self, key: bytes) -> bytes:
+        """HMGET of the features' fields, as Redis's protocol has it."""
+        return b"%s$%d\r\n%s\r\n%s" % (self._head, len(key), key, self._tail)
+
+
+def completed(
+    sent: Row, named: Sequence[tuple[Kind, int | str, bytes]], stored: Mapping[bytes, Row]
+) -> Row | HandlerError:
+    """A request's own features over those of the entities that it names."""
+    row: dict[str, Any] = {}
+    for _, _, key in named:
+        row |= stored.get(key, {})
+    row |= sent if None not in sent.values() else given(sent)
+    for kind, entity_id, key in named:
+        for name in kind.required:
+            if name not in row:
+                return lacking(kind.entity, entity_id, name, answered=key in stored)
+    return row
 
 
 def given(sent: Row) -> Row:

@@ -212,7 +212,7 @@ def require_name(name: str) -> None:
 def arrow_type(kind: LogType) -> pa.DataType:
     pa = pyarrow()
     types = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
-    return types[kind] if kind in types else pa.list_(pa.float64())
+    return types[kind] if kind in types else pa.list_(types[kind.removesuffix("s")])
 
 
 def label_type(record: Record) -> LogType:

@@ -14,6 +14,7 @@ import msgspec
 import psutil
 from msgspec import Struct
 
+from handlers.redis.features import FEATURES_URL_VARIABLE
 from scripts.core.errors import UserError
 from scripts.core.process import Identity, reap
 from scripts.gateway.envoy import Envoy
@@ -23,7 +24,7 @@ from scripts.gateway.settings import GatewaySettings, read_settings
 from scripts.stack import redis_server
 from scripts.stack.java import find_java
 from scripts.stack.ports import choose_ports, free_port
-from scripts.stack.redis_server import FEATURES_URL_VARIABLE, INSTANCES, URL_VARIABLE, Instance
+from scripts.stack.redis_server import INSTANCES, URL_VARIABLE, Instance
 from scripts.stack.state import DamagedState, Gateway, Redis, Running, State
 from scripts.stack.torchserve import TorchServe, find_servers, make_temp
 from scripts.stack.versions import Notify

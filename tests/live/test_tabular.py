@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 import requests
 
 from tests.live.conftest import MARCTL, PROJECT, Site
 from tests.live.envoys import until
-from tests.tiny_tables import LABELS, ROW, SAVED, specification
+from tests.tiny_tables import LABELS, ROW, SAVED, specification, stored_specification
 
 pytestmark = pytest.mark.live
+STORED = "stored"
+"""A version whose features may stand in the store."""
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +35,16 @@ def site(make_site: Callable[..., Site]) -> Iterator[Site]:
         save(folder / name)
         options = [f"--set={key}={value}" for key, value in {"labels": json.dumps(LABELS), **settings}.items()]
         build_from(made, folder / name, kind, *options)
+    (made.folder / "stored.yaml").write_bytes(msgspec.yaml.encode(stored_specification()))
+    labels = f"--set=labels={json.dumps(LABELS)}"
+    build_from(made, made.folder / "files" / "xgboost" / SAVED["xgboost"][0], STORED, labels, features="stored.yaml")
     made.up()
     yield made
     made.run("down")
 
 
-def build_from(site: Site, file: Any, name: str, *options: str) -> None:
-    command = [*MARCTL, "build", "--from", str(file), "--features", str(site.folder / "features.yaml")]
+def build_from(site: Site, file: Any, name: str, *options: str, features: str = "features.yaml") -> None:
+    command = [*MARCTL, "build", "--from", str(file), "--features", str(site.folder / features)]
     command += ["--name", name, "--version", "1.0", "--recipes", str(site.folder / "recipes")]
     done = subprocess.run([*command, "--store", str(site.store), *options], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -111,3 +118,58 @@ def test_the_documentation_describes_the_rows(gateway: str) -> None:
     schemas = requests.get(f"{gateway}/openapi.json", timeout=30).json()["components"]["schemas"]
     assert set(schemas["xgboost.Features"]["properties"]) == {"model", "features", "entity"}
     assert set(schemas["xgboost.Question"]["properties"]) == {"features", "entity"}
+
+
+def ask_for(gateway: str, customer: int, **features: Any) -> Any:
+    body = {"entity": {"customer": customer}, "features": {"amount": ROW["amount"], **features}}
+    reply = ask(f"{gateway}/predictions/{STORED}", body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def push(site: Site, *lines: str) -> None:
+    path = site.folder / "customers.csv"
+    path.write_text("\n".join(["customer,income,age,home", *lines]) + "\n")
+    site.call("features", "push", STORED, "1.0", str(path), "--store", str(site.store))
+
+
+def test_a_customer_stands_for_stored_features(site: Site, gateway: str) -> None:
+    """Also where an equal request was answered before, with older ones."""
+    push(site, f"1,{ROW['income']},{ROW['age']},{ROW['home']}")
+    whole = ask(f"{gateway}/predictions/{STORED}", {"features": ROW}).json()
+    answer = ask_for(gateway, 1)
+    assert (answer["prediction"], answer["imputed"]) == (whole["prediction"], [])
+    assert ask_for(gateway, 1, income=50_000)["prediction"] < answer["prediction"]
+    time.sleep(1)  # stamps are whole seconds
+    push(site, f"1,50000,{ROW['age']},{ROW['home']}")
+    assert ask_for(gateway, 1)["prediction"] < answer["prediction"]
+    unknown = ask(f"{gateway}/predictions/{STORED}", {"entity": {"customer": 404}, "features": {"amount": 1}})
+    assert unknown.status_code == 422
+    assert "customer 404 has no usable age in the feature store" in unknown.json()["detail"]
+    instances = [{"entity": {"customer": 1}, "features": {"amount": 1}}, {"entity": {"customer": "1\n"}}]
+    good, bad = ask(f"{gateway}/v1/models/{STORED}:predict", {"instances": instances}).json()["predictions"]
+    assert good["imputed"] == []
+    assert "$.instances[1].entity.customer" in bad["detail"]
+
+
+def test_answers_go_on_without_the_feature_store_which_comes_back_with_its_features(site: Site, gateway: str) -> None:
+    push(site, "2,1234,40,own")
+    assert ask_for(gateway, 2)["imputed"] == []
+    time.sleep(2)  # it writes to disk each second
+    store = psutil.Process(site.call("status")["features_pid"])
+    store.suspend()
+    try:
+        told = [ask_for(gateway, 2, age=40) for _ in range(10)]
+    finally:
+        store.kill()
+    assert all(row["imputed"] == ["income", "home"] for row in told)
+    away = ask(f"{gateway}/predictions/{STORED}", {"entity": {"customer": 2}, "features": {"amount": 1}})
+    assert away.status_code in (200, 503)
+    until(lambda: ask_for(gateway, 2, age=40)["imputed"] == [], 30)
+    name = f'handler_features_unanswered_total{{model="{STORED}",version="1.0"}} '
+
+    def counted() -> bool:
+        page = requests.get(f"{gateway}/metrics", timeout=30).text
+        return any(float(line.removeprefix(name)) >= 10 for line in page.splitlines() if line.startswith(name))
+
+    until(counted)

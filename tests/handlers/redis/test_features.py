@@ -125,8 +125,8 @@ def test_an_entity_stands_for_its_features(server: TestRedis) -> None:
 def test_a_batch_costs_one_round_trip_and_asks_for_an_entity_once(server: TestRedis) -> None:
     worker = Worker(server.url)
     calls: list[int] = []
-    ask = worker.link.ask
-    worker.link.ask = lambda *commands: calls.append(len(commands)) or ask(*commands)  # type: ignore[method-assign,func-returns-value]
+    ask = worker.link.ask_packed
+    worker.link.ask_packed = lambda packed, n: calls.append(n) or ask(packed, n)  # type: ignore[method-assign,func-returns-value]
     rows = worker.rows(*[question(1), question(1, "a-1"), question(2)] * 10)
     assert [row["values"]["income"] for row in rows] == [2500.5, 2500.5, 1000.0] * 10
     assert calls == [3]
