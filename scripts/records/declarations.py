@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     import redis
 
 FILE = "_declarations.json"
-TYPES: dict[LogType, Any] = {"int": int, "float": float, "str": str, "bool": bool, "floats": list[float], "strs": list[str]}
+TYPES: dict[LogType, Any] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "floats": list[float],
+    "strs": list[str],
+}
 RECORD_COLUMNS = {*PredictionRecord.__struct_fields__, "stream_id", "time", "date", "true_label", "latency_ms"}
 PREFIX = "outcome_"
 """Before a declared column whose name every record has for something else."""

@@ -19,6 +19,7 @@ from tests.live.envoys import until
 from tests.tiny_tables import LABELS, ROW, SAVED, specification, stored_specification
 
 pytestmark = pytest.mark.live
+LOGGED = ("label", "prediction", "confidence", "probabilities", "imputed")
 STORED = "stored"
 """A version whose features may stand in the store."""
 
@@ -104,12 +105,13 @@ def test_an_equal_row_is_answered_from_the_cache(gateway: str) -> None:
 
 
 def test_the_log_keeps_label_and_probabilities(site: Site, gateway: str) -> None:
-    answer = ask(f"{gateway}/predictions/torch", {"features": {**ROW, "amount": 77.5}}).json()
+    answer = ask(f"{gateway}/predictions/torch", {"features": {**ROW, "amount": 77.5, "home": None}}).json()
+    assert answer["imputed"] == ["home"]
 
     def logged() -> bool:
         lines = site.run("log", "tail", "--model", "torch", "--json").stdout.splitlines()
         kept = {one["prediction_id"]: one["outcome"] for one in map(json.loads, lines)}.get(answer["prediction_id"], {})
-        return all(kept.get(name) == answer[name] for name in ("label", "prediction", "confidence", "probabilities"))
+        return all(kept.get(name) == answer[name] for name in LOGGED)
 
     until(logged)
 

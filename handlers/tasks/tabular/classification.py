@@ -105,8 +105,13 @@ class Classification(Tabular[Question, Scored]):
         found = [round(share, DECIMALS) for share in outcome.probabilities]
         index = self.chosen(outcome.probabilities)
         prediction = found[1] if len(found) == 2 else found[index]
-        label = self.settings.labels[index]
-        return {"label": label, "prediction": prediction, "confidence": found[index], "probabilities": found}
+        return {
+            "label": self.settings.labels[index],
+            "prediction": prediction,
+            "confidence": found[index],
+            "probabilities": found,
+            "imputed": outcome.imputed,
+        }
 
     def chosen(self, shares: Sequence[float]) -> int:
         """The label's place."""

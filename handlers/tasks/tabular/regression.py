@@ -56,7 +56,7 @@ class Regression(Tabular[Question, Estimated]):
         )
 
     def log_values(self, question: Question, outcome: Estimated) -> Mapping[str, Any]:
-        return {"prediction": round(outcome.value, DECIMALS)}
+        return {"prediction": round(outcome.value, DECIMALS), "imputed": outcome.imputed}
 
     def fits(self, question: Question, outcome: Estimated) -> bool:
         return math.isfinite(outcome.value)

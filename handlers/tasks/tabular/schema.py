@@ -126,5 +126,6 @@ CLASSIFICATION_COLUMNS = (
     LogColumn("prediction", "float", tolerance=SAME),
     LogColumn("confidence", "float", tolerance=SAME),
     LogColumn("probabilities", "floats"),
+    LogColumn("imputed", "strs"),
 )
-REGRESSION_COLUMNS = (LogColumn("prediction", "float"),)
+REGRESSION_COLUMNS = (LogColumn("prediction", "float"), LogColumn("imputed", "strs"))

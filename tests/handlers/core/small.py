@@ -86,6 +86,11 @@ class Small(Task[Text, Length]):
         if question.text == "refuse":
             raise Invalid("refuse")
 
+    def complete(self, questions: Sequence[Text]) -> Sequence[Text | HandlerError]:
+        for question in questions:
+            fail_at("complete", question)
+        return [Invalid("as the store says") if question.text == "lacking" else question for question in questions]
+
     def cost(self, questions: Sequence[Text]) -> int:
         for question in questions:
             fail_at("cost", question)

@@ -27,7 +27,19 @@ def faults(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "step", ["decode", "check", "cost", "predict", "answer", "encode", "encoding", "refuse", *ANSWERED_ALL_THE_SAME]
+    "step",
+    [
+        "decode",
+        "check",
+        "cost",
+        "complete",
+        "predict",
+        "answer",
+        "encode",
+        "encoding",
+        "refuse",
+        *ANSWERED_ALL_THE_SAME,
+    ],
 )
 def test_a_fault_fails_its_own_request_and_is_logged_once_with_its_id(
     step: str, caplog: pytest.LogCaptureFixture
@@ -49,14 +61,18 @@ def test_a_fault_fails_its_own_request_and_is_logged_once_with_its_id(
     assert recorded == wanted | ({} if step in ANSWERED_ALL_THE_SAME else failed)
 
 
-@pytest.mark.parametrize("step", ["check", "predict", "answer", "encoding", "late", "no outcome", "own error"])
+@pytest.mark.parametrize(
+    "step", ["check", "complete", "lacking", "predict", "answer", "encoding", "late", "no outcome", "own error"]
+)
 def test_a_fault_fails_its_own_instance(step: str, caplog: pytest.LogCaptureFixture) -> None:
     pipeline, _, log = small()
     [(code, reply), (neighbour, _)] = ask(pipeline, [{"instances": [FINE, {"text": step}, {"text": step}, FINE]}, FINE])
     assert (code, neighbour) == (200, 200)
     one, bad, again, two = reply["predictions"]
     assert (one["length"], two["length"]) == (4, 4)
-    error = {"late": "out_of_time", "own error": "invalid_request"}.get(step, "model_failed")
+    error = {"late": "out_of_time", "own error": "invalid_request", "lacking": "invalid_request"}.get(
+        step, "model_failed"
+    )
     assert bad["error"] == again["error"] == error
     assert len(faults(caplog)) == (1 if error == "model_failed" else 0), "once for the request"
     assert [record.error for record in log.records] == [None, error, error, None, None]

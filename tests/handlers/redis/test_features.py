@@ -20,6 +20,7 @@ from handlers.features import Features, Specification
 from handlers.redis.cache import open_cache
 from handlers.redis.features import FEATURES_URL_VARIABLE, REPLY_TIMEOUT_S, Store, open_features
 from handlers.redis.link import URL_VARIABLE, RedisLink
+from tests.handlers.core.small import ListLog
 from tests.handlers.features.stored_rows import FRESHNESS_S, specification
 from tests.redis_servers import TestRedis, memory_left
 
@@ -235,6 +236,15 @@ def test_a_cached_answer_never_rests_on_older_features(server: TestRedis, monkey
     server.client.hset("customer:1", "@time", "0")
     assert "income" in worker.rows(question(1))[0]["imputed"]
     assert (worker.task.asked, cache.hits) == (3, 1)
+
+
+def test_the_log_is_told_the_entity_and_the_values_that_were_used(server: TestRedis) -> None:
+    worker = Worker(server.url)
+    worker.pipeline.log = log = ListLog()
+    worker.rows(question(1, amount=3))
+    [record] = log.records
+    assert record.question.entity == {"customer": 1}
+    assert record.question.features == {"income": 2500.5, "home": "owner", "children": 3, "amount": 3}
 
 
 def test_features_stand_where_the_environment_says(server: TestRedis, monkeypatch: pytest.MonkeyPatch) -> None:
