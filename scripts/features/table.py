@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,8 @@ def seconds_of(cell: Any) -> float | None:
     try:
         if isinstance(cell, str):
             cell = float(cell) if cell.replace(".", "", 1).isdigit() else datetime.fromisoformat(cell)
+        if isinstance(cell, date) and not isinstance(cell, datetime):
+            cell = datetime(cell.year, cell.month, cell.day, tzinfo=UTC)
         if isinstance(cell, datetime):
             cell = (cell if cell.tzinfo else cell.replace(tzinfo=UTC)).timestamp()
         ahead = datetime.now(UTC).timestamp() + AHEAD_S

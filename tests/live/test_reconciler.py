@@ -105,7 +105,7 @@ def test_a_start_that_is_killed_at_any_moment_is_finished_by_the_next(make_site:
     assert site.client(listened["gateway"]).json() == ANSWER
     lines = [" ".join(process.cmdline()) for process in site.processes()]
     names = [next(n for n in ("ModelServer", "_worker", "envoy", "redis") if n in line) for line in lines]
-    assert sorted(names) == ["ModelServer", "_worker", "_worker", "envoy", "redis"]
+    assert sorted(names) == ["ModelServer", "_worker", "_worker", "envoy", "redis", "redis"]
     site.call("down")
     site.assert_nothing_left(listened)
 

@@ -220,7 +220,7 @@ def foreground(site: Site) -> tuple[subprocess.Popen[str], list[psutil.Process]]
         if line.startswith("stop it with Ctrl-C"):
             break
     started = [p for p in psutil.Process(process.pid).children(recursive=True) if is_server(p.cmdline())]
-    assert len(started) == 3 + len(list(site.store.glob("*.mar"))), "Redis, TorchServe, its workers and Envoy"
+    assert len(started) == 4 + len(list(site.store.glob("*.mar"))), "two Redis servers, TorchServe, its workers, Envoy"
     return process, started
 
 
