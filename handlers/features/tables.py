@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ARROW_TYPES = {"number": "float64", "integer": "float64", "boolean": "bool_", "category": "string"}
 """Integers are read as float64, which holds those up to 2^53, so that 3.0 of another writer is one, too."""
 MOST_FAULTS = 20
+BACKGROUND_FILE = "background.jsonl"
+"""Of an archive: rows as requests bring them, a sample of what the model was trained on."""
 
 
 def arrow_schema(specification: Specification) -> pa.Schema:
@@ -141,5 +143,11 @@ def refuse_faulty(resolved: Resolved) -> None:
 def rows_of(table: Any, specification: Specification) -> Sequence[dict[str, Any]]:
     """The features of each row as a request would bring them; missing ones are left out."""
     arrow = as_arrow(table)
-    names = [f.name for f in specification.sent if f.name in arrow.column_names]
-    return [{k: v for k, v in row.items() if v is not None} for row in arrow.select(names).to_pylist()]
+    features = {f.name: f for f in specification.sent if f.name in arrow.column_names}
+    rows = arrow.select(list(features)).to_pylist()
+    return [{name: as_sent(features[name], cell) for name, cell in row.items() if cell is not None} for row in rows]
+
+
+def as_sent(feature: Feature, cell: Any) -> Any:
+    """Integers are often read as floating-point numbers, because of the gaps beside them."""
+    return int(cell) if feature.type == "integer" and cell == int(cell) else cell

@@ -19,8 +19,8 @@ from handlers.core.settings import Settings
 from handlers.core.task import Task
 from handlers.tasks import TASKS, find_task
 from scripts.build.build import lay_out_model
-from scripts.build.lone_file import from_file
-from scripts.build.recipe import RECIPE_FILE, Recipe, Sample, Version, Weights, own_file, read_version
+from scripts.build.lone_file import ModelFile
+from scripts.build.recipe import RECIPE_FILE, Explanations, Recipe, Sample, Version, Weights, own_file, read_version
 from scripts.core.errors import UserError
 from scripts.core.files import write_atomically
 from scripts.core.names import NAME
@@ -33,55 +33,60 @@ DIGITS = 4
 
 
 def adopt(
-    source: Path,
+    source: Path | ModelFile,
     name: str,
     version: str,
     store: Path,
     requests: Sequence[Mapping[str, Any]] = (),
     *,
     task: str | None = None,
-    features: Path | None = None,
+    explain: bool = False,
     force: bool = False,
     **settings: Any,
 ) -> Version:
-    """Write `<store>/<name>/<version>/model.yaml` for a model's folder, or a lone file, and return the version.
+    """Write `<store>/<name>/<version>/model.yaml` for a model's folder, or its file, and return the version.
 
-    `task` is a name, or a Python file's path; `settings` are the task's own. A file, and the feature specification that
-    belongs to it, are copied beside the recipe. The samples' expected answers are recorded from the model's own
-    library, in float32. Raises UserError if there is no such model, or a recipe stands there already.
+    `task` is a name, or a Python file's path; `settings` are the task's own. A file is copied beside the recipe. The
+    samples' expected answers are recorded from the model's own library, in float32. Raises UserError if there is no
+    such model, or a recipe stands there already.
     """
     place = store / name / version
     refuse_names(name, version)
     if (place / RECIPE_FILE).exists() and not force:
         raise UserError(f"{place / RECIPE_FILE} exists already; choose another --version, or add --force to replace it")
-    task = task or default_task(source)
+    path = source.path if isinstance(source, ModelFile) else source
+    task = task or default_task(path)
     kind = task_named(task)
     with tempfile.TemporaryDirectory(prefix="marctl-adopt-") as work:
-        folder = source if source.is_dir() else from_file(source, features, kind, Path(work))
+        folder = source.lay_out(kind, Path(work)) if isinstance(source, ModelFile) else source
         try:
             refuse_folder(folder, kind)
             own = {**kind.suggest(folder), **settings}
             asked = [check(kind, request) for request in requests or default_requests(kind, folder)]
-            samples = record(place.resolve(), folder, kind, asked, own)
-            libraries = list(kind.needed(folder))
+            recipe = Recipe(
+                task=str(own_file(Path.cwd(), task) or task),
+                description=f"{name}, from {path.resolve().name}",
+                weights=Weights(directory=MODEL_FOLDER if isinstance(source, ModelFile) else str(source.resolve())),
+                libraries=list(kind.needed(folder)),
+                explanations=Explanations() if explain else None,
+                samples=record(place.resolve(), folder, kind, asked, own),
+            )
         except LoadError as err:
-            raise UserError(f"{source}: {err}") from err
-        if folder is not source:
+            raise UserError(f"{path}: {err}") from err
+        if isinstance(source, ModelFile):
             shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
             shutil.copytree(folder, place / MODEL_FOLDER)
-    recipe = Recipe(
-        task=str(own_file(Path.cwd(), task) or task),
-        description=f"{name}, from {source.resolve().name}",
-        weights=Weights(directory=str(source.resolve()) if source.is_dir() else MODEL_FOLDER),
-        libraries=libraries,
-        samples=samples,
-    )
-    place.mkdir(parents=True, exist_ok=True)
-    plain = Recipe(task="", description="", samples=samples)
-    content = {k: v for k, v in msgspec.to_builtins(recipe).items() if v != msgspec.to_builtins(plain)[k]}
-    content = {"task": content.pop("task"), **content, **own, "samples": msgspec.to_builtins(samples)}
-    write_atomically(place / RECIPE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_recipe(recipe, own, place)
     return read_version(place)
+
+
+def write_recipe(recipe: Recipe, settings: Mapping[str, Any], place: Path) -> None:
+    """What differs from a recipe's defaults, the samples last."""
+    place.mkdir(parents=True, exist_ok=True)
+    plain = msgspec.to_builtins(Recipe(task="", description="", samples=recipe.samples))
+    content = {name: value for name, value in msgspec.to_builtins(recipe).items() if value != plain[name]}
+    content = {"task": content.pop("task"), **content, **settings, "samples": plain["samples"]}
+    write_atomically(place / RECIPE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def default_task(source: Path) -> str:

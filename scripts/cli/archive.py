@@ -39,6 +39,12 @@ BRIEF = 200
     help="With --from FILE: the feature specification of a model for tables, in YAML or JSON.",
 )
 @click.option(
+    "--background",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --from FILE: CSV or Parquet of training rows; explanations compare with a sample of them.",
+)
+@click.option("--explain", is_flag=True, help="With --from: with explainer workers, too.")
+@click.option(
     "--task", help="With --from: its task, or ./a_file.py [default: multiple_choice for a folder, tabular for a file]."
 )
 @click.option(
@@ -60,6 +66,8 @@ def build(
     new_version: str | None,
     samples: Path | None,
     features: Path | None,
+    background: Path | None,
+    explain: bool,
     task: str | None,
     settings: tuple[str, ...],
     precision: str | None,
@@ -78,6 +86,7 @@ def build(
     """
     from scripts.build.adopt import adopt, default_task, read_samples
     from scripts.build.build import build as build_version
+    from scripts.build.lone_file import ModelFile
     from scripts.build.reader import read_archive
 
     if source is not None:
@@ -86,11 +95,12 @@ def build(
         requests = read_samples(samples, task or default_task(source)) if samples else []
         note(f"{name} {new_version}: reading {source}")
         own = dict(map(setting, settings)) | ({"precision": precision} if precision else {})
+        adopted = source if source.is_dir() else ModelFile(source, features, background)
         versions = [
-            adopt(source, name, new_version, recipes, requests, task=task, features=features, force=force, **own)
+            adopt(adopted, name, new_version, recipes, requests, task=task, explain=explain, force=force, **own)
         ]
-    elif name or new_version or samples or features or settings:
-        raise click.UsageError("--name, --version, --samples, --features and --set go with --from")
+    elif name or new_version or samples or features or background or explain or settings:
+        raise click.UsageError("the options that say `With --from` go with --from")
     else:
         versions = choose(recipes, model, version)
     built = []

@@ -13,8 +13,8 @@ from scripts.core.errors import UserError
 
 DEFAULT_MODEL = "mcqa"
 TIMEOUT_S = 60
-METHODS = ("integrated_gradients", "gradient_x_input", "shapley", "occlusion")
-TARGETS = ("logit", "probability", "margin")
+METHODS = ("integrated_gradients", "gradient_x_input", "shapley", "occlusion", "tree_shap")
+TARGETS = ("logit", "probability", "margin", "value")
 
 
 @click.command()
@@ -23,8 +23,8 @@ TARGETS = ("logit", "probability", "margin")
 @click.option("--context", help="What a multiple-choice question is about.")
 @click.option("--model", help="Ask this model [default: the only one that is served, or mcqa].")
 @click.option("--version", help="Ask this version [default: as the model's traffic policy says].")
-@click.option("--explain", is_flag=True, help="Tell which words speak for the answer, and which against it.")
-@click.option("--method", type=click.Choice(METHODS), help="How to explain [default: integrated_gradients].")
+@click.option("--explain", is_flag=True, help="Tell which words or features speak for the answer.")
+@click.option("--method", type=click.Choice(METHODS), help="How to explain [default: the model's own].")
 @click.option("--target", type=click.Choice(TARGETS), help="What to explain of the answer [default: logit].")
 def ask(
     state: Path,
@@ -36,11 +36,12 @@ def ask(
     method: str | None,
     target: str | None,
 ) -> None:
-    """Ask the running stack: a question and its choices, or the request as JSON.
+    """Ask the running stack: a question and its choices, features as NAME=VALUE, or the request as JSON.
 
     \b
     Example: marctl ask "What do people use to cut bread?" "a pillow" "a knife" --explain
              marctl ask --model embed '{"input_text": "a knife"}'
+             marctl ask --model risk income=1500 home=rent
     """
     import requests
 

@@ -1,4 +1,4 @@
-"""An explanation in the terminal: coloured words, and the heaviest ones with their figures.
+"""An explanation in the terminal: coloured words, or features, and the heaviest ones with their figures.
 
 Blue speaks for the choice, orange against it; terminals that show no colour still have the signs of the figures.
 """
@@ -20,6 +20,38 @@ SHOWN, BAR = 8, 16
 
 def explained(texts: dict[str, str], found: dict[str, Any]) -> str:
     """One explanation of an answer; `texts`: field to the client's string, in the order to be shown."""
+    return by_features(found) if "features" in found else by_words(texts, found)
+
+
+def by_features(found: dict[str, Any]) -> str:
+    """The reasons in words, then the heaviest features."""
+    heaviest = sorted(found["features"], key=lambda one: -abs(one["score"]))[:SHOWN]
+    most = abs(heaviest[0]["score"]) or 1.0
+    named = [f"{one['feature']} = {shown(one['value'])}" for one in heaviest]
+    width = max(map(len, named))
+    lines = [f"why {found['label']}" if "label" in found else "why this value"]
+    lines += [f"  {reason}" for reason in found["reasons"]]
+    for name, one in zip(named, heaviest, strict=True):
+        marks = [mark for mark in ("imputed", "clipped", "protected") if one.get(mark)]
+        lines.append(f"  {name.ljust(width)}  {figures(one, most)}{'  (' + ', '.join(marks) + ')' if marks else ''}")
+    return "\n".join([*lines, *notes(found, f"compared with {found['baseline']}, ")])
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "missing"}[value]
+    return f"{value:,.10g}" if isinstance(value, int | float) else str(value)
+
+
+def figures(part: dict[str, Any], most: float) -> str:
+    """A score, with its standard error where it has one, and its bar."""
+    bar = click.style("█" * max(round(BAR * abs(part["score"]) / most), 1), fg=colour_of(part))
+    error = f" ± {part['standard_error']:.3f}" if "standard_error" in part else ""
+    return f"{part['score']:+8.3f}{error}  {bar}"
+
+
+def by_words(texts: dict[str, str], found: dict[str, Any]) -> str:
+    """The texts with their words marked, then the heaviest words."""
     most = max((abs(word["score"]) for word in found["words"]), default=0.0) or 1.0
     against = f" and not {texts['choices[' + str(found['against']) + ']']}" if "against" in found else ""
     lines = [f"why {found['label']}{against}"]
@@ -29,10 +61,8 @@ def explained(texts: dict[str, str], found: dict[str, Any]) -> str:
     heaviest = sorted(found["words"], key=lambda word: -abs(word["score"]))[:SHOWN]
     longest = max((len(word["text"]) for word in heaviest), default=0)
     for word in heaviest:
-        bar = click.style("█" * max(round(BAR * abs(word["score"]) / most), 1), fg=colour_of(word))
-        error = f" ± {word['standard_error']:.3f}" if "standard_error" in word else ""
         unknown = "  (unknown to the model)" if word.get("unknown") else ""
-        lines.append(f"  {word['text'].ljust(longest)}  {word['score']:+8.3f}{error}  {bar}{unknown}")
+        lines.append(f"  {word['text'].ljust(longest)}  {figures(word, most)}{unknown}")
     return "\n".join([*lines, *notes(found)])
 
 
@@ -61,10 +91,11 @@ def colour_of(word: dict[str, Any]) -> Colour:
     return FOR if word["score"] >= 0 else AGAINST
 
 
-def notes(found: dict[str, Any]) -> list[str]:
+def notes(found: dict[str, Any], compared: str = "") -> list[str]:
     """How it was found, and what to be careful about."""
-    change = f"{found['baseline_value']:.3f} without words to {found['value']:.3f}"
-    told = [f"  {found['method']}, {found['target']} from {change}, {found['compute_ms']:.0f} ms"]
+    without = "" if compared else " without words"
+    change = f"{found['baseline_value']:.3f}{without} to {found['value']:.3f}"
+    told = [f"  {found['method']}, {found['target']} from {change}, {compared}{found['compute_ms']:.0f} ms"]
     if not found["complete"]:
         told.append(f"  careful: the scores miss that change by {abs(found['delta']):.3f}")
     if found.get("not_seen"):

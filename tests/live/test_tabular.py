@@ -35,7 +35,7 @@ def site(make_site: Callable[..., Site]) -> Iterator[Site]:
         folder.mkdir(parents=True)
         save(folder / name)
         options = [f"--set={key}={value}" for key, value in {"labels": json.dumps(LABELS), **settings}.items()]
-        build_from(made, folder / name, kind, *options)
+        build_from(made, folder / name, kind, *options, *(["--explain"] if kind == "xgboost" else []))
     (made.folder / "stored.yaml").write_bytes(msgspec.yaml.encode(stored_specification()))
     labels = f"--set=labels={json.dumps(LABELS)}"
     build_from(made, made.folder / "files" / "xgboost" / SAVED["xgboost"][0], STORED, labels, features="stored.yaml")
@@ -72,6 +72,22 @@ def test_every_runtime_answers_in_every_form(gateway: str, kind: str) -> None:
     several = ask(f"{gateway}/v1/models/{kind}:predict", {"instances": [{"features": ROW}]}).json()["predictions"]
     for other in (named, *several):
         assert {name: other[name] for name in fields} == {name: answer[name] for name in fields}
+
+
+def test_an_explanation_is_answered_as_data_as_a_page_and_at_a_terminal(site: Site, gateway: str) -> None:
+    answer = ask(f"{gateway}/v1/models/xgboost:explain", {"instances": [{"features": ROW}]}).json()["predictions"][0]
+    [found] = answer["explanations"]
+    assert found["method"] == "tree_shap"
+    assert found["complete"]
+    assert sum(one["score"] for one in found["features"]) == pytest.approx(
+        found["value"] - found["baseline_value"], abs=1e-4
+    )
+    page = ask(f"{gateway}/explanations/xgboost", {"features": ROW, "explain": {"format": "html"}})
+    assert page.headers["content-type"].startswith("text/html")
+    assert all(reason.partition(" ")[0] in page.text for reason in found["reasons"])
+    words = [f"{name}={value}" for name, value in ROW.items()]
+    told = site.run("ask", "--model", "xgboost", *words, "--explain", "--method", "tree_shap").stdout
+    assert found["reasons"][0] in told
 
 
 def test_bad_rows_are_told_their_faults_among_good_ones(gateway: str) -> None:

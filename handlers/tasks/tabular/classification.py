@@ -25,7 +25,7 @@ from handlers.tasks.tabular.schema import (
     Scored,
     Target,
 )
-from handlers.tasks.tabular.task import DECIMALS, Tabular, opened, outputs_of
+from handlers.tasks.tabular.task import DECIMALS, Tabular, marks_of, opened, outputs_of
 
 SMALLEST_SHARE = 1e-9
 """A probability nearer to 0 or 1 has this one's logit, about 21."""
@@ -122,6 +122,11 @@ class Classification(Tabular[Question, Scored]):
     def fits(self, question: Question, outcome: Scored) -> bool:
         shares = outcome.probabilities
         return len(shares) == len(self.settings.labels) and min(shares) >= 0 and abs(math.fsum(shares) - 1) < 1e-6
+
+    @classmethod
+    def show(cls, request: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        """The label with its probability, and what was imputed or clipped."""
+        return f"{answer['label']}  {100 * answer['confidence']:.1f} %{marks_of(answer)}"
 
     @classmethod
     def suggest(cls, folder: Path) -> dict[str, Any]:

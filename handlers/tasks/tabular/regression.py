@@ -17,7 +17,7 @@ from handlers.core.messages import Stamp
 from handlers.core.settings import Settings
 from handlers.tasks.tabular.explain.answer import ExplainedValue
 from handlers.tasks.tabular.schema import REGRESSION_COLUMNS, Estimated, Question, Target, Value
-from handlers.tasks.tabular.task import DECIMALS, Tabular, outputs_of
+from handlers.tasks.tabular.task import DECIMALS, Tabular, marks_of, outputs_of
 
 
 class Regression(Tabular[Question, Estimated]):
@@ -60,6 +60,11 @@ class Regression(Tabular[Question, Estimated]):
 
     def fits(self, question: Question, outcome: Estimated) -> bool:
         return math.isfinite(outcome.value)
+
+    @classmethod
+    def show(cls, request: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        """The value, and what was imputed or clipped."""
+        return f"{answer['prediction']:,.6g}{marks_of(answer)}"
 
     @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:

@@ -123,6 +123,15 @@ class Tabular(Task[Asked, Outcome]):
             self.model.scores(np.zeros((rows, len(self.features.columns)), np.float32))
 
     @classmethod
+    def request_from_words(cls, words: Sequence[str], **options: Any) -> dict[str, Any]:
+        """Features as NAME=VALUE, or the request as JSON."""
+        if len(words) == 1 and words[0].lstrip().startswith("{"):
+            return super().request_from_words(words, **options)
+        if not all("=" in word for word in words):
+            raise ValueError(f"expected features as NAME=VALUE, or the request as JSON ({cls.example})")
+        return {"features": {name: value_of(text) for name, _, text in (word.partition("=") for word in words)}}
+
+    @classmethod
     def needed(cls, folder: Path) -> tuple[str, ...]:
         return libraries_of(folder)
 
@@ -132,6 +141,20 @@ class Tabular(Task[Asked, Outcome]):
         from handlers.tasks.tabular.sample_rows import sample_rows
 
         return sample_rows(read_features(folder))
+
+
+def value_of(text: str) -> Any:
+    """A word of a command line as a feature's value: JSON where it is some, else text."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def marks_of(answer: Mapping[str, Any]) -> str:
+    """What was imputed and clipped, for a terminal; empty if nothing was."""
+    told = [f"\n  {name}: {', '.join(answer[name])}" for name in ("imputed", "clipped") if answer[name]]
+    return "".join(told)
 
 
 def opened(folder: Path, threads: int) -> tuple[Features, Runtime]:

@@ -10,9 +10,9 @@ import msgspec
 from handlers.core.errors import LoadError
 from handlers.features import Features
 from handlers.features.encode import Encoded
+from handlers.features.tables import BACKGROUND_FILE
 from handlers.tasks.tabular.sample_rows import sample_rows
 
-BACKGROUND_FILE = "background.jsonl"
 MOST_ROWS = 1_000
 
 

@@ -249,6 +249,18 @@ def test_several_classes_have_no_calibration(tmp_path: Path) -> None:
         load_tabular(folder, labels=["a", "b", "c"], calibration=calibration)
 
 
+def test_words_of_a_command_line_are_features(tabular: Make) -> None:
+    task = type(tabular("xgboost").task)
+    asked = task.request_from_words(["income=1500", "amount=9000.5", "age=30", "home=rent"])
+    assert asked == {"features": ROW}
+    assert task.request_from_words(['{"features": {}}']) == {"features": {}}
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        task.request_from_words(["income"])
+    [(_, answer)] = ask(tabular("xgboost"), [{"features": {"amount": 1e6, "age": 30}}])
+    shown = task.show(asked, answer)
+    assert shown.endswith("\n  imputed: income, home\n  clipped: amount")
+
+
 def test_costs_set_the_threshold() -> None:
     section = {"task": "tabular", "costs": {"false_positive": 1, "false_negative": 4}}
     assert ClassificationSettings.load(section).cut == pytest.approx(0.2)
