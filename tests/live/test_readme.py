@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import requests
 
 from scripts.stack.ports import choose_ports
 from tests.live.conftest import PROJECT
+from tests.tiny_tables import save_xgboost, specification
 
 pytestmark = pytest.mark.live
 
@@ -32,7 +34,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Path:
-    """A copy of the project as git holds it, with a model folder of the user's beside it."""
+    """A copy of the project as git holds it, with models of the user's beside it."""
     copy = tmp_path_factory.mktemp("checkout") / "project"
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, capture_output=True, text=True
@@ -42,6 +44,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(PROJECT / name, copy / name)
     shutil.copytree(tiny_model("roberta"), copy / "my_model")
+    save_xgboost(copy / "risk.json")
+    (copy / "features.yaml").write_bytes(msgspec.yaml.encode(specification()))
     for archive in (PROJECT / "model_store" / "archives").glob("*.mar"):
         (copy / "model_store" / "archives").mkdir(exist_ok=True)
         shutil.copy2(archive, copy / "model_store" / "archives")
