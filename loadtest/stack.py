@@ -115,20 +115,23 @@ def running_stack(
     *options: str,
     copies: Mapping[str, str] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    source: Path = RECIPES,
 ) -> Iterator[Stack]:
     """Serve versions of the repository, such as `mcqa/1.0`, and nothing else; all of it is stopped at the end.
+
+    `source`: the folder of their recipes, if not the repository's.
 
     `copies`: further versions, each the same model as one of the repository: `{"mcqa/1.1": "mcqa/1.0"}`. `recipe`:
     what to change in all their recipes; sections are merged. Raises CommandFailed.
     """
-    for source in [*versions, *(copies or {}).values()]:
-        if not (RECIPES / source / "model.yaml").is_file():
-            known = ", ".join(sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in RECIPES.glob("*/*/model.yaml")))
-            raise CommandFailed(f"there is no version {source}; expected one of {known}")
+    for version in [*versions, *(copies or {}).values()]:
+        if not (source / version / "model.yaml").is_file():
+            known = ", ".join(sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in source.glob("*/*/model.yaml")))
+            raise CommandFailed(f"there is no version {version}; expected one of {known}")
     with tempfile.TemporaryDirectory(prefix="loadtest-") as folder:
         recipes, state, store = (Path(folder) / name for name in ("recipes", "state", "store"))
-        for version, source in {**{version: version for version in versions}, **(copies or {})}.items():
-            shutil.copytree(RECIPES / source, recipes / version)
+        for version, original in {**{version: version for version in versions}, **(copies or {})}.items():
+            shutil.copytree(source / original, recipes / version)
             change_recipe(recipes / version / "model.yaml", recipe or {})
         store.mkdir()
         for archive in ARCHIVES.glob("*.mar"):

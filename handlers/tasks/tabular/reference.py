@@ -21,7 +21,7 @@ NAN = float("nan")
 def plain_scores(folder: Path, requests: Sequence[Json]) -> NDArray[Any]:
     """What the model in a folder gives for each request, shape (rows, outputs)."""
     specification = json.loads((folder / "features.json").read_text())["features"]
-    rows = np.array([plain_row(specification, request["features"]) for request in requests], np.float32)
+    rows = np.array([plain_row(specification, request.get("features", {})) for request in requests], np.float32)
     [path] = list(folder.glob("model.*"))
     scores = {".json": by_xgboost, ".ubj": by_xgboost, ".onnx": by_onnx, ".pt": by_torch}[path.suffix](path, rows)
     return np.asarray(scores).reshape(len(rows), -1)

@@ -59,6 +59,13 @@ def test_a_background_is_a_sample_of_the_table(files: Path, tmp_path: Path, name
     assert {json.dumps(json.loads(line)) for line in lines} <= {json.dumps(json.loads(row)) for row in known}
 
 
+def test_a_model_all_of_whose_features_may_be_missing_has_samples(files: Path, tmp_path: Path) -> None:
+    lenient = [msgspec.structs.replace(one, missing="keep", fill=None) for one in specification().features]
+    (tmp_path / "features.json").write_bytes(msgspec.json.encode(lenient))
+    version = adopt(ModelFile(files / "risk.json", tmp_path / "features.json"), "risk", "1.0", tmp_path)
+    assert len(version.recipe.samples) == 2
+
+
 def test_a_model_of_several_classes_gets_names_for_them(files: Path, tmp_path: Path) -> None:
     version = adopt(ModelFile(files / "several.ubj", files / "features.yaml"), "risk", "1.0", tmp_path)
     assert version.task_settings["labels"] == ["0", "1", "2"]
