@@ -18,13 +18,11 @@ from handlers.features import (
     Specification,
     arrow_schema,
     resolve_table,
-    specification_of,
     write_features,
 )
 from handlers.features.tables import BACKGROUND_FILE, rows_of
+from scripts.build.specification import read_specification
 from scripts.core.errors import UserError
-from scripts.core.faults import listed
-from scripts.core.yaml_text import YamlInvalid, read_yaml
 
 MODEL = "model"
 BACKGROUND_ROWS = 100
@@ -86,13 +84,3 @@ def read_table(path: Path, specification: Specification) -> Any:
     schema = arrow_schema(specification)
     types = dict(zip(schema.names, schema.types, strict=True))
     return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types, strings_can_be_null=True))
-
-
-def read_specification(path: Path) -> Specification:
-    """From YAML or JSON. Raises UserError listing every fault."""
-    try:
-        return specification_of(read_yaml(path.read_bytes()))
-    except (OSError, YamlInvalid) as err:
-        raise UserError(f"{path}: {err}") from err
-    except FeaturesInvalid as err:
-        raise UserError(listed(path, err.faults)) from err

@@ -154,13 +154,14 @@ COLUMNS = ("feature", "rows", "share", "missing", "stale", "invalid", "extra", "
 
 def parted(words: tuple[str, ...], state: Path, store: Path, spec: Path | None) -> tuple[Specification, str]:
     """The specification that the words or --spec name, and the last word."""
-    from scripts.features.source import of_file, of_version
+    from scripts.build.specification import read_specification
+    from scripts.features.source import of_version
     from scripts.stack.state import State
 
     if len(words) != (1 if spec else 3):
         expected = "one word after --spec" if spec else "MODEL VERSION and one word more, or --spec FILE"
         raise click.UsageError(f"expected {expected}, got {len(words)}: {' '.join(words)}")
-    return (of_file(spec) if spec else of_version(State(state), store, words[0], words[1])), words[-1]
+    return (read_specification(spec) if spec else of_version(State(state), store, words[0], words[1])), words[-1]
 
 
 def opened_table(

@@ -1,4 +1,4 @@
-"""Where a feature specification comes from: a file that a person wrote, or a version's archive."""
+"""The feature specification of a version, from its archive, and the entity that is meant."""
 
 from __future__ import annotations
 
@@ -10,28 +10,12 @@ from handlers.features import FeaturesInvalid, Specification, specification_of
 from handlers.features.entity import Entity
 from handlers.features.specification import FEATURES_FILE
 from scripts.build.reader import read_archive, read_text
+from scripts.build.specification import SpecificationInvalid
 from scripts.core.errors import UserError
-from scripts.core.faults import listed
 from scripts.core.yaml_text import YamlInvalid, read_yaml
 from scripts.stack.state import State
 
 ARCHIVED = f"model/{FEATURES_FILE}"
-
-
-class SpecificationInvalid(UserError):
-    """It cannot be read, or says nothing of stored features."""
-
-
-def of_file(path: Path) -> Specification:
-    """YAML or JSON; what is learned in training may be open. Raises SpecificationInvalid."""
-    try:
-        return specification_of(read_yaml(path.read_bytes()))
-    except OSError as err:
-        raise SpecificationInvalid(f"{path}: {err.strerror or err}") from err
-    except YamlInvalid as err:
-        raise SpecificationInvalid(f"{path}: {err}") from err
-    except FeaturesInvalid as err:
-        raise SpecificationInvalid(listed(path, err.faults)) from err
 
 
 def of_version(state: State, store: Path, model: str, version: str) -> Specification:
