@@ -1,7 +1,8 @@
 """An archive extracted to a folder: its files, its digest, its libraries, its samples, and the task that it holds.
 
 The root holds `entry.py`, `model-config.yaml`, `samples.json`, `metadata.json`, the `handlers/` package and `model/`,
-and `task.py` where the task is the user's own. Nothing is fetched: a missing file stops the load.
+and `task.py` where the task is the user's own. A version that is made of others has each of them under
+`members/MODEL/VERSION/`, like such a root without the code. Nothing is fetched: a missing file stops the load.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
+from handlers.core.composite import MEMBERS_FOLDER, Composite, CompositeSettings, member_names
 from handlers.core.errors import HandlerError, LoadError
 from handlers.core.messages import Model
 from handlers.core.pipeline import Pipeline
@@ -48,7 +51,8 @@ def task_of(root: Path, handler: Mapping[str, Any] | None) -> type[Task[Any, Any
     if not handler:
         raise LoadError("model-config.yaml has no `handler` section; rebuild the archive with `marctl build`")
     name = handler.get("task")
-    return find_task(str(name), root / TASK_FILE if name == OWN_TASK else None)
+    task = find_task(str(name), root / TASK_FILE if name == OWN_TASK else None)
+    return task.of(tasks_of_members(root, handler)) if issubclass(task, Composite) else task
 
 
 def pipeline_of(
@@ -57,12 +61,70 @@ def pipeline_of(
     """A pipeline round the task, loaded from `folder`. Raises LoadError, also for what the task's own code raises."""
     with told(task_type, "load"):
         task = task_type(settings, device)
+        if isinstance(task, Composite):
+            task.join(load_members(folder.parent, settings, device))
         task.load(folder)
     with told(task_type, "explainer"):
         explainer = task.explainer() if settings.explanations is not None else None
     if settings.explanations is not None and explainer is None:
         raise LoadError(f"{task_type.__name__} explains nothing; remove `explanations` from the recipe")
     return Pipeline(task, model, explainer=None if explainer is None else Pipeline(explainer, model))
+
+
+def tasks_of_members(root: Path, handler: Mapping[str, Any]) -> list[type[Task[Any, Any]]]:
+    """The tasks of those members whose files are whole. Raises LoadError if there are none."""
+    found: list[type[Task[Any, Any]]] = []
+    faults = []
+    for name in member_names(handler):
+        member = root / MEMBERS_FOLDER / name
+        try:
+            found.append(task_of(member, handler_section(member)))
+        except LoadError as err:
+            faults.append(f"{name}: {err}")
+    if not found:
+        raise LoadError(f"none of its members can be read: {'; '.join(faults)}")
+    return found
+
+
+def load_members(root: Path, settings: Settings, device: str) -> dict[str, Task[Any, Any] | LoadError]:
+    """Every member of an archive extracted to `root`, loaded for work in this process, or why it cannot be."""
+    assert isinstance(settings, CompositeSettings)
+    found: dict[str, Task[Any, Any] | LoadError] = {}
+    for member in settings.members:
+        try:
+            found[member.version] = load_member(
+                root / MEMBERS_FOLDER / member.version, member.version, settings, device
+            )
+        except LoadError as err:
+            found[member.version] = err
+    return found
+
+
+def load_member(root: Path, name: str, whole: Settings, device: str) -> Task[Any, Any]:
+    """A member that has answered its own samples; it explains if the `whole` does. Raises LoadError."""
+    check_libraries(root)
+    handler = handler_section(root)
+    task_type = task_of(root, handler)
+    settings = msgspec.structs.replace(
+        task_type.settings_type.load(handler), threads=whole.threads, explanations=whole.explanations
+    )
+    with told(task_type, "load"):
+        task = task_type(settings, device)
+        task.load(root / MODEL_FOLDER)
+    if whole.explanations is None:  # else its explainer is warmed up
+        with told(task_type, "warm_up"):
+            task.warm_up()
+    check_samples(Pipeline(task, Model(*name.split("/"))), root)
+    return task
+
+
+def handler_section(root: Path) -> Mapping[str, Any] | None:
+    """Of the model-config.yaml in a folder. Raises LoadError."""
+    try:
+        content = yaml.safe_load((root / CONFIG_FILE).read_bytes())
+    except (OSError, yaml.YAMLError) as err:
+        raise LoadError(f"{CONFIG_FILE} cannot be read ({' '.join(str(err).split())}); rebuild the archive") from err
+    return content.get("handler") if isinstance(content, dict) else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ LoadError               no code: the worker must not start
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class HandlerError(Exception):
@@ -37,6 +37,10 @@ class NotJson(HandlerError):
 
 class TooLarge(HandlerError):
     code, error = 413, "too_large"
+
+    @classmethod
+    def beyond(cls, limit: int, cost: int, unit: str) -> Self:
+        return cls(f"{cost:,} {unit}; one request may bring at most {limit:,}; send several requests")
 
 
 class UnsupportedType(HandlerError):

@@ -242,8 +242,7 @@ class Pipeline:
         questions = [item.question for item in exchange.items if item.error is None]
         cost = self.task.cost(questions)
         if cost > limit:
-            unit = self.task.cost_unit
-            raise TooLarge(f"{cost:,} {unit}; one request may bring at most {limit:,}; send several requests")
+            raise TooLarge.beyond(limit, cost, self.task.cost_unit)
         exchange.cost = cost
         exchange.large = cost > self.settings.small_cost
 
@@ -476,14 +475,10 @@ class Pipeline:
         return self._model_seconds + (self.explainer.model_seconds if self.explainer else 0.0)
 
     def totals(self) -> dict[str, int]:
-        """What cache, log, feature store and explainer count, for the metrics page."""
-        parts = (self.cache, self.log, self.task.store, None if self.explainer is None else self.explainer.task)
-        return {
-            name: value
-            for part in parts
-            if part is not None and hasattr(part, "totals")
-            for name, value in part.totals().items()
-        }
+        """What task, cache, log, feature store and explainer count, for the metrics page."""
+        explainer = None if self.explainer is None else self.explainer.task
+        parts = (self.task, self.cache, self.log, self.task.store, explainer)
+        return {name: value for part in parts if part is not None for name, value in part.totals().items()}
 
 
 def plain_form(task: Task[Any, Any]) -> Form:

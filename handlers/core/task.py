@@ -34,11 +34,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 import msgspec
 
 from handlers.core.columns import Column, LogColumn, log_columns_of
+from handlers.core.errors import HandlerError, NotSupported
 from handlers.core.messages import JSON, Stamp
 from handlers.core.settings import Settings
 
 if TYPE_CHECKING:
-    from handlers.core.errors import HandlerError
     from handlers.core.forms import Form
     from handlers.features.specification import Specification
 
@@ -178,6 +178,14 @@ class Task(ABC, Generic[Question, Outcome]):
         """Whose probability should be high: the place of a true label in `probabilities`."""
         return int(label)
 
+    def lasts(self, outcome: Outcome) -> bool:
+        """Whether the cache may keep this outcome, or the next equal question is to be computed anew."""
+        return True
+
+    def totals(self) -> Mapping[str, int]:
+        """What a loaded task counts, for the metrics page, by names such as `handler_..._total`."""
+        return {}
+
     @property
     def runtime(self) -> str:
         """What outcomes depend on besides the archive: libraries, number format, device."""
@@ -193,6 +201,40 @@ class Task(ABC, Generic[Question, Outcome]):
     def explainer(self) -> Task[Any, Any] | None:
         """A loaded task that answers explain requests, made once after `load`; None if this task explains nothing."""
         return None
+
+    # --- for versions that are asked together (handlers/core/composite.py)
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Of a loaded version, what its probabilities are of; None where every question brings its own."""
+        return None
+
+    @property
+    def features_key(self) -> str | None:
+        """Equal for loaded versions whose `featurize` gives the same; None if nobody else can use them."""
+        return None
+
+    def featurize(self, questions: Sequence[Question]) -> Any:
+        """What `predict_from` computes with: token ids, a matrix."""
+        return None
+
+    def predict_from(self, questions: Sequence[Question], features: Any, deadline: float) -> Sequence[Outcome | None]:
+        """The same as `predict`, from features that are there already."""
+        return self.predict(questions, deadline)
+
+    def explain(self, questions: Sequence[Question], outcomes: Sequence[Any], deadline: float) -> Sequence[Any]:
+        """What `predict` of an explainer gives, of outcomes that are not its own: they say what was chosen."""
+        raise NotSupported("this task explains no other version's outcomes")
+
+    @classmethod
+    def add_up(cls, answers: Sequence[Any], weights: Sequence[float]) -> Mapping[str, Any]:
+        """Several versions' explanations of one outcome as their weighted sum: the fields of an answer that explain."""
+        raise NotSupported("explanations of this task cannot be added up")
+
+    @classmethod
+    def with_probabilities(cls, outcomes: Sequence[Outcome], probabilities: Sequence[float]) -> Outcome:
+        """One outcome with these probabilities; what else is in it comes from the outcomes, all of one question."""
+        raise NotSupported("outcomes of this task have no probabilities")
 
     @classmethod
     def explain_types(cls) -> tuple[type[msgspec.Struct], type[msgspec.Struct]] | None:

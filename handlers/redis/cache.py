@@ -178,6 +178,10 @@ class Cache:
             return None
         return entry if entry.generation == generation else None
 
+    def is_lasting(self, item: Item) -> bool:
+        """Whether the task lets an item's outcome be kept."""
+        return self._task.lasts(item.outcome)
+
     def is_due(self, entry: Any, now: float) -> bool:
         """Whether it has expired, or is drawn to be computed anew already."""
         if entry.expires > now + self._settings.ttl_s:
@@ -243,7 +247,7 @@ class Lookup:
             if item.error is None:
                 cache.misses += 1
                 item.cache = MISS
-                if use.write:
+                if use.write and cache.is_lasting(item):
                     storable[key] = item.outcome
             else:
                 self._fall_back(item, self._held.get(key) if use.read else None)

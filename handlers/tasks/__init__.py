@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -14,6 +15,7 @@ from handlers.core.task import Task
 
 TASKS = {
     "embedding": "handlers.tasks.embedding.task:Embedding",
+    "ensemble": "handlers.tasks.ensemble.task:Ensemble",
     "multiple_choice": "handlers.tasks.multiple_choice.task:MultipleChoice",
     "tabular": "handlers.tasks.tabular.classification:Classification",
     "tabular_regression": "handlers.tasks.tabular.regression:Regression",
@@ -22,6 +24,9 @@ TASKS = {
 OWN_TASK = "own"
 """The name, inside an archive, of a task that its `task.py` defines."""
 OWN_MODULE = "own_task"
+
+_own: dict[str, type[Task[Any, Any]]] = {}
+"""By the file's SHA-256: versions with the same file have one class, so that their questions are of one type."""
 
 
 def find_task(name: str, file: Path | None = None) -> type[Task[Any, Any]]:
@@ -45,12 +50,20 @@ def task_in(file: Path) -> type[Task[Any, Any]]:
     """The one task that a Python file defines. Raises LoadError saying what is wrong with the file."""
     if not file.is_file():
         raise LoadError(f"{file.name} is missing; expected a Python file that defines a task")
-    spec = importlib.util.spec_from_file_location(OWN_MODULE, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest not in _own:
+        _own[digest] = defined_in(file, f"{OWN_MODULE}_{digest[:16]}")
+    return _own[digest]
+
+
+def defined_in(file: Path, name: str) -> type[Task[Any, Any]]:
+    """The same; the file is run as a module of this name."""
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Types that the file defines are looked up by their module's name.
-    sys.modules[OWN_MODULE] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as err:
@@ -58,7 +71,7 @@ def task_in(file: Path) -> type[Task[Any, Any]]:
     found = [
         kind
         for kind in vars(module).values()
-        if inspect.isclass(kind) and issubclass(kind, Task) and kind.__module__ == OWN_MODULE
+        if inspect.isclass(kind) and issubclass(kind, Task) and kind.__module__ == name
     ]
     ready = [kind for kind in found if not inspect.isabstract(kind)]
     if len(ready) == 1:

@@ -7,9 +7,11 @@ RoBERTa and DeBERTa, with or without `token_type_ids`, and fast or slow tokenize
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from handlers.core.errors import LoadError
@@ -89,6 +91,11 @@ class RowEncoder(ABC):
     @abstractmethod
     def _learn_template(self) -> Any: ...
 
+    @cached_property
+    def key(self) -> str | None:
+        """SHA-256 of all that token ids depend on; None for a slow tokenizer, which does not tell."""
+        return None if self._backend is None else hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
     @property
     def special_tokens(self) -> int:
         """Those that a row has besides its texts'."""
@@ -132,8 +139,16 @@ class PairEncoder(RowEncoder):
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
         """One row per pair, in order."""
+        return self.rows(pairs, self.ids_of(pairs))
+
+    def ids_of(self, pairs: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
+        """Token ids of each distinct text, which every encoder of the same `key` can make rows of."""
         ids = self.tokenize(text for pair in pairs for text in pair)
         self._forget()
+        return ids
+
+    def rows(self, pairs: Sequence[tuple[str, str]], ids: Mapping[str, list[int]]) -> list[Row]:
+        """One row per pair, in order, of tokenized texts."""
         return [self.join(ids[first], ids[second]) for first, second in pairs]
 
     def join(self, first: list[int], second: list[int]) -> Row:

@@ -53,6 +53,8 @@ TEXTS = {
     "handler_features_stale_total": "Stored features that were too old, or of unknown age where there is a limit.",
     "handler_features_invalid_total": "Stored features that the specification refuses.",
     "handler_features_asking": "1, or 0 while a worker leaves a feature store alone that did not answer.",
+    "handler_member_failures_total": "Questions that a member of an ensemble failed on, or was too late for.",
+    "handler_members_missing": "Members of an ensemble that could not be loaded.",
     "handler_explanations_total": "Explanations given.",
     "handler_explanations_incomplete_total": "Explanations whose scores do not sum to the change that they explain.",
     "handler_explanation_milliseconds_total": "Time that explanations took.",

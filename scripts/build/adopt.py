@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from handlers.archive import MODEL_FOLDER, answers, pipeline_of
+from handlers.core.composite import Composite
 from handlers.core.errors import LoadError
 from handlers.core.messages import Binary, Model
 from handlers.core.pipeline import example_of
@@ -103,9 +104,12 @@ def default_task(source: Path) -> str:
 def task_named(task: str) -> type[Task[Any, Any]]:
     """A task by name, or from a Python file; raises UserError."""
     try:
-        return find_task(task, own_file(Path.cwd(), task))
+        found = find_task(task, own_file(Path.cwd(), task))
     except LoadError as err:
         raise UserError(f"--task {task}: {err}") from err
+    if issubclass(found, Composite):
+        raise UserError(f"--task {task}: it is made of other versions, not of a folder; write its recipe by hand")
+    return found
 
 
 def record(

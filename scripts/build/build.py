@@ -26,11 +26,12 @@ from safetensors import SafetensorError
 
 import handlers
 from handlers.archive import METADATA_FILE, MODEL_FOLDER, TASK_FILE
+from handlers.core.composite import MEMBERS_FOLDER
 from handlers.core.messages import Binary
 from handlers.core.samples import SAMPLES_FILE
 from handlers.core.task import Task
 from handlers.tasks import OWN_TASK
-from scripts.build.reader import EXPLAIN_CONFIG, MANIFEST, read_archive
+from scripts.build.reader import EXPLAIN_CONFIG, MANIFEST, Archive, read_archive
 from scripts.build.recipe import Explanations, Version, Weights, find_versions
 from scripts.build.sources import locate
 from scripts.build.verify import verify
@@ -44,6 +45,7 @@ CREATED_ON = "01/01/1980 00:00:00"
 LIBRARIES = ("msgspec", "numpy", "packaging", "prometheus-client", "PyYAML")
 """What every archive needs at run time, besides its task's own libraries."""
 HANDLERS = Path(handlers.__file__).parent
+ENTRY_FILE = "entry.py"
 
 Notify = Callable[[str], None]
 
@@ -55,7 +57,10 @@ def build(version: Version, store: Path, *, force: bool = False, notify: Notify 
     and the archive that stood there before, if any, stays.
     """
     target = store / version.archive_name
-    sources = source_digest(version)
+    for member in version.members:
+        build(member, store, notify=notify)
+    members = members_in(version, store)
+    sources = source_digest(version, members)
     if not force and is_current(target, sources):
         return target, False
     partial = store / f".{target.name}.{os.getpid()}.partial"
@@ -63,7 +68,7 @@ def build(version: Version, store: Path, *, force: bool = False, notify: Notify 
         store.mkdir(parents=True, exist_ok=True)
         with work_folder() as work:
             notify(f"{version}: laying out")
-            reference = lay_out(version, work / "stage", sources)
+            reference = lay_out(version, work / "stage", sources, members)
             notify(f"{version}: packing")
             pack(run_archiver(version, work / "stage", work), partial)
         notify(f"{version}: verifying")
@@ -83,6 +88,11 @@ def build_all(recipes: Path, store: Path, on_progress: Notify = lambda _: None) 
     return [build(version, store, notify=on_progress)[0] for version in find_versions(recipes)]
 
 
+def members_in(version: Version, store: Path) -> list[Archive]:
+    """The archives of a version's members. Raises UserError for one that is not there."""
+    return [read_archive(store / member.archive_name) for member in version.members]
+
+
 def is_current(target: Path, sources: str) -> bool:
     """Whether the archive is there, whole, and made from these sources."""
     try:
@@ -91,7 +101,7 @@ def is_current(target: Path, sources: str) -> bool:
         return False
 
 
-def source_digest(version: Version) -> str:
+def source_digest(version: Version, members: Sequence[Archive]) -> str:
     """SHA-256 over all that an archive is made from: recipe, weights, handlers, library versions; no path, no date."""
     weights = version.recipe.weights
     recipe = msgspec.to_builtins(version.recipe) | {"settings": version.task_settings}
@@ -107,6 +117,9 @@ def source_digest(version: Version) -> str:
     parts |= {f"handlers/{path}": digest(HANDLERS / path) for path in handler_files()}
     if version.task_file:
         parts["task"] = digest(version.task_file)
+    parts |= {f"members/{member.name}/{member.version}": member.sha256 for member in members}
+    if version.members:
+        parts |= {path.name: digest(path) for path in own_files(version)}
     if weights.delta and (version.folder / weights.delta).exists():
         parts["delta"] = digest(version.folder / weights.delta)
     if weights.directory:
@@ -132,9 +145,11 @@ def handler_files() -> list[Path]:
     return sorted(path.relative_to(HANDLERS) for path in HANDLERS.rglob("*.py"))
 
 
-def lay_out(version: Version, stage: Path, sources: str) -> list[dict[str, Any]]:
+def lay_out(version: Version, stage: Path, sources: str, members: Sequence[Archive]) -> list[dict[str, Any]]:
     """Write everything that goes into the archive below `stage`; returns the reference's answers to the samples."""
     lay_out_model(version, stage / MODEL_FOLDER)
+    for member in members:
+        lay_out_member(member, stage / MEMBERS_FOLDER / member.name / member.version)
     for path in handler_files():
         (stage / "handlers" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(HANDLERS / path, stage / "handlers" / path)
@@ -145,13 +160,15 @@ def lay_out(version: Version, stage: Path, sources: str) -> list[dict[str, Any]]
         (stage / EXPLAIN_CONFIG).write_text(yaml.safe_dump(explain_config(version, recipe.explanations)))
     samples = zip(requests, recipe.samples, strict=True)
     write_json(stage / SAMPLES_FILE, [{"request": request, "expected": s.expected} for request, s in samples])
-    write_json(stage / METADATA_FILE, metadata(version, sources, stage))
+    write_json(stage / METADATA_FILE, metadata(version, sources, stage, members))
     return version.task.reference(stage / MODEL_FOLDER, requests, version.settings)
 
 
 def lay_out_model(version: Version, folder: Path) -> None:
     """The model as its task loads it: saved anew by transformers, or a copy of the recipe's folder."""
     folder.mkdir(parents=True)
+    for path in own_files(version) if version.members else ():
+        shutil.copyfile(path, folder / path.name)
     if version.task.hub_class is None:
         if version.recipe.weights != Weights():
             shutil.copytree(locate(version), folder, dirs_exist_ok=True)
@@ -164,6 +181,28 @@ def lay_out_model(version: Version, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     copy_files(Path(locate(version)), folder, version.task.files)
     forget_origin(folder)
+
+
+def own_files(version: Version) -> list[Path]:
+    """Small files beside the recipe of a version with members, which its task loads."""
+    return [path for pattern in version.task.files for path in sorted(version.folder.glob(pattern))]
+
+
+def lay_out_member(member: Archive, folder: Path) -> None:
+    """All of a member's archive but its code: the version that it is part of has that once for all."""
+    with zipfile.ZipFile(member.path) as archive:
+        for name in archive.namelist():
+            if not name.startswith(("handlers/", "MAR-INF/")) and name != ENTRY_FILE:
+                archive.extract(name, folder)
+
+
+def member_record(member: Archive) -> dict[str, Any]:
+    return {
+        "version": f"{member.name}/{member.version}",
+        "sha256": member.sha256,
+        "task": member.metadata["task"],
+        "licence": member.metadata.get("licence"),
+    }
 
 
 def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
@@ -187,7 +226,7 @@ def forget_origin(model_folder: Path) -> None:
             )
 
 
-def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
+def metadata(version: Version, sources: str, stage: Path, members: Sequence[Archive]) -> dict[str, Any]:
     """What a registry, an operator and the handler's own load need to know of the version."""
     recipe = version.recipe
     return {
@@ -202,6 +241,7 @@ def metadata(version: Version, sources: str, stage: Path) -> dict[str, Any]:
         **declared(version.task),
         "sample_tolerance": recipe.sample_tolerance,
         "sources": sources,
+        **({"members": [member_record(member) for member in members]} if members else {}),
         "files": {str(p.relative_to(stage)): digest(p) for p in sorted(stage.rglob("*")) if p.is_file()},
         **version.metadata,
     }
@@ -279,7 +319,7 @@ def run_archiver(version: Version, stage: Path, work: Path) -> Path:
     temp.mkdir()
     out.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", version.model]
-    command += ["--version", version.version, "--handler", str(HANDLERS / "entry.py"), "--extra-files", str(stage)]
+    command += ["--version", version.version, "--handler", str(HANDLERS / ENTRY_FILE), "--extra-files", str(stage)]
     command += ["--config-file", str(config), "--archive-format", "no-archive", "--export-path", str(out)]
     done = subprocess.run(command, env={**os.environ, "TMPDIR": str(temp)}, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from handlers.archive import DEFAULT_TOLERANCE
+from handlers.core.composite import Composite
 from handlers.core.samples import SAMPLES_FILE, Sample
 from handlers.core.task import Task
 from handlers.tasks import TASKS, find_task
@@ -67,13 +68,24 @@ class Archive:
 
         Nothing in the archive is run to find it.
         """
-        name = self.metadata.get("task")
-        return find_task(name) if name in TASKS else Task
+        return known_task(self.metadata)
 
     @property
     def explains(self) -> bool:
         """Whether its recipe asks for explanations."""
         return self.explainers is not None
+
+
+def known_task(metadata: Mapping[str, Any]) -> type[Task[Any, Any]]:
+    """As `Archive.task`; one that is made of members is known if they all are."""
+    name = metadata.get("task")
+    if name not in TASKS:
+        return Task
+    task = find_task(name)
+    if not issubclass(task, Composite):
+        return task
+    members = [known_task(member) for member in metadata.get("members", ())]
+    return Task if not members or Task in members else task.of(members)
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from handlers.core.calibration import METHODS, Calibration
+from handlers.core.composite import Composite, member_names
 from handlers.core.errors import LoadError
 from handlers.core.messages import Binary
 from handlers.core.settings import CacheSettings, Log, Settings
@@ -183,6 +185,8 @@ class Version:
     task: type[Task[Any, Any]]
     task_settings: dict[str, Any] = field(default_factory=dict)
     """The task's own, as they stand in the recipe."""
+    members: tuple[Version, ...] = ()
+    """The versions that this one is made of."""
 
     @property
     def task_file(self) -> Path | None:
@@ -260,6 +264,11 @@ def read_version(folder: Path) -> Version:
         task = task_of(folder, content)
     except LoadError as err:
         faults.append(f"task: {err}")
+    members: list[Version] = []
+    if task is not None and issubclass(task, Composite):
+        members, found = members_of(folder, content)
+        faults += found
+        task = composed(task, members, faults)
     if task is not None:
         faults += schema_faults(recipe_schema(task), content)
     if faults or task is None:
@@ -270,7 +279,7 @@ def read_version(folder: Path) -> Version:
         recipe = msgspec.convert({name: value for name, value in content.items() if name not in names}, Recipe)
     except msgspec.ValidationError as err:  # what the types check beyond the schema
         raise UserError(listed(path, [str(err)])) from err
-    version = Version(folder, recipe, task, settings)
+    version = Version(folder, recipe, task, settings, tuple(members))
     faults = meaning_faults(version)
     if faults:
         raise UserError(listed(path, faults))
@@ -288,6 +297,44 @@ def task_of(folder: Path, content: Any) -> type[Task[Any, Any]]:
     if not isinstance(name, str):
         raise LoadError(f"expected the name of a task or a Python file, got {name!r}")
     return find_task(name, own_file(folder, name))
+
+
+def members_of(folder: Path, content: Any) -> tuple[list[Version], list[str]]:
+    """The versions that a recipe names as members, and what is wrong with its list."""
+    try:
+        names = member_names(content)
+    except LoadError as err:
+        return [], [str(err)]
+    versions, faults = [], []
+    for i, name in enumerate(names):
+        member = folder.parent.parent / name
+        try:
+            if member == folder:
+                raise UserError("a version cannot be a member of itself")
+            refuse_composite(member)
+            versions.append(read_version(member))
+        except (UserError, LoadError) as err:
+            faults.append(f"members[{i}]: {name}: {err}")
+    return versions, faults
+
+
+def refuse_composite(folder: Path) -> None:
+    """Raise UserError for a recipe with members of its own, before they are read: they might lead back here."""
+    try:
+        content = yaml.safe_load((folder / RECIPE_FILE).read_text())
+    except (OSError, yaml.YAMLError):
+        return  # read_version tells it better
+    if issubclass(task_of(folder, content), Composite):
+        raise UserError("it is made of other versions itself; name those as members")
+
+
+def composed(task: type[Composite], members: Sequence[Version], faults: list[str]) -> type[Task[Any, Any]] | None:
+    """The task for these members; None, and one fault more, if they cannot be members together."""
+    try:
+        return task.of([member.task for member in members]) if members and not faults else None
+    except LoadError as err:
+        faults.append(str(err))
+        return None
 
 
 def own_settings(task: type[Task[Any, Any]]) -> set[str]:
@@ -321,6 +368,8 @@ def meaning_faults(version: Version) -> list[str]:
     recipe = version.recipe
     wanted = version.task.hub_class is not None or recipe.weights != Weights()
     faults = weight_faults(version.folder, recipe.weights, recipe.training) if wanted else []
+    if version.members and wanted:
+        faults = ["weights: the members bring theirs; remove the section"]
     if recipe.explanations and version.task.explain_types() is None:
         faults.append(f"explanations: task {recipe.task} explains nothing; remove the section")
     faults += calibration_faults(version)

@@ -23,14 +23,22 @@ if TYPE_CHECKING:
 @click.argument("version")
 @click.option("--data", type=FOLDER, required=True, help="Folder of SET/train.jsonl files.")
 @recipes_option
+@store_option
+@click.option(
+    "--split", default="train", show_default=True, help="Of a version with members: which files to learn from."
+)
 @click.option("--work", type=FOLDER, help="Where the checkpoint is kept [default: .marctl/train/MODEL-VERSION].")
 @click.option("--restart", is_flag=True, help="Forget an earlier checkpoint.")
-def train(model: str, version: str, data: Path, recipes: Path, work: Path | None, restart: bool) -> None:
+def train(
+    model: str, version: str, data: Path, recipes: Path, store: Path, split: str, work: Path | None, restart: bool
+) -> None:
     """Train a recipe's weights, as its `training` section says.
 
     Interrupted, it goes on where it stopped when it is called again. The result is the recipe's delta file, the
     recorded date, files and seed in metadata.yaml, and MODEL_CARD.md. Where there are SET/dev.jsonl files, too, it is
     calibrated on them.
+
+    An ensemble with `combine: stack` learns its members' weights. Give it rows that they were not trained on.
 
     Example: marctl train mcqa 2.0 --data ./data
     """
@@ -38,11 +46,20 @@ def train(model: str, version: str, data: Path, recipes: Path, work: Path | None
     from scripts.train.calibration_job import calibrate_trained
     from scripts.train.job import train_version
 
+    item = read_version(recipes / model / version)
+    if item.members:
+        from scripts.train.members import learn_from_members
+
+        files = learn_from_members(item, data, split, store, note)
+        result({"files": list(map(str, files))}, "\n".join(f"{path} written" for path in files))
+        return
+    if split != "train":
+        raise click.UsageError("--split is for versions with members; others are trained on SET/train.jsonl")
     work = work or Path(".marctl") / "train" / f"{model}-{version}"
     if restart:
         for path in work.glob("*.pt"):
             path.unlink()
-    path = train_version(read_version(recipes / model / version), data, work, note)
+    path = train_version(item, data, work, note)
     if calibrate_trained(recipes / model / version, data, note):
         note(f"{model} {version}: calibrated on {data}/*/dev.jsonl")
     measure = f"marctl eval {model} {version} --data {data} --write"

@@ -10,7 +10,7 @@ import requests
 from handlers.archive import differences
 from handlers.core.messages import SAMPLE_HEADER
 from handlers.core.samples import Sample
-from handlers.tasks import OWN_TASK
+from handlers.core.task import Task
 from scripts.build.reader import Archive
 from scripts.core.errors import UserError
 from scripts.core.http import local_session
@@ -65,7 +65,7 @@ def ask(session: requests.Session, inference: str, archive: Archive, index: int,
 
 def faults_of(archive: Archive, sample: Sample, answer: dict[str, Any]) -> list[str]:
     """Where a served answer departs from the sample's. A task of one's own compares in its worker, at load."""
-    if archive.metadata.get("task") == OWN_TASK:
+    if archive.task is Task and "task" in archive.metadata:
         return []
     return differences(archive.task, sample, answer, archive.tolerance)
 

@@ -17,7 +17,7 @@ from handlers.archive import answers
 from handlers.core.calibration import Calibration
 from handlers.core.pipeline import Pipeline
 from scripts.build.adopt import rounded
-from scripts.build.build import build, digest, is_current, source_digest
+from scripts.build.build import build, digest, is_current, members_in, source_digest
 from scripts.build.recipe import RECIPE_FILE, Version, read_version
 from scripts.build.recipe_text import with_section
 from scripts.core.errors import UserError
@@ -126,7 +126,7 @@ def refuse(version: Version, archive: Path, files: Sequence[Path]) -> None:
         raise UserError(
             f"{version}: task {version.recipe.task} gives no probabilities, so there is nothing to calibrate"
         )
-    if not is_current(archive, source_digest(version)):
+    if not is_current(archive, source_digest(version, members_in(version, archive.parent))):
         state = "older than its recipe or its code" if archive.exists() else "not built"
         raise UserError(f"{archive}: {state}; run: marctl build {version}")
     trained = {known["sha256"] for known in version.metadata.get("training_files", {}).values()}

@@ -63,6 +63,8 @@ def model_card(version: Version) -> str:
     lines.append(f"- Task: {recipe.task.replace('_', ' ')}")
     if most := getattr(version.settings, "max_tokens", None):
         lines[-1] += f", at most {most} tokens a choice"
+    if version.members:
+        lines.append(f"- Members: {', '.join(map(str, version.members))}")
     if weights != Weights():
         lines.append(f"- Base weights: {source}")
     if weights.layers is not None:

@@ -97,7 +97,18 @@ class MultipleChoice(Task[Question, Choice]):
 
     def predict(self, questions: Sequence[Question], deadline: float) -> list[Choice | None]:
         """All questions' choices through the model together."""
-        rows = self.encoder.encode([pair for question in questions for pair in pairs(question)])
+        return self.predict_from(questions, self.featurize(questions), deadline)
+
+    @property
+    def features_key(self) -> str | None:
+        return self.encoder.key
+
+    def featurize(self, questions: Sequence[Question]) -> dict[str, list[int]]:
+        """Token ids of each distinct text."""
+        return self.encoder.ids_of([pair for question in questions for pair in pairs(question)])
+
+    def predict_from(self, questions: Sequence[Question], features: Any, deadline: float) -> list[Choice | None]:
+        rows = self.encoder.rows([pair for question in questions for pair in pairs(question)], features)
         scores = self.model.run(rows, deadline)
         outcomes: list[Choice | None] = []
         start = 0
@@ -159,6 +170,10 @@ class MultipleChoice(Task[Question, Choice]):
         except ImportError as err:
             raise LoadError(f"explanations need Captum ({err}); pip install captum") from err
         return Explainer(self)
+
+    @classmethod
+    def with_probabilities(cls, outcomes: Sequence[Choice], probabilities: Sequence[float]) -> Choice:
+        return Choice(list(probabilities), any(outcome.truncated for outcome in outcomes))
 
     @classmethod
     def explain_types(cls) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:

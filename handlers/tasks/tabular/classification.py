@@ -68,6 +68,17 @@ class Classification(Tabular[Question, Scored]):
         logit: NDArray[np.float64] = np.log(inside) - np.log1p(-inside)
         return logit
 
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.settings.labels
+
+    @classmethod
+    def with_probabilities(cls, outcomes: Sequence[Scored], probabilities: Sequence[float]) -> Scored:
+        """What was imputed or clipped for any of them."""
+        imputed = dict.fromkeys(name for outcome in outcomes for name in outcome.imputed)
+        clipped = dict.fromkeys(name for outcome in outcomes for name in outcome.clipped)
+        return Scored(list(probabilities), list(imputed), list(clipped))
+
     def outcomes(self, scores: NDArray[Any], imputed: list[list[str]], clipped: list[list[str]]) -> list[Scored]:
         found = self.shares(scores).tolist()
         return [Scored(*row) for row in zip(found, imputed, clipped, strict=True)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -70,8 +72,20 @@ class Tabular(Task[Asked, Outcome]):
 
     def predict(self, questions: Sequence[Asked], deadline: float) -> list[Any]:
         """All rows through the specification and the model together; a row with faults gets them as its error."""
+        return self.predict_from(questions, self.featurize(questions), deadline)
+
+    @cached_property
+    def features_key(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self.features.specification)).hexdigest()
+
+    def featurize(self, questions: Sequence[Asked]) -> tuple[Resolved, NDArray[np.float32]]:
+        """The rows' values, and what the model reads of them, shape (rows, columns)."""
         resolved = self.features.resolve([question.features for question in questions])
-        scores = self.model.scores(self.features.encode(resolved))
+        return resolved, self.features.encode(resolved)
+
+    def predict_from(self, questions: Sequence[Asked], features: Any, deadline: float) -> list[Any]:
+        resolved, encoded = features
+        scores = self.model.scores(encoded)
         imputed, clipped = (
             resolved.names(marks, self.features.features) for marks in (resolved.imputed, resolved.clipped)
         )
@@ -172,10 +186,10 @@ def outputs_of(features: Features, model: Runtime) -> int:
 
 
 def refuse_odd(scores: NDArray[Any], resolved: Resolved) -> NDArray[Any]:
-    """The scores, 0 for rows with faults. Raises ArithmeticError if one is not finite."""
+    """The scores; those of a row with faults are equal and sum to 1. Raises ArithmeticError if one is not finite."""
     if resolved.faults:
         scores = scores.copy()
-        scores[list(resolved.faults)] = 0
+        scores[list(resolved.faults)] = 1 / scores.shape[1]
     if not np.isfinite(scores).all():
         raise ArithmeticError("the model gave a value that is not a finite number")
     return scores

@@ -25,6 +25,7 @@ from handlers.tasks.multiple_choice.explain.cases import Case, cases_of
 from handlers.tasks.multiple_choice.explain.forward import WordModel
 from handlers.tasks.multiple_choice.explain.page import answers_page
 from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, faults
+from handlers.tasks.multiple_choice.explain.weighted_sum import weighted_sums
 from handlers.tasks.multiple_choice.explain.words import Aligned, Aligner
 from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Choice, first_text
 
@@ -81,8 +82,13 @@ class Explainer(Task[ExplainQuestion, Explained]):
         return self._task.cost(questions)
 
     def predict(self, questions: Sequence[ExplainQuestion], deadline: float) -> list[Any]:
-        """Answers first; then all questions' cases, those of one method together."""
-        choices = self._task.predict(questions, deadline)
+        """Answers first; then their explanations."""
+        return self.explain(questions, self._task.predict(questions, deadline), deadline)
+
+    def explain(
+        self, questions: Sequence[ExplainQuestion], choices: Sequence[Choice | None], deadline: float
+    ) -> list[Any]:
+        """All questions' cases, those of one method together."""
         prepared = [self._prepare(q, choice) for q, choice in zip(questions, choices, strict=True)]
         cases = [case for entry in prepared if isinstance(entry, list) for case in entry]
         found = iter(self._explain(cases, deadline))
@@ -160,6 +166,10 @@ class Explainer(Task[ExplainQuestion, Explained]):
         )
         self._totals["handler_explanation_milliseconds_total"] += round(sum(one.compute_ms for one in explanations))
         return ExplainedAnswer(**msgspec.structs.asdict(plain), explanations=explanations)
+
+    @classmethod
+    def add_up(cls, answers: Sequence[ExplainedAnswer], weights: Sequence[float]) -> Mapping[str, Any]:
+        return {"explanations": weighted_sums([answer.explanations for answer in answers], weights)}
 
     def log_values(self, question: ExplainQuestion, outcome: Explained) -> Mapping[str, Any]:
         return self._task.log_values(question, outcome.choice)

@@ -19,6 +19,7 @@ from handlers.core.settings import ExplanationSettings
 from handlers.core.task import Task
 from handlers.explanations.form import ExplainForm
 from handlers.explanations.outcome import Found
+from handlers.explanations.weighted_sum import summed_figures, summed_scores
 from handlers.features import Resolved
 from handlers.features.encode import Encoded
 from handlers.tasks.tabular.completion import completed
@@ -95,9 +96,13 @@ class Explainer(Task[ExplainQuestion, Explained]):
         return completed(questions, self.store)
 
     def predict(self, questions: Sequence[ExplainQuestion], deadline: float) -> list[Any]:
-        """Answers first; then all rows that trees explain at once, then the others, one by one."""
+        """Answers first; then their explanations."""
+        return self.explain(questions, self._task.predict(questions, deadline), deadline)
+
+    def explain(self, questions: Sequence[ExplainQuestion], outcomes: Sequence[Any], deadline: float) -> list[Any]:
+        """All rows that trees explain at once, then the others, one by one."""
         features = self._task.features
-        outcomes: list[Any] = list(self._task.predict(questions, deadline))
+        outcomes = list(outcomes)
         resolved = features.resolve([question.features for question in questions])
         encoded = features.encode(resolved)
         cases = [
@@ -177,6 +182,11 @@ class Explainer(Task[ExplainQuestion, Explained]):
         explained: msgspec.Struct = answer_type(**msgspec.structs.asdict(plain), explanations=[explanation])
         return explained
 
+    @classmethod
+    def add_up(cls, answers: Sequence[Any], weights: Sequence[float]) -> Mapping[str, Any]:
+        cases = zip(*(answer.explanations for answer in answers), strict=True)
+        return {"explanations": [weighted_sum(case, weights) for case in cases]}
+
     def _explanation(self, outcome: Explained) -> Explanation:
         case, found = outcome.case, outcome.found
         label = "" if case.label is None else self._task.labels[case.label]
@@ -217,6 +227,18 @@ class Explainer(Task[ExplainQuestion, Explained]):
         cases = [Case(0, Options(), method, self._task.targets[0], None) for method in self.methods]
         label = 1 if self._task.labels else None
         self._explain([msgspec.structs.replace(case, label=label) for case in cases], row, float("inf"))
+
+
+def weighted_sum(parts: Sequence[Explanation], weights: Sequence[float]) -> Explanation:
+    """Of versions with the same features, in the same order."""
+    features = [
+        msgspec.structs.replace(same[0], **summed_scores(list(zip(same, weights, strict=True)), DIGITS))
+        for same in zip(*(part.features for part in parts), strict=True)
+    ]
+    first = parts[0]
+    reasons = reasons_of(features, first.target, first.label)
+    figures = summed_figures(parts, weights, DIGITS)
+    return msgspec.structs.replace(first, **figures, features=features, reasons=reasons)
 
 
 def negative(found: Found) -> Found:
