@@ -89,7 +89,10 @@ class Small(Task[Text, Length]):
     def complete(self, questions: Sequence[Text]) -> Sequence[Text | HandlerError]:
         for question in questions:
             fail_at("complete", question)
-        return [Invalid("as the store says") if question.text == "lacking" else question for question in questions]
+        return [
+            Invalid("as the store says") if getattr(question, "text", "") == "lacking" else question
+            for question in questions
+        ]
 
     def cost(self, questions: Sequence[Text]) -> int:
         for question in questions:
