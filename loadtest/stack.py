@@ -51,10 +51,11 @@ class Stack:
         return marctl(self.state, *arguments)
 
     def pids(self) -> dict[str, list[int]]:
-        """`envoy`, `java`, `redis` if there is one, and a version's workers by its name, such as `mcqa 1.0`."""
+        """`envoy`, `java`, `redis` and `features` if they are the stack's own, and a version's workers by its name, such
+        as `mcqa 1.0`."""
         status = self.marctl("status")
         workers = {f"{row['model']} {row['version']}": row["pids"] for row in status["versions"]}
-        redis = {"redis": [status["redis_pid"]]} if status["redis_pid"] else {}
+        redis = {name: [status[f"{name}_pid"]] for name in ("redis", "features") if status[f"{name}_pid"]}
         return {"envoy": [status["gateway_pid"]], "java": [status["pid"]], **redis, **workers}
 
     def kill_worker(self, name: str) -> None:

@@ -45,6 +45,15 @@ def test_probabilities_are_those_of_the_models_own_library(tabular: Make, tmp_pa
         assert answer["confidence"] == max(answer["probabilities"])
 
 
+def test_the_yardstick_takes_a_request_without_any_feature(tmp_path: Path) -> None:
+    """As a sample is written where everything has a stand-in."""
+    model_folder("xgboost", tmp_path / "model")
+    spread = [msgspec.structs.replace(f, missing="default", default=f.stand_in or 50) for f in specification().features]
+    write_features(Specification(tuple(spread)), tmp_path / "model")
+    whole, absent = plain_scores(tmp_path / "model", [{"features": {}}, {}])
+    assert whole == absent
+
+
 def test_an_answer_tells_what_was_imputed_and_clipped(tabular: Make) -> None:
     found = [answer for _, answer in ask(tabular("xgboost"), [{"features": row} for row in ROWS])]
     assert [answer["imputed"] for answer in found] == [[], [], ["income", "home"], [], ["home"]]
