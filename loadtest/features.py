@@ -239,7 +239,7 @@ def push(seconds: float, rounds: int) -> Iterator[Figures]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="loadtest-") as folder, filled_store(Path(folder)) as server:
             with redis_server.connect(server.url) as client:
-                client.flushall()
+                client.execute_command("FLUSHALL", "SYNC")
                 before = client.info("memory")["used_memory"]
                 found = fill(server.url, Path(folder))
                 used = client.info("memory")["used_memory"] - before
