@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -34,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import requests
 import torch
 
 from handlers.archive import pipeline_of
@@ -47,9 +51,10 @@ from loadtest.generator import Generator, Target
 from loadtest.stack import CpuMeter, running_stack
 from scripts.build.adopt import adopt
 from scripts.build.lone_file import ModelFile
+from scripts.stack.ports import free_port
 
 NUMBERS, CATEGORIES = 9, {"home": 6, "marital": 5, "records": 2, "job": 4}
-TRAINING_ROWS, BATCH, CONNECTIONS, WARM_UP_S, READY = 3_000, 32, 64, 5.0, 40_000
+TRAINING_ROWS, BATCH, CONNECTIONS, WARM_UP_S, READY, READY_S = 3_000, 32, 64, 5.0, 40_000, 120.0
 Json = dict[str, Any]
 TREES: Json = {"n_estimators": 200, "n_jobs": 1}
 Work = Callable[[], Any]
@@ -250,23 +255,72 @@ def through_the_gateway(folder: Path, names: Sequence[str], spec: Specification,
     """Returns how many requests failed."""
     errors = 0
     for name in names:
-        figures: list[dict[str, float]] = []
         with running_stack([f"{name}/1.0"], "--no-redis", source=folder) as stack:
             target = Target.of(f"{stack.gateway}/predictions/{name}")
-            Generator(target, stream(2, spec)).closed(CONNECTIONS, WARM_UP_S)  # Java compiles
-            for number in range(rounds):
-                meter = CpuMeter(stack.pids())
-                summary = Generator(target, stream(3 + number, spec)).closed(CONNECTIONS, seconds).summary()
-                cpu = {f"cpu_{part}": 1000 * used / summary["requests"] for part, used in meter.used().items()}
-                figures.append({key: summary[key] for key in ("rps", "p50_ms", "p99_ms", "errors")} | cpu)
-        tell(variant=f"{name} through the gateway", **{k: median(each[k] for each in figures) for k in figures[0]})
-        errors += int(sum(each["errors"] for each in figures))
+            errors += loaded_by(target, lambda seed: stream(seed, spec), stack.pids(), rounds, seconds)
     return errors
 
 
+def loaded_by(
+    target: Target, stream: Callable[[int], Iterator[bytes]], pids: dict[str, list[int]], rounds: int, seconds: float
+) -> int:
+    """Tell medians at 64 connections; returns how many requests failed."""
+    figures: list[dict[str, float]] = []
+    Generator(target, iter(list(stream(2)))).closed(CONNECTIONS, WARM_UP_S)  # Java compiles
+    for number in range(rounds):
+        bodies = list(stream(3 + number))
+        meter = CpuMeter(pids)
+        summary = Generator(target, iter(bodies)).closed(CONNECTIONS, seconds).summary()
+        cpu = {f"cpu_{part}": 1000 * used / summary["requests"] for part, used in meter.used().items()}
+        figures.append({key: summary[key] for key in ("rps", "p50_ms", "p99_ms", "errors")} | cpu)
+    tell(variant=f"{target.path}, served", **{k: median(each[k] for each in figures) for k in figures[0]})
+    return int(sum(each["errors"] for each in figures))
+
+
+def through_mlserver(python: Path, model: Path, features: Features, rounds: int, seconds: float) -> int:
+    """The XGBoost model by MLServer's own runtime, which is sent encoded rows; returns how many requests failed."""
+    http, grpc, metrics = (free_port() for _ in range(3))
+    with tempfile.TemporaryDirectory(prefix="mlserver-") as work:
+        folder = Path(work)
+        shutil.copyfile(model, folder / "model.json")
+        batching = {"max_batch_size": BATCH, "max_batch_time": 0.002}
+        implementation = {"implementation": "mlserver_xgboost.XGBoostModel", "parameters": {"uri": "./model.json"}}
+        ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "host": "127.0.0.1"}
+        (folder / "settings.json").write_text(json.dumps({**ports, "parallel_workers": 0, "debug": False}))
+        (folder / "model-settings.json").write_text(json.dumps({"name": "xgboost", **implementation, **batching}))
+        command = [str(python), "-m", "mlserver.cli.main", "start", str(folder)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            target = Target.of(f"http://127.0.0.1:{http}/v2/models/xgboost/infer", marker=b'"outputs"')
+            wait_for(f"http://127.0.0.1:{http}/v2/models/xgboost/ready")
+            return loaded_by(
+                target, lambda seed: encoded_stream(seed, features), {"mlserver": [server.pid]}, rounds, seconds
+            )
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def wait_for(url: str) -> None:
+    deadline = time.monotonic() + READY_S
+    while True:
+        with suppress(requests.RequestException):
+            if requests.get(url, timeout=5).ok:
+                return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"error: no answer from {url}")
+        time.sleep(0.5)
+
+
+def encoded_stream(seed: int, features: Features) -> Iterator[bytes]:
+    """Rows as the model reads them, in the V2 protocol."""
+    for row in features.encode(resolve_table(features, table(seed, READY))):
+        tensor = {"name": "x", "shape": [1, len(row)], "datatype": "FP32", "data": row.tolist()}
+        yield json.dumps({"inputs": [tensor]}).encode()
+
+
 def stream(seed: int, spec: Specification) -> Iterator[bytes]:
-    """Rows that are made before the load begins."""
-    return iter([json.dumps({"features": row}).encode() for row in rows_of(table(seed, READY), spec)])
+    return (json.dumps({"features": row}).encode() for row in rows_of(table(seed, READY), spec))
 
 
 def tell(**figures: Any) -> None:
@@ -281,6 +335,9 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_600, help="of a round, in process")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a round through the gateway")
     parser.add_argument("--no-gateway", action="store_true")
+    parser.add_argument(
+        "--mlserver", type=Path, metavar="PYTHON", help="of an environment with mlserver and mlserver-xgboost"
+    )
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # of the exporters, and of TorchScript
     with tempfile.TemporaryDirectory(prefix="tabular-") as work:
@@ -300,6 +357,8 @@ def main() -> int:
         failed = through_the_gateway(
             folder / "recipes", list(models), features.specification, asked.rounds, asked.seconds
         )
+        if asked.mlserver:
+            failed += through_mlserver(asked.mlserver, models["xgboost"].file, features, asked.rounds, asked.seconds)
     return int(failed > 0)
 
 
