@@ -350,7 +350,9 @@ def told(value: Any) -> str:
         return "a number too large"
     if isinstance(value, dict | list):
         return kind_of(value)
-    text = msgspec.json.encode(value if not isinstance(value, str) else value[:41]).decode()
+    # Lone surrogates have no UTF-8.
+    short = value[:41].encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    text = msgspec.json.encode(short).decode()
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

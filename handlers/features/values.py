@@ -40,6 +40,8 @@ NAN = float("nan")
 UNKNOWN = float("-inf")
 """In place of a code, until it is decided what becomes of an unknown category."""
 NUMBERS, BOOLEANS, TEXTS = {float, int, type(None)}, {bool, type(None)}, {str, type(None)}
+MOST_GUESSES = 3
+"""Names that are compared with the known ones, which takes long."""
 MOST_NAME = 60
 """Characters of a name that a client made up, in an error."""
 
@@ -134,12 +136,13 @@ class Values:
                     found.append((feature.name, "missing; expected a value"))
             elif fault := value_fault(feature, value):
                 found.append((feature.name, fault))
-        return found + [(name[:MOST_NAME], self._no_such(name)) for name in row if name not in self._sent]
+        strange = [name for name in row if name not in self._sent]
+        return found + [(name[:MOST_NAME], self._no_such(name, i < MOST_GUESSES)) for i, name in enumerate(strange)]
 
-    def _no_such(self, name: str) -> str:
+    def _no_such(self, name: str, guess: bool) -> str:
         if name in self.place:
             return "is computed from other features; leave it out"
-        alike = difflib.get_close_matches(name, self._sent, n=1) if len(name) <= MOST_NAME else []
+        alike = difflib.get_close_matches(name, self._sent, n=1) if guess and len(name) <= MOST_NAME else []
         return f"no such feature; did you mean `{alike[0]}`?" if alike else "no such feature"
 
     # --- what rows and tables have in common

@@ -15,6 +15,7 @@ from handlers.core.json_form import JsonForm
 from handlers.core.messages import Request
 from handlers.features import Features
 from handlers.features.entity import request_faults
+from handlers.tasks.tabular.schema import WHOLE
 
 MOST_FAULTS = 20
 """Told of one row."""
@@ -81,9 +82,11 @@ def faulty(faults: Sequence[tuple[str, str]], path: str) -> Invalid:
 def read_leniently(body: bytes | None) -> Any:
     """JSON, or what differs from it in NaN, infinities and numbers too large; None for anything else."""
     try:
-        return json.loads(body or b"")
+        content = json.loads(body or b"")
+        json.dumps(content, ensure_ascii=False).encode()  # lone surrogates have no UTF-8 for an answer
     except (ValueError, RecursionError):
         return None
+    return content
 
 
 def not_numbers(cells: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -91,3 +94,5 @@ def not_numbers(cells: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, float) and not math.isfinite(value):
             told = "NaN" if math.isnan(value) else "a number too large"
             yield name, f"expected a finite number, got {told}; leave out what is missing, or send null"
+        elif isinstance(value, int) and abs(value) > WHOLE:
+            yield name, f"expected a number that is exact, at most {WHOLE:,}, or one with an exponent, such as 1e20"
