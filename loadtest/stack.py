@@ -51,8 +51,7 @@ class Stack:
         return marctl(self.state, *arguments)
 
     def pids(self) -> dict[str, list[int]]:
-        """`envoy`, `java`, `redis` and `features` if they are the stack's own, and a version's workers by its name, such
-        as `mcqa 1.0`."""
+        """`envoy`, `java`, `redis` and `features` if they are the stack's own, and workers by version (`mcqa 1.0`)."""
         status = self.marctl("status")
         workers = {f"{row['model']} {row['version']}": row["pids"] for row in status["versions"]}
         redis = {name: [status[f"{name}_pid"]] for name in ("redis", "features") if status[f"{name}_pid"]}

@@ -2,6 +2,7 @@
 
     python -m loadtest.tabular
     python -m loadtest.tabular --rounds 5 --rows 3200 --seconds 10 --no-gateway
+    python -m loadtest.tabular --mlserver venv/bin/python
 
 The table is made: nine numbers and four categories, a tenth of the cells missing. On it are trained, and saved as users
 save them: 200 trees of depth 4 by XGBoost, 200 of 15 leaves by LightGBM and a logistic regression by scikit-learn (both
@@ -14,14 +15,16 @@ In process, one thread, the variants in turn in every round:
   model's own library, json.dumps; so many rows at a time;
 - `transform-…`: the features of 32 rows alone; `explain-…`: one explanation.
 
-Then each served version through the gateway at 64 connections in a closed loop, without a cache. One JSON line per
-variant: medians over the rounds; processor seconds, so that other processes matter little.
+Then each served version through the gateway at 64 connections in a closed loop, without a cache, and the XGBoost model
+by MLServer, which is sent encoded rows. One JSON line per variant: medians over the rounds; processor seconds, so that
+other processes matter little.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -289,7 +292,8 @@ def through_mlserver(python: Path, model: Path, features: Features, rounds: int,
         (folder / "settings.json").write_text(json.dumps({**ports, "parallel_workers": 0, "debug": False}))
         (folder / "model-settings.json").write_text(json.dumps({"name": "xgboost", **implementation, **batching}))
         command = [str(python), "-m", "mlserver.cli.main", "start", str(folder)]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as ours
+        server = subprocess.Popen(command, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             target = Target.of(f"http://127.0.0.1:{http}/v2/models/xgboost/infer", marker=b'"outputs"')
             wait_for(f"http://127.0.0.1:{http}/v2/models/xgboost/ready")

@@ -55,7 +55,8 @@ class Pair:
         place, lists = self.live[self.primary.name], (self.live[column.name], self.shadow[column.name])
         if any(values is None or not 0 <= place < len(values) for values in lists):
             return None
-        live, shadow = (float(values[place]) for values in lists)
+        # The column is one of floats where another model's prediction is a float.
+        live, shadow = (float(values[int(place)]) for values in lists)
         return live, shadow
 
     @property

@@ -231,6 +231,13 @@ def test_the_score_shift_is_that_of_the_live_choice() -> None:
     assert pair.distance == pytest.approx(0.6)
 
 
+def test_scores_are_found_where_another_models_predictions_are_floats() -> None:
+    table = log(live("a", 0.3, 0.5, 0.2), shadow("a", 0.1, 0.1, 0.8))
+    place = table.schema.get_field_index("prediction")
+    floats = table.set_column(place, "prediction", table["prediction"].cast(pa.float64()))
+    assert only(join(floats)).pairs[0].shift == pytest.approx(-0.4)
+
+
 def of(name: str, declared: Declaration, version: str = "1.0", **outcome: Any) -> PredictionRecord:
     return record(name, model=declared.model, version=version, shadow=version == "2.0", outcome=outcome or None)
 
