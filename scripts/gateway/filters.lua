@@ -49,38 +49,37 @@ function envoy_on_request(handle)
                  table.concat(parts, "\n"))
 end
 
----- health: what TorchServe says of each version's workers and queue ----
+---- health: each version's workers, by scripts/gateway/health.py, and its queue, of which TorchServe is asked ----
+local MOST_QUEUES = 100  -- TorchServe is asked for one version after the other
+
 function envoy_on_request(handle)
-  local context = handle:filterContext()  -- ends with the first call
-  local routed, versions = " " .. context:get("routed") .. " ", context:get("versions")
+  local call = { [":method"] = "GET", [":path"] = "/workers", [":authority"] = "probes" }
+  local _, workers = handle:httpCall("probes", call, nil, 5000)
   local rows, ready = {}, true
-  for name in versions:gmatch("%S+") do
-    local call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
-    local headers, body = handle:httpCall("management", call, nil, 5000)
-    local text = headers[":status"] == "200" and body or ""
-    local _, workers = text:gsub('"status"%s*:%s*"READY"', "")
-    local gets_traffic = routed:find(" " .. name .. " ", 1, true) ~= nil
-    if gets_traffic and workers == 0 then ready = false end
-    rows[#rows + 1] = string.format('{"model":"%s","version":"%s","routed":%s,"workers_ready":%d,"queue":%s}',
-      name:match("^[^/]+"), name:match("[^/]+$"), tostring(gets_traffic), workers,
+  for name, answering, routed in (workers or ""):gmatch("(%S+)=(%d+)( ?%w*)\n") do
+    local text = ""
+    if #rows < MOST_QUEUES then
+      call = { [":method"] = "GET", [":path"] = "/models/" .. name, [":authority"] = "management" }
+      local headers, body = handle:httpCall("management", call, nil, 5000)
+      text = headers[":status"] == "200" and body or ""
+    end
+    local gets_traffic = routed ~= ""
+    if gets_traffic and answering == "0" then ready = false end
+    rows[#rows + 1] = string.format('{"model":"%s","version":"%s","routed":%s,"workers_ready":%s,"queue":%s}',
+      name:match("^[^/]+"), name:match("[^/]+$"), tostring(gets_traffic), answering,
       text:match('"pendingRequests"%s*:%s*(%d+)') or "null")
   end
   handle:respond({ [":status"] = "200", ["content-type"] = "application/json" },
                  '{"status":"' .. (ready and "ready" or "not ready") .. '","versions":[' .. table.concat(rows, ",") .. "]}")
 end
 
----- ready: whether each of some versions has a worker, by scripts/gateway/health.py ----
+---- ready: whether each version with traffic has a worker, by scripts/gateway/health.py ----
 function envoy_on_request(handle)
   local context = handle:filterContext()  -- ends with the first call
-  local versions, yes, no, code = context:get("versions"), context:get("yes"), context:get("no"), context:get("code")
-  local call = { [":method"] = "GET", [":path"] = "/workers", [":authority"] = "probes" }
-  local headers, body = handle:httpCall("probes", call, nil, 5000)
-  local workers = headers[":status"] == "200" and "\n" .. body or ""
-  local ready = true
-  for name in versions:gmatch("%S+") do
-    local _, last = workers:find("\n" .. name .. "=", 1, true)
-    ready = ready and last ~= nil and workers:match("^%d+", last + 1) ~= "0"
-  end
+  local yes, no, code = context:get("yes"), context:get("no"), context:get("code")
+  local call = { [":method"] = "GET", [":path"] = "/ready", [":authority"] = "probes" }
+  local headers = handle:httpCall("probes", call, nil, 5000)
+  local ready = headers[":status"] == "200"
   local head = { [":status"] = ready and "200" or code, ["content-type"] = "application/json" }
   if head[":status"] == "503" then head["retry-after"] = "1" end
   handle:respond(head, ready and yes or no)

@@ -1,4 +1,4 @@
-"""Tells Envoy which versions have a worker that can answer, in files that Envoy watches.
+"""Tells Envoy which versions have a worker that can answer, in two files that Envoy watches.
 
 TorchServe goes on queueing for workers that are dead or hang. So whoever watches over the stack calls `Health.step`
 a few times a second: requests then go to the fallback at once, or get a 503 where there is none, and come back when
@@ -11,19 +11,19 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import psutil
 
 from scripts.core.explainers import models_in
 from scripts.core.files import write_atomically
-from scripts.gateway.clusters import assignment
-from scripts.gateway.names import PROBES, Json, endpoints_file, typed
-from scripts.gateway.policies import Served, Traffic
+from scripts.gateway.discovery import Discovery
+from scripts.gateway.names import PROBES, WORKERS, Json, cluster, typed
+from scripts.gateway.policies import Traffic
+from scripts.gateway.traffic import lua_filter
 
-ENDPOINTS = "endpoints"
-"""Folder, beside Envoy's other files, of one file per version."""
+WITHOUT_WORKERS = f"{WORKERS}.json"
+"""Which versions have no worker, and what becomes of their requests."""
 READINESS = f"{PROBES}.json"
 STOPPED_S = 1.0
 """A worker that is stopped for so long hangs. Debuggers and profilers stop a process for milliseconds."""
@@ -31,6 +31,8 @@ SILENT_S = 2.5
 """A worker hangs if its heartbeat, about twice a second, is missing for so long."""
 LONGEST_STEP_S = 0.5
 """Time beyond this between two steps is not held against a worker: whoever steps may have been stopped itself."""
+MOST_ROWS, MOST_REASONS = 100, 20
+"""On the page that tells readiness."""
 GONE = "is gone"
 Identity = tuple[int, int] | None
 
@@ -93,22 +95,18 @@ class Health:
         passed_s = min(now - self.last, LONGEST_STEP_S) if self.last is not None else 0.0
         self.last = now
         versions = list(versions)
-        verdicts = [self.judge(workers, passed_s) for workers in versions]
         known = {pid for workers in versions for pid in workers.pids}
         self.pulses = {pid: pulse for pid, pulse in self.pulses.items() if pid in known}
-        for verdict in verdicts:
-            self.tell(verdict)
+        # One process may be the worker of many versions.
+        troubles = {pid: self.trouble(pid, passed_s) for pid in known}
+        verdicts = [judge(workers, troubles) for workers in versions]
+        without = [cluster(v.model, v.version) for v in verdicts if not v.answering]
+        several = len(self.hosts) > 1
+        told = (tuple(without), several)
+        self.put(self.files / WITHOUT_WORKERS, told, lambda: without_workers(without, other_servers=several))
         known_of = (tuple(verdicts), frozenset(routed))
         self.put(self.files / READINESS, known_of, lambda: readiness(verdicts, routed))
         return verdicts
-
-    def judge(self, workers: Workers, passed_s: float) -> Verdict:
-        troubles = [
-            f"worker {pid} {trouble}" if pid > 0 else "a worker is starting"
-            for pid, ready in zip(workers.pids, workers.ready, strict=True)
-            if (trouble := self.trouble(pid, passed_s) or ("" if ready else "is loading"))
-        ]
-        return Verdict(workers.model, workers.version, len(workers.pids) - len(troubles), tuple(troubles))
 
     def trouble(self, pid: int, passed_s: float) -> str:
         """What keeps a worker from answering; empty if nothing does."""
@@ -145,12 +143,6 @@ class Health:
         except OSError:
             return None
 
-    def tell(self, verdict: Verdict) -> None:
-        """Whether requests may go to the version."""
-        model, version, has_worker = verdict.model, verdict.version, verdict.answering > 0
-        path = self.files / ENDPOINTS / endpoints_file(model, version)
-        self.put(path, has_worker, lambda: assignment(model, version, self.hosts, has_worker=has_worker))
-
     def put(self, path: Path, told: object, make: Callable[[], Json]) -> None:
         """Write what `told` makes, unless it stands there."""
         if path not in self.written or self.written[path] != (told, identity(path)):
@@ -158,28 +150,32 @@ class Health:
             self.written[path] = (told, identity(path))
 
 
-def provide(files: Path, hosts: Sequence[str], served: Served) -> None:
-    """Files for versions that have none: as long as nobody knows better, they have workers."""
-    (files / ENDPOINTS).mkdir(mode=0o700, exist_ok=True)
-    for model, versions in served.items():
-        for version in versions:
-            path = files / ENDPOINTS / endpoints_file(model, version)
-            if not path.exists():
-                write(path, assignment(model, version, hosts, has_worker=True))
+def judge(workers: Workers, troubles: Mapping[int, str]) -> Verdict:
+    """`troubles`: what keeps each process from answering, empty for nothing."""
+    found = [
+        f"worker {pid} {trouble}" if pid > 0 else "a worker is starting"
+        for pid, ready in zip(workers.pids, workers.ready, strict=True)
+        if (trouble := troubles[pid] or ("" if ready else "is loading"))
+    ]
+    return Verdict(workers.model, workers.version, len(workers.pids) - len(found), tuple(found))
 
 
 def begin(files: Path) -> None:
-    """For an Envoy that starts: what an earlier one was told is past; the next step tells it."""
-    forget(files, {})
+    """For an Envoy that starts: what an earlier one was told is past; the next step tells it.
+
+    As long as nobody knows better, versions have workers.
+    """
+    write(files / WITHOUT_WORKERS, without_workers([], other_servers=False))
     write(files / READINESS, unknown())
 
 
-def forget(files: Path, served: Served) -> None:
-    """Remove the files of versions that are no longer served."""
-    kept = {endpoints_file(model, version) for model, versions in served.items() for version in versions}
-    for path in (files / ENDPOINTS).glob("*.json"):
-        if path.name not in kept:
-            path.unlink(missing_ok=True)
+def without_workers(clusters: Sequence[str], *, other_servers: bool) -> Json:
+    """The filter that keeps requests from these; `other_servers` than the stack's own may have workers for them."""
+    if not clusters:
+        return lua_filter(WORKERS, "-- Every version has a worker.\n")
+    rows = "".join(f'["{name}"] = true, ' for name in clusters)
+    code = f"local OTHER_SERVERS, WITHOUT = {str(other_servers).lower()}, {{ {rows}}}\n"
+    return lua_filter(WORKERS, code + (Path(__file__).parent / "workers.lua").read_text())
 
 
 def routed(policies: Mapping[str, Traffic]) -> list[tuple[str, str]]:
@@ -188,10 +184,8 @@ def routed(policies: Mapping[str, Traffic]) -> list[tuple[str, str]]:
 
 
 def write(path: Path, resource: Json) -> None:
-    """Envoy looks when a file is renamed into place. Raises WriteFailed."""
-    resources = [resource]
-    digest = sha256(json.dumps(resources, sort_keys=True).encode()).hexdigest()[:16]
-    write_atomically(path, json.dumps({"version_info": digest, "resources": resources}) + "\n", mode=0o600)
+    """Envoy looks when a file is renamed into its place. Raises WriteFailed."""
+    write_atomically(path, Discovery.of([resource]).text, mode=0o600)
 
 
 def identity(path: Path) -> Identity:
@@ -213,10 +207,14 @@ def readiness(verdicts: Sequence[Verdict], routed: Collection[tuple[str, str]]) 
     missing = [(model, version) for model, version in sorted(routed) if (model, version) not in answering]
     troubles = {(v.model, v.version): "; ".join(v.troubles) or "it has no worker" for v in verdicts}
     why = [f"{m} {v} has traffic and no worker that can answer: {troubles.get((m, v), 'unknown')}" for m, v in missing]
-    report = "".join(f"{v.model}/{v.version}={v.answering}\n" for v in verdicts)
+    marks = [" routed" if row["routed"] else "" for row in rows]
+    report = "".join(f"{v.model}/{v.version}={v.answering}{mark}\n" for v, mark in zip(verdicts, marks, strict=True))
+    # Whoever asks every second needs the code and the reasons; /health tells all versions.
+    page = {"versions": rows[:MOST_ROWS], **({"versions_in_all": len(rows)} if len(rows) > MOST_ROWS else {})}
     if why:
-        return routes(503, {**not_ready(". ".join(why)), "versions": rows}, report)
-    return routes(200, {"status": "ready", "versions": rows}, report)
+        more = [f"{len(why) - MOST_REASONS} more are without, too"] if len(why) > MOST_REASONS else []
+        return routes(503, {**not_ready(". ".join(why[:MOST_REASONS] + more)), **page}, report)
+    return routes(200, {"status": "ready", **page}, report)
 
 
 def unknown() -> Json:
@@ -228,7 +226,7 @@ def not_ready(detail: str) -> Json:
 
 
 def routes(code: int, page: Json, report: str) -> Json:
-    """`report` is what filters.lua reads: each version with its number of workers that can answer."""
+    """`report` is what the scripts in Lua read: each version with its number of workers, and whether it has traffic."""
     pages = {"/healthz": (200, json.dumps({"status": "alive"})), "/ready": (code, json.dumps(page))}
     nothing = json.dumps({"error": "no_such_path", "detail": "there are: /healthz, /ready"})
     found = [

@@ -7,31 +7,41 @@ from functools import cache
 from pathlib import Path
 
 from handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
-from scripts.gateway.clusters import address_of, fallback_cluster, plain_cluster
+from scripts.gateway.clusters import address_of, fallback_cluster, no_worker_cluster, plain_cluster
 from scripts.gateway.counts import attempt_logs, histogram_settings, refusal_log
+from scripts.gateway.health import WITHOUT_WORKERS
 from scripts.gateway.names import (
     ADMIN,
+    BODY,
     BODY_MODEL,
-    COUNTED,
+    COUNTED_HEADER,
     FALLBACK,
     FALLBACK_HEADER,
     GATEWAY,
     LIMIT,
     MANAGEMENT,
     METRICS,
+    MODEL_HEADER,
+    ORDERS,
     PROBES,
     PROTOCOL_HEADER,
+    RESOLVE,
     SHADOW_HEADER,
+    WORKERS,
     Json,
     extension,
     seconds,
     socket_address,
     typed,
 )
-from scripts.gateway.routes import RETRY_AFTER_S, SLACK_S
+from scripts.gateway.routes import LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S
 from scripts.gateway.settings import GatewaySettings, Tls
+from scripts.gateway.traffic import LUA
 
 HTTP = "envoy.extensions.filters.http"
+ROUTER = "envoy.filters.http.router"
+TYPES = "type.googleapis.com"
+TRAFFIC_FILE = "traffic.json"
 CLIENT_HEADER = "x-client"
 """Who asks, by name: written over by api_key_auth."""
 GRPC_SERVICES = Path(__file__).parent / "grpc" / "services.pb"
@@ -47,11 +57,12 @@ PAGES = 8
 large. More get 503."""
 INNER_PROBES = "inner-probes"
 """The same pages inside Envoy, for the open listener."""
-LONGEST_STREAM_S = 3600 + SLACK_S
-"""A traffic policy's `timeout_s` is an hour at most."""
+LONGEST_STREAM_S = LONGEST_TIMEOUT_S + SLACK_S
 HEAP = "envoy.resource_monitors.fixed_heap"
 TRACKED_BYTES = 16
 """Streams that hold at least 2 to this power of bytes are ended when the heap is nearly full, the largest first."""
+
+VERSION_CLUSTERS = {"safe_regex": {"regex": r"^cluster\.[^|]*\|.*"}}
 
 LOCAL_ERRORS = {
     200: None,
@@ -69,7 +80,7 @@ LOCAL_ERRORS = {
     504: ("out_of_time", "no answer came within the time that this model has"),
 }
 """Code to the error that Envoy tells; None where its routes bring their own JSON."""
-ASKED = f"%METADATA(CLUSTER:{COUNTED}:model)% %METADATA(CLUSTER:{COUNTED}:version)%"
+ASKED = f"%REQ({MODEL_HEADER})% %REQ({COUNTED_HEADER})%"
 """The model and version that a request was routed to."""
 UNAVAILABLE = {
     "UH": (
@@ -99,7 +110,10 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
                 "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
             )
         ],
-        "stats_config": histogram_settings(),
+        # What Envoy itself would count of each version's clusters nobody reads: scripts/gateway/counts.py has its own.
+        "stats_config": {**histogram_settings(), "stats_matcher": {"exclusion_list": {"patterns": [VERSION_CLUSTERS]}}},
+        "deferred_stat_options": {"enable_deferred_creation_stats": True},
+        "cluster_manager": {"enable_deferred_cluster_creation": True},
         "overload_manager": overload_manager(settings),
         "dynamic_resources": {"cds_config": watched(files, "clusters.json")},
         "static_resources": {
@@ -111,6 +125,7 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
             ],
             "clusters": [
                 fallback_cluster(),
+                no_worker_cluster(),
                 plain_cluster(PROBES, {"envoy_internal_address": {"server_listener_name": INNER_PROBES}}),
                 plain_cluster(MANAGEMENT, address_of(torchserve["management"]), PAGES),
                 plain_cluster(METRICS, address_of(torchserve["metrics"]), PAGES),
@@ -121,8 +136,11 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
 
 
 def watched(files: Path, name: str) -> Json:
-    source = {"path": str(files / name), "watched_directory": {"path": str(files)}}
-    return {"resource_api_version": "V3", "path_config_source": source}
+    """A file that is read again when another one is renamed into its place.
+
+    With `watched_directory` every rename in the folder would have all files read again.
+    """
+    return {"resource_api_version": "V3", "path_config_source": {"path": str(files / name)}}
 
 
 def overload_manager(settings: GatewaySettings) -> Json:
@@ -153,7 +171,7 @@ def overload_manager(settings: GatewaySettings) -> Json:
 
 
 def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
-    manager = connection_manager(GATEWAY, files, settings, gateway_filters(settings)) | {
+    manager = connection_manager(GATEWAY, files, settings, gateway_filters(files, settings)) | {
         "use_remote_address": True,
         "early_header_mutation_extensions": [without_orders()],
         "preserve_external_request_id": True,
@@ -196,7 +214,7 @@ def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
 def without_orders() -> Json:
     """Takes away what no client may say: orders to Envoy (timeouts, retries, inner routes), and marks for the log."""
     marks = (SHADOW_HEADER, FALLBACK_HEADER, PROTOCOL_HEADER, SAMPLE_HEADER, ROLE_HEADER, EXPERIMENT_HEADER)
-    prefixes = ("x-envoy-", *marks)
+    prefixes = ("x-envoy-", ORDERS, *marks)
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
@@ -205,7 +223,7 @@ def without_orders() -> Json:
 
 
 def fallback_listener(files: Path, settings: GatewaySettings) -> Json:
-    manager = connection_manager(FALLBACK, files, settings, [pages(), router()])
+    manager = connection_manager(FALLBACK, files, settings, [pages(), *resolving(files), to_workers()])
     return {
         "name": FALLBACK,
         "internal_listener": {},
@@ -244,7 +262,7 @@ def inner_probe_listener(files: Path, settings: GatewaySettings) -> Json:
 
 
 def probe_pages(files: Path, settings: GatewaySettings) -> Json:
-    manager = connection_manager(PROBES, files, settings, [router()])
+    manager = connection_manager(PROBES, files, settings, [extension(ROUTER, f"{HTTP}.router.v3.Router")])
     # Whoever asks now and then need not keep one of a few connections.
     return {"name": "http", "typed_config": manager | {"common_http_protocol_options": {"idle_timeout": "5s"}}}
 
@@ -313,8 +331,8 @@ def mapper(code: int, where: list[Json], body: Json) -> Json:
     }
 
 
-def gateway_filters(settings: GatewaySettings) -> list[Json]:
-    """In the order in which a request passes them: who asks, how often, how much, and for which model."""
+def gateway_filters(files: Path, settings: GatewaySettings) -> list[Json]:
+    """In the order in which a request passes them: who asks, how often, how much, for which model, and who answers."""
     filters = []
     if settings.api_keys:
         filters.append(api_keys(settings.api_keys))
@@ -328,7 +346,15 @@ def gateway_filters(settings: GatewaySettings) -> list[Json]:
         # Behind the filter that waits for the whole body, which gives one that came in chunks its length.
         charged = bucket(per_s, max(per_s, settings.body_bytes))
         filters.append(rate_limit("bytes", charged, by_key=by_key, hits={"format": "%REQ(content-length)%"}))
-    return [*filters, body_model(), router()]
+    return [*filters, body_model(), *(found | {"disabled": True} for found in resolving(files)), to_workers()]
+
+
+def resolving(files: Path) -> list[Json]:
+    """The filters that look up who answers. Their code, and the tables in it, stand in files that Envoy watches."""
+    return [
+        {"name": name, "config_discovery": {"config_source": watched(files, file), "type_urls": [f"{TYPES}/{LUA}"]}}
+        for name, file in ((RESOLVE, TRAFFIC_FILE), (WORKERS, WITHOUT_WORKERS))
+    ]
 
 
 def grpc(settings: GatewaySettings) -> list[Json]:
@@ -347,12 +373,16 @@ def grpc(settings: GatewaySettings) -> list[Json]:
     return [filter_ | {"disabled": True} for filter_ in (status, transcoder)]
 
 
-def router() -> Json:
+def to_workers() -> Json:
+    """The router; a script sees each answer of TorchServe before it is decided whether it is a failure."""
+    translate = extension("envoy.filters.http.lua", LUA, default_source_code={"inline_string": script("translate")})
+    codec = extension("envoy.filters.http.upstream_codec", f"{HTTP}.upstream_codec.v3.UpstreamCodec")
     return extension(
-        "envoy.filters.http.router",
+        ROUTER,
         f"{HTTP}.router.v3.Router",
         suppress_envoy_headers=True,
         upstream_log=attempt_logs(),
+        upstream_http_filters=[translate, codec],
     )
 
 
@@ -405,7 +435,7 @@ def rate_limit(name: str, tokens: Json, *, by_key: bool, hits: Json | None = Non
 
 def body_model() -> Json:
     """Lifts the body's `model` to where routes see it; off except where a route asks for it."""
-    rule = {"selectors": [{"key": "model"}], "on_present": {"metadata_namespace": "envoy.lb", "key": BODY_MODEL}}
+    rule = {"selectors": [{"key": "model"}], "on_present": {"metadata_namespace": BODY, "key": BODY_MODEL}}
     filter_ = extension(
         "envoy.filters.http.json_to_metadata",
         f"{HTTP}.json_to_metadata.v3.JsonToMetadata",

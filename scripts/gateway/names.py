@@ -10,8 +10,20 @@ Json = dict[str, Any]
 
 GATEWAY, FALLBACK, PROBES = "gateway", "fallback", "probes"
 """The open listener, the one inside Envoy that a failed or copied request goes through, and the one for probes."""
-MANAGEMENT, METRICS, ADMIN = "management", "metrics", "admin"
-"""Clusters that every gateway has, beside FALLBACK and PROBES: two of TorchServe's ports, and Envoy's own figures."""
+MANAGEMENT, METRICS, ADMIN, NO_WORKER = "management", "metrics", "admin", "no-worker"
+"""Clusters that every gateway has, beside FALLBACK and PROBES: two of TorchServe's ports, Envoy's own figures, and one
+of no servers, where requests end for which no worker is there."""
+RESOLVE, WORKERS = "resolve", "workers"
+"""Filters: which version answers (resolve.lua), and what becomes of a request whose version has no worker."""
+ORDERS = "x-gateway-"
+"""Begins the headers by which those two filters tell Envoy how a request goes on; no client can send them."""
+ROUTE_HEADER, CLUSTER_HEADER = "x-gateway-route", "x-gateway-cluster"
+MODEL_HEADER, COUNTED_HEADER = "x-gateway-model", "x-gateway-version"
+"""Whom a request is counted for."""
+COPY_HEADER, COPIES_HEADER = "x-gateway-copy", "x-gateway-copies"
+"""The cluster that gets a copy, if any, and the shadows that it is meant for."""
+ANSWERED_HEADER = "x-gateway-fallback"
+"""What the answer's FALLBACK_HEADER says."""
 SHADOW_HEADER = "x-shadow-version"
 VERSION_HEADER = "x-model-version"
 FALLBACK_HEADER = "x-fallback"
@@ -23,13 +35,12 @@ HTTP_STATUS_HEADER = "x-http-status"
 """On an answer before it becomes gRPC's: its HTTP code, from which filters.lua makes gRPC's."""
 STALE_HEADER = "x-fallback-stale"
 """On a request of which only the last known answer is wanted, that of the version which failed it first."""
-# TIMEOUT_HEADER, how long the gateway waits for a worker's answer, is handlers.core.messages': routes.asked sets it to
+# TIMEOUT_HEADER, how long the gateway waits for a worker's answer, is handlers.core.messages': resolve.lua sets it to
 # each attempt's own time, over whatever the client sent. A fallback's attempt carries the fallback's time.
-BODY_MODEL = "model"
+BODY, BODY_MODEL = "gateway.body", "model"
 """Where json_to_metadata puts the body's `model`."""
 COUNTED = "counted"
-"""Where a cluster's metadata say for which model and version its requests are counted, and a route's in which role.
-A request's headers would let clients make names."""
+"""Where a route's metadata say in which role its requests are counted."""
 
 
 class Role(StrEnum):
@@ -58,22 +69,12 @@ def shadow_cluster(model: str, version: str) -> str:
 
 
 def guarded_cluster(model: str, version: str) -> str:
-    """The version, and the fallback listener where the version fails or has no worker."""
+    """The version, and the fallback listener where the version fails."""
     return f"{cluster(model, version)}|guarded"
 
 
-def endpoints_file(model: str, version: str) -> str:
-    """The watched file that says whether the version has a worker; its folder is in `scripts.gateway.health`."""
-    return f"{cluster(model, version)}.json"
-
-
-def stat_name(cluster_name: str) -> str:
-    """A cluster's name in Envoy's figures, where a dot would end it."""
-    return cluster_name.replace(".", "%2E")
-
-
 def counted(**labels: str) -> Json:
-    """Metadata of a cluster or a route for scripts.gateway.counts."""
+    """Metadata of a route for scripts.gateway.counts."""
     return {"filter_metadata": {COUNTED: labels}}
 
 

@@ -95,6 +95,8 @@ class Asked:
 
 
 VERBS = {PREDICTIONS: "predict", EXPLANATIONS: "explain"}
+ANY_MODEL = "any-model"
+"""Stands for all of them where they are too many for paths of their own."""
 Declared = Mapping[str, Json]
 """Model to what its archive's metadata says of its task (`declared` in scripts/build/build.py)."""
 
@@ -145,10 +147,10 @@ def types_of(model: str, told: Json) -> Iterator[tuple[str, Json]]:
             yield f"{model}.{part}", placed(model, schema)
 
 
-def document(served: Served, declared: Declared) -> Json:
-    """The document: a path of its own for each model that is served, with its own types."""
+def document(served: Served, declared: Declared, *, one_for_all: bool = False) -> Json:
+    """The document: a path of its own for each model that is served, with its own types, or `one_for_all` models."""
     paths: Json = {}
-    asked = asked_of(served, declared)
+    asked = asked_of({ANY_MODEL: ()} if one_for_all else served, declared)
     for path, tag, operation in operations(asked):
         for method, content_ in operation.items():
             named = {"operationId": operation_id(method, path), "tags": [tag], **content_}
@@ -293,6 +295,8 @@ def operations(asked: Sequence[Asked]) -> Iterator[tuple[str, str, Json]]:
 def asking_paths(asked: Asked) -> Iterator[tuple[str, Json]]:
     """Where one model is asked."""
     model, verb, title = asked.model, asked.verb, asked.verb.capitalize()
+    if model == ANY_MODEL:
+        model = "{model}"
     own = ["/embed"] if (model, asked.kind) == (EMBED_MODEL, PREDICTIONS) else []
     for path in (f"/{asked.kind}/{model}", f"/v1/models/{model}:{verb}", *own):
         yield path, asking(f"{title} with {model}", parameters(path, pinnable=True), asked.body, asked.told)

@@ -18,7 +18,6 @@ from handlers.redis.features import FEATURES_URL_VARIABLE
 from scripts.core.errors import UserError
 from scripts.core.process import Identity, reap
 from scripts.gateway.envoy import Envoy
-from scripts.gateway.health import ENDPOINTS
 from scripts.gateway.policies import Served, Traffic
 from scripts.gateway.settings import GatewaySettings, read_settings
 from scripts.stack import redis_server
@@ -93,8 +92,6 @@ class Servers:
             request.inference_port, request.management_port, request.metrics_port, request.gateway_port or 0
         )
         envoy, urls = self.state.envoy(ports, self.settings), ports.torchserve
-        # They name the addresses of an earlier TorchServe.
-        shutil.rmtree(self.state.gateway / ENDPOINTS, ignore_errors=True)
         running = Running(
             ports=ports,
             inference=urls["inference"],

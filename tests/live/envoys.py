@@ -24,7 +24,7 @@ from scripts.core.process import Identity
 from scripts.gateway import counts, envoy
 from scripts.gateway.counts import Attempts
 from scripts.gateway.health import Health, Workers, routed
-from scripts.gateway.names import Role, extension, socket_address
+from scripts.gateway.names import Role
 from scripts.gateway.policies import Traffic
 from scripts.gateway.settings import GatewaySettings
 from scripts.stack.ports import free_port
@@ -207,49 +207,6 @@ def gateway_with_server(
             opened.stop()
     finally:
         server.shutdown()
-
-
-@contextmanager
-def constant_server(folder: Path) -> Iterator[str]:
-    """One more Envoy, which answers everything at once: fast enough for ten thousand requests."""
-    port = free_port()
-    manager = {
-        "@type": "type.googleapis.com/"
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "constant",
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [
-                        {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "{}"}}}
-                    ],
-                }
-            ]
-        },
-        "http_filters": [extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router")],
-    }
-    listener = {
-        "name": "constant",
-        "address": socket_address(HOST, port),
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    path = folder / "constant.json"
-    path.write_text(json.dumps({"static_resources": {"listeners": [listener]}}))
-    options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "error"]
-    process = subprocess.Popen([envoy.binary(), "-c", str(path), *options])
-    try:
-        until(lambda: connects(port))
-        yield f"http://{HOST}:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def connects(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
 
 
 def self_signed(folder: Path) -> tuple[str, str]:

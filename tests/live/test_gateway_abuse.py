@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from loadtest.gateway.constant import constant_server
 from scripts.gateway.settings import GatewaySettings
-from tests.live.envoys import TestGateway, constant_server, open_gateway, until
+from tests.live.envoys import TestGateway, open_gateway, until
 
 pytestmark = pytest.mark.live
 BROKEN, SLOW, HALF_CLOSED = 5_000, 200, 500

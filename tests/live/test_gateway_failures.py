@@ -14,8 +14,11 @@ import pytest
 import requests
 
 from scripts.gateway.envoy import GatewayFailed
+from scripts.gateway.health import WITHOUT_WORKERS
+from scripts.gateway.routes import LONGEST_ANSWER_BYTES
 from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
 from tests.live.envoys import (
+    SERVED,
     Standin,
     TestGateway,
     fails,
@@ -258,6 +261,25 @@ def test_a_client_cannot_choose_inner_routes(server: Standin, gateway: TestGatew
     assert "3.0" not in server.versions_seen()
 
 
+def test_a_client_cannot_choose_how_its_request_goes_on(server: Standin, gateway: TestGateway) -> None:
+    """Neither past the lookup, nor to Envoy's own pages, nor to another version's figures."""
+    gateway.set(split={"1.0": 100})
+    orders = {
+        "route": "pinned",
+        "cluster": "admin",
+        "model": "embed",
+        "version": "9.9",
+        "copy": "admin",
+        "copies": "3.0",
+    }
+    for path in ("/predict", "/predictions/mcqa", "/feedback", "/elsewhere"):
+        got = gateway.ask(path, **{f"x_gateway_{name}": value for name, value in orders.items()})
+        assert got.status_code == (404 if path == "/elsewhere" else 200)
+    assert [path for path, _, _ in server.seen] == ["/predictions/mcqa/1.0"] * 2 + ["/predictions/mcqa/1.0/feedback"]
+    assert {headers["x-gateway-version"] for _, headers, _ in server.seen} == {"1.0"}
+    assert not {"x-gateway-route", "x-gateway-cluster"} & server.seen[0][1].keys()
+
+
 def test_a_client_cannot_pass_for_a_copy_or_a_fallback(server: Standin, gateway: TestGateway) -> None:
     """The prediction log believes these headers."""
     gateway.set(split={"1.0": 100})
@@ -345,8 +367,9 @@ def test_a_body_that_is_no_json_still_reaches_the_main_model(server: Standin, ga
 
 def test_what_envoy_refuses_changes_nothing(server: Standin, gateway: TestGateway) -> None:
     gateway.set(split={"1.0": 100})
-    served = {**gateway.served, "bad\x00name": ["1.0"]}
-    policies = {**gateway.policies, "bad\x00name": gateway.policies["mcqa"]}
+    too_long = "x" * LONGEST_ANSWER_BYTES
+    served = {**gateway.served, too_long: ["1.0"]}
+    policies = {**gateway.policies, too_long: gateway.policies["mcqa"]}
     with pytest.raises(GatewayFailed, match=r"did not take .*\.json; the former one is back"):
         gateway.envoy.apply(served, policies)
     assert gateway.ask().status_code == 200
@@ -471,3 +494,47 @@ def test_several_servers_share_the_work_and_a_dead_one_costs_nothing(tmp_path: P
     finally:
         opened.stop()
         servers[0].shutdown()
+
+
+def test_where_the_own_server_has_no_worker_another_one_is_asked(tmp_path: Path) -> None:
+    servers = [Standin(), Standin()]
+    settings = GatewaySettings(upstreams=[servers[1].url.removeprefix("http://")])
+    opened = open_gateway(tmp_path, servers[0].url, settings, split={"2.0": 100}, fallback=["1.0"])
+    try:
+        health = opened.watcher(tmp_path)
+        opened.look(health, "2.0")
+        until(lambda: "2.0" in (health.files / WITHOUT_WORKERS).read_text())
+        time.sleep(0.2)
+        for server in servers:
+            server.forget()
+        paths = ("/predict", "/predictions/mcqa/2.0")
+        got = [opened.ask(path) for path in paths for _ in range(10)]
+        assert {(answer.status_code, answer.headers["x-model-version"]) for answer in got} == {(200, "2.0")}
+        assert [server.versions_seen() for server in servers] == [[], ["2.0"] * 20]
+        opened.look(health)
+        until(lambda: opened.ask("/predictions/mcqa/2.0").ok and bool(servers[0].seen))
+    finally:
+        opened.stop()
+        for server in servers:
+            server.shutdown()
+
+
+def test_hundreds_of_models_are_served_as_one_is_and_a_change_touches_one_file(tmp_path: Path) -> None:
+    """A file per version took Envoy more watches than Linux gives a user: it ended at its start with 80 versions."""
+    server = Standin()
+    opened = open_gateway(tmp_path, server.url)
+    try:
+        opened.served = {**SERVED, **{f"model-{number:03}": ["1.0", "2.0"] for number in range(300)}}
+        opened.set(split={"1.0": 100})
+        for path in ("/predictions/model-299", "/v2/models/model-000/infer", "/v1/models/model-150:predict"):
+            assert opened.ask(path).status_code == 200
+        assert opened.ask("/v1/predict", {"model": "model-299"}).status_code == 200
+        assert "and 282 more, see /v1/models" in opened.ask("/predictions/nobody").json()["detail"]
+        assert len(requests.get(f"{opened.url}/v1/models", timeout=20).json()["models"]) == 302
+        before = {path: path.stat().st_ino for path in opened.envoy.folder.glob("*.json")}
+        opened.set(split={"2.0": 100})
+        assert opened.ask().headers["x-model-version"] == "2.0"
+        assert [path.name for path, inode in before.items() if path.stat().st_ino != inode] == ["traffic.json"]
+    finally:
+        opened.stop()
+        server.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts.gateway.health import Health
+from scripts.gateway.health import WITHOUT_WORKERS, Health
 from scripts.gateway.settings import GatewaySettings
 from tests.live.envoys import Standin, TestGateway, fails, gateway_with_server, hangs, until, waits
 
@@ -48,7 +49,8 @@ def health(gateway: TestGateway, tmp_path: Path) -> Iterator[Health]:
     until(lambda: requests.get(f"{gateway.probes}/ready", timeout=5).status_code == 200)
     yield watcher
     gateway.look(watcher)
-    until(lambda: "failed_eds_health" not in gateway.admin_page("/clusters"))
+    told = json.loads((watcher.files / WITHOUT_WORKERS).read_text())["version_info"]
+    until(lambda: told in gateway.admin_page("/stats?filter=workers.version_text"))
 
 
 def answered_by(gateway: TestGateway, **headers: str) -> str | None:
@@ -67,7 +69,7 @@ def test_requests_of_a_dead_or_hung_worker_go_to_the_fallback_and_come_back(
         server.behave["2.0"] = hangs
         worker.send_signal(blow)
         struck = time.monotonic()
-        while "UNHEALTHY" not in (health.files / "endpoints" / "mcqa|2.0.json").read_text():
+        while "mcqa|2.0" not in (health.files / WITHOUT_WORKERS).read_text():
             time.sleep(0.25)
             gateway.look(health, pid=worker.pid)
             assert time.monotonic() - struck < 3

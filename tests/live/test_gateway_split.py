@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.envoys import TestGateway, constant_server, open_gateway, versions_of
+from loadtest.gateway.constant import constant_server
+from tests.live.envoys import TestGateway, open_gateway, versions_of
 
 pytestmark = pytest.mark.live
 MANY = [f"user-{i}" for i in range(10_000)]
@@ -79,6 +80,22 @@ def test_a_new_experiment_deals_all_users_anew(gateway: TestGateway) -> None:
     second = sides(gateway, split={"1.0": 80, "2.0": 20}, experiment="b")
     assert_share(["same" if first[user] == second[user] else "other" for user in USERS], "same", 0.68)
     assert_share(list(second.values()), "2.0", 0.2)
+
+
+def test_the_documented_hash_decides(gateway: TestGateway) -> None:
+    """So that an experiment's users can be told without asking the gateway."""
+    found = sides(gateway, split={"1.0": 80, "2.0": 20}, experiment="choices-v2")
+    assert found == {user: "2.0" if place(f"choices-v2/{user}") < 2000 else "1.0" for user in USERS}
+
+
+def place(text: str) -> int:
+    """FNV-1a (32 bits), MurmurHash3's finalizer, modulo 10,000."""
+    value = 2166136261
+    for byte in text.encode():
+        value = (value ^ byte) * 16777619 % 2**32
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        value = (value ^ value >> shift) * factor % 2**32
+    return (value ^ value >> 16) % 10_000
 
 
 def test_the_sticky_header_can_be_chosen(gateway: TestGateway) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scripts.core.errors import UserError
-from scripts.gateway.health import Health, Verdict, Workers, begin, forget, provide
+from scripts.gateway.health import READINESS, WITHOUT_WORKERS, Health, Verdict, Workers, begin
 
 HOSTS = ["http://127.0.0.1:1", "http://10.0.0.2:8080"]
 ROUTED = [("mcqa", "1.0")]
@@ -27,7 +27,6 @@ class Watched:
         self.beats.mkdir()
         self.files.mkdir()
         begin(self.files)
-        provide(self.files, HOSTS, {"mcqa": ["1.0"]})
         self.health = Health(self.files, HOSTS, self.beats, clock=lambda: self.now)
 
     def step(self, *pids: int, ready: bool = True, after_s: float = 0.25) -> Verdict:
@@ -41,14 +40,18 @@ class Watched:
 
     @property
     def file(self) -> Path:
-        return self.files / "endpoints" / "mcqa|1.0.json"
+        return self.files / WITHOUT_WORKERS
 
-    def statuses(self) -> list[str]:
+    @property
+    def passed_over(self) -> bool:
+        """Whether requests for the version are kept from it."""
         [resource] = json.loads(self.file.read_text())["resources"]
-        return [server["health_status"] for server in resource["endpoints"][0]["lb_endpoints"]]
+        code = resource["typed_config"]["default_source_code"]["inline_string"]
+        assert ("WITHOUT" in code) == ("envoy_on_request" in code)
+        return '["mcqa|1.0"] = true' in code
 
     def page(self, path: str) -> tuple[int, Any]:
-        [resource] = json.loads((self.files / "probes.json").read_text())["resources"]
+        [resource] = json.loads((self.files / READINESS).read_text())["resources"]
         routes = {r["match"].get("path"): r["direct_response"] for r in resource["virtual_hosts"][0]["routes"]}
         return routes[path]["status"], json.loads(routes[path]["body"]["inline_string"])
 
@@ -71,7 +74,7 @@ def test_a_version_with_a_live_worker_gets_requests_and_is_ready(
 ) -> None:
     assert watched.page("/ready")[0] == 503
     assert watched.step(worker.pid) == Verdict("mcqa", "1.0", 1)
-    assert watched.statuses() == ["HEALTHY", "HEALTHY"]
+    assert not watched.passed_over
     code, page = watched.page("/ready")
     assert (code, page["status"]) == (200, "ready")
     assert page["versions"] == [{"model": "mcqa", "version": "1.0", "routed": True, "workers_ready": 1}]
@@ -88,7 +91,7 @@ def test_a_killed_worker_is_noticed_at_the_next_look(
     else:
         os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     assert watched.step(worker.pid) == Verdict("mcqa", "1.0", 0, (f"worker {worker.pid} is gone",))
-    assert watched.statuses() == ["UNHEALTHY", "HEALTHY"]
+    assert watched.passed_over
     code, page = watched.page("/ready")
     assert (code, page["error"]) == (503, "not_ready")
     assert f"mcqa 1.0 has traffic and no worker that can answer: worker {worker.pid} is gone" in page["detail"]
@@ -97,7 +100,7 @@ def test_a_killed_worker_is_noticed_at_the_next_look(
 def test_one_live_worker_of_two_is_enough(watched: Watched, worker: subprocess.Popen[bytes]) -> None:
     verdict = watched.step(worker.pid, -1)
     assert (verdict.answering, verdict.troubles) == (1, ("a worker is starting",))
-    assert watched.statuses()[0] == "HEALTHY"
+    assert not watched.passed_over
 
 
 def test_a_worker_that_loads_or_starts_does_not_answer(watched: Watched, worker: subprocess.Popen[bytes]) -> None:
@@ -147,32 +150,37 @@ def test_who_was_stopped_itself_holds_nothing_against_a_worker(
 
 def test_nothing_is_written_that_stands_there(watched: Watched, worker: subprocess.Popen[bytes]) -> None:
     watched.step(worker.pid)
-    before = [path.stat().st_ino for path in (watched.file, watched.files / "probes.json")]
+    before = [path.stat().st_ino for path in (watched.file, watched.files / READINESS)]
     for _ in range(3):
         watched.step(worker.pid)
-    assert [path.stat().st_ino for path in (watched.file, watched.files / "probes.json")] == before
+    assert [path.stat().st_ino for path in (watched.file, watched.files / READINESS)] == before
 
 
 def test_what_somebody_else_wrote_or_removed_is_put_right(watched: Watched, worker: subprocess.Popen[bytes]) -> None:
     watched.step(worker.pid)
     watched.file.write_text("{}")
     watched.step(worker.pid)
-    assert watched.statuses() == ["HEALTHY", "HEALTHY"]
+    assert not watched.passed_over
     watched.file.unlink()
     watched.step(worker.pid)
-    assert watched.statuses() == ["HEALTHY", "HEALTHY"]
+    assert not watched.passed_over
 
 
-def test_a_version_that_is_new_has_workers_until_somebody_looks_and_one_that_left_has_no_file(
-    watched: Watched,
-) -> None:
-    watched.step()
-    provide(watched.files, HOSTS, {"mcqa": ["1.0", "2.0"]})
-    assert watched.statuses()[0] == "UNHEALTHY"
-    names = sorted(path.name for path in (watched.files / "endpoints").iterdir())
-    assert names == ["mcqa|1.0.json", "mcqa|2.0.json"]
-    forget(watched.files, {"mcqa": ["2.0"]})
-    assert not watched.file.exists()
+def test_a_worker_of_many_versions_is_looked_at_once(watched: Watched, worker: subprocess.Popen[bytes]) -> None:
+    """Its silence would count once for each of them."""
+    watched.beat(worker.pid, 1)
+    both = [Workers("mcqa", version, (worker.pid,), (True,)) for version in ("1.0", "2.0")]
+    for _ in range(8):
+        watched.now += 0.25
+        verdicts = watched.health.step(both, ROUTED)
+    assert [verdict.answering for verdict in verdicts] == [1, 1]
+
+
+def test_of_many_versions_the_page_tells_some_and_how_many_there_are(watched: Watched) -> None:
+    watched.health.step([Workers("mcqa", str(n), (), ()) for n in range(500)], [("mcqa", str(n)) for n in range(500)])
+    code, page = watched.page("/ready")
+    assert (code, len(page["versions"]), page["versions_in_all"]) == (503, 100, 500)
+    assert page["detail"].endswith("480 more are without, too")
 
 
 def test_a_start_knows_nothing_of_readiness_and_the_next_step_tells_it(
@@ -197,7 +205,7 @@ def test_a_file_that_cannot_be_written_is_written_when_it_can(
         watched.step(worker.pid)
     watched.file.rmdir()
     watched.step(worker.pid)
-    assert watched.statuses()[0] == "UNHEALTHY"
+    assert watched.passed_over
 
 
 def test_a_routed_version_that_nobody_knows_is_not_ready(watched: Watched) -> None:

@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 
 from scripts.core.explainers import explainer_of
-from scripts.gateway.open_inference import inner_routes, routes
 from scripts.gateway.openapi import document
-from scripts.gateway.policies import Traffic
-from scripts.gateway.routes import LONGEST_ANSWER_BYTES, openapi_within
+from scripts.gateway.routes import gateway_routes
 from tests.declared import declared_of
 
 SERVED = {"mcqa": {"1.0", "2.0"}, explainer_of("mcqa"): {"1.0"}}
 DECLARED = declared_of(mcqa="multiple_choice", embed="embedding")
-DOCUMENTS = {"mcqa": Traffic(split={"1.0": 80, "2.0": 20})}
 
 
 def test_explaining_workers_have_no_paths_of_their_own() -> None:
-    for found in (routes(SERVED, DOCUMENTS), inner_routes(SERVED, DOCUMENTS), document(SERVED, DECLARED)):
+    for found in (gateway_routes(SERVED), document(SERVED, DECLARED)):
         assert "mcqa" in json.dumps(found)
         assert explainer_of("mcqa") not in json.dumps(found)
-
-
-def test_a_server_without_models_says_that_there_are_none() -> None:
-    assert "served: none" in json.dumps(routes({}, {}))
 
 
 def test_every_reference_of_the_schema_leads_somewhere() -> None:
@@ -45,10 +38,3 @@ def test_each_model_has_paths_and_types_of_its_own() -> None:
     assert "/explanations/embed" not in paths
     assert "embed." not in bodies["/predictions/mcqa/{version}"]
     assert "/predictions/theirs" in paths, "an archive that declares nothing takes anything"
-
-
-def test_a_document_too_long_for_a_route_leaves_the_types_out() -> None:
-    many = {f"model-{i}": {"1.0"} for i in range(40)}
-    declared = dict.fromkeys(many, DECLARED["mcqa"])
-    assert len(json.dumps(document(many, declared))) > LONGEST_ANSWER_BYTES
-    assert openapi_within(many, declared) == document(many, {})

@@ -2,74 +2,88 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
-import pytest
+import scripts.gateway.routes
+from handlers.core.messages import EXPERIMENT_HEADER, TIMEOUT_HEADER
+from scripts.gateway import names
+from scripts.gateway.openapi import document
+from scripts.gateway.routes import (
+    LONGEST_ANSWER_BYTES,
+    fallback_routes,
+    gateway_routes,
+    inner_ways,
+    openapi_within,
+    tries_again,
+    ways,
+)
+from tests.declared import declared_of
 
-from scripts.gateway.policies import Traffic
-from scripts.gateway.routes import fallback_routes, gateway_routes, patience, ranges
-
-SERVED = {"mcqa": {"1.0", "2.0"}}
+LUA = Path(scripts.gateway.routes.__file__).parent
 
 
-def routes(policy: Traffic) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = gateway_routes(SERVED, {"mcqa": policy})["virtual_hosts"][0]["routes"]
-    return found
-
-
-def split_of(policy: Traffic) -> dict[str, Any]:
-    found: dict[str, Any] = next(
-        r["route"] for r in routes(policy) if r["match"] == {"path": "/predictions/mcqa"} and "route" in r
+def test_only_the_pages_change_with_what_is_served() -> None:
+    """Or each further model would cost every request, and each change all routes."""
+    few, many = (
+        gateway_routes({f"model-{number:03}": {"1.0", "2.0"} for number in range(count)}) for count in (1, 100)
     )
+    few_matcher, many_matcher = (found["virtual_hosts"][0]["matcher"] for found in (few, many))
+    assert few_matcher["matcher_tree"] == many_matcher["matcher_tree"]
+    few_routes, many_routes = (routes_of(matcher) for matcher in (few_matcher, many_matcher))
+    different = [a["match"] for a, b in zip(few_routes, many_routes, strict=True) if a != b]
+    assert different == [{"path": "/openapi.json"}, {"path": "/v1/models"}]
+
+
+def routes_of(matcher: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = matcher["on_no_match"]["action"]["typed_config"]["routes"]
     return found
 
 
-def test_the_newest_version_comes_first_and_the_sum_is_constant() -> None:
-    """Or a ramp would move users who are in it."""
-    assert ranges({"1.9": 80, "1.10": 20}) == [("1.10", 2000), ("1.9", 8000)]
-    assert ranges({"1.10": 1, "1.9": 2}) == [("1.10", 3333), ("1.9", 6667)]
+def test_every_way_that_the_scripts_name_is_there() -> None:
+    """A request that is sent on a way that is not there would be a 500."""
+    text = (LUA / "resolve.lua").read_text() + (LUA / "workers.lua").read_text()
+    named = set(re.findall(r'"(split|guarded|pinned|describe|explain|label|inside|passed-over)"', text))
+    assert named <= set(ways())
+    inner = set(re.findall(r'send\(handle, headers, "([a-z-]+)"', text)) - {"explain", "label"}
+    assert inner == {"shadow", "fallback", "stale"}
+    assert inner | {"passed-over"} == set(inner_ways())
 
 
-@pytest.mark.parametrize("weights", [{"1": 1, "2": 1, "3": 1}, {"1": 0.1, "2": 99.9}, {"1": 7, "2": 11, "3": 13}])
-def test_weights_always_sum_up(weights: dict[str, float]) -> None:
-    assert sum(weight for _, weight in ranges(weights)) == 10_000
-
-
-def test_a_version_of_weight_zero_gets_nothing() -> None:
-    assert ranges({"1": 5, "2": 0}) == [("1", 10_000)]
-
-
-def test_the_salt_stands_before_what_is_hashed() -> None:
-    header = split_of(Traffic(split={"1.0": 1}, experiment="v2", sticky="x-session"))["hash_policy"][0]["header"]
-    assert header["header_name"] == "x-session"
-    assert header["regex_rewrite"]["substitution"] == "v2/\\1"
-
-
-def test_a_copied_share_is_exact_to_a_millionth() -> None:
-    policy = split_of(Traffic(split={"1.0": 1}, shadow={"2.0": 0.25}))["request_mirror_policies"][0]
-    assert policy["runtime_fraction"]["default_value"] == {"numerator": 2500, "denominator": "MILLION"}
+def test_the_scripts_call_headers_by_the_routes_names() -> None:
+    text = (LUA / "resolve.lua").read_text()
+    headers = [names.ROUTE_HEADER, names.CLUSTER_HEADER, names.MODEL_HEADER, names.COUNTED_HEADER, names.COPY_HEADER]
+    headers += [
+        names.COPIES_HEADER,
+        names.ANSWERED_HEADER,
+        names.SHADOW_HEADER,
+        names.VERSION_HEADER,
+        names.FAILED_HEADER,
+    ]
+    headers += [names.PROTOCOL_HEADER, names.STALE_HEADER, EXPERIMENT_HEADER, TIMEOUT_HEADER]
+    assert [header for header in headers if f'"{header}"' not in text] == []
 
 
 def test_without_a_fallback_nothing_that_was_begun_is_asked_again() -> None:
-    policy = patience(10, fallback=False)["retry_policy"]
+    policy = tries_again()
     assert (policy["retry_on"], policy["num_retries"]) == ("connect-failure,reset-before-request", 1)
+    assert {name for name, way in ways().items() if way["route"].get("retry_policy", policy) != policy} == {
+        "guarded",
+        "guarded-grpc",
+    }
 
 
-def test_each_rung_has_half_the_time_of_the_one_above() -> None:
-    policy = Traffic(split={"3": 1}, fallback=["2", "1"], timeout_s=8)
-    found = fallback_routes({"m": {"1", "2", "3"}}, {"m": policy})["virtual_hosts"][0]["routes"]
-    fallbacks = [r["route"]["timeout"] for r in found if "x-fallback" in str(r.get("response_headers_to_add"))]
-    assert fallbacks == ["2.020s", "4.020s", "4.020s"]
+def test_below_the_last_rung_is_a_503() -> None:
+    assert routes_of(fallback_routes()["virtual_hosts"][0]["matcher"])[-1]["direct_response"] == {"status": 503}
 
 
-def test_the_last_rungs_failure_is_a_503() -> None:
-    found = fallback_routes(SERVED, {"mcqa": Traffic(split={"2.0": 1}, fallback=["1.0"])})
-    last = [r for r in found["virtual_hosts"][0]["routes"] if r.get("direct_response")]
-    assert [r["match"]["safe_regex"]["regex"] for r in last] == ["^/predictions/mcqa/1\\.0$"]
-
-
-def test_a_request_under_way_to_a_version_that_is_withdrawn_still_falls_back() -> None:
-    policy = Traffic(split={"1.0": 1}, fallback=["1.0"])
-    last = fallback_routes({"mcqa": {"1.0"}}, {"mcqa": policy})["virtual_hosts"][0]["routes"][-1]
-    assert last["match"]["safe_regex"]["regex"] == "^/predictions/mcqa/[^/]+$"
-    assert last["route"]["cluster"] == "mcqa|1.0|guarded"
+def test_a_document_too_long_for_a_route_leaves_the_types_out_and_then_the_models() -> None:
+    declared = declared_of(mcqa="multiple_choice")["mcqa"]
+    for count, told in ((20, "/predictions/model-19"), (40, "/predictions/{model}"), (2000, "/predictions/{model}")):
+        many = {f"model-{number}": {"1.0"} for number in range(count)}
+        found = openapi_within(many, dict.fromkeys(many, declared))
+        assert found != document(many, dict.fromkeys(many, declared))
+        assert len(json.dumps(found)) < LONGEST_ANSWER_BYTES
+        assert told in found["paths"]
