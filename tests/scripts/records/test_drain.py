@@ -340,6 +340,16 @@ def test_each_model_has_the_columns_that_its_task_declares(client: redis.Redis, 
     assert (both["a"]["prediction"], both["a"]["price"], both["b"]["prediction"]) == (1, None, None)
 
 
+def test_a_column_may_be_a_list_of_texts(client: redis.Redis, log: Log, tmp_path: Path) -> None:
+    declare(client, Declaration("fare", (LogColumn("price", "float"), LogColumn("imputed", "strs")), "float"))
+    outcomes = [{"price": 1.0, "imputed": ["income", "a, b"]}, {"price": 2.0, "imputed": []}, {"price": 3.0}]
+    log(*(record(f"id-{i}", model="fare", outcome=outcome) for i, outcome in enumerate(outcomes)))
+    for _ in range(2):
+        rows = {row["prediction_id"]: row["imputed"] for row in read(tmp_path, client=client).to_pylist()}
+        assert rows == {"id-0": ["income", "a, b"], "id-1": [], "id-2": None}
+        drain(client, tmp_path)
+
+
 def test_a_task_may_name_its_columns_as_it_likes(client: redis.Redis, log: Log, tmp_path: Path) -> None:
     """Also as columns that every record has for something else."""
     columns = (LogColumn("label", "str"), LogColumn("time", "float"), LogColumn("code", "int"))
