@@ -53,10 +53,8 @@ class Store:
 
         Entities have no faults (handlers/features/entity.py).
         """
-        named = [
-            [(self._kinds[name], i, self._kinds[name].key(i)) for name, i in entities.items()] for _, entities in asked
-        ]
-        stored = self._fetch({key: kind for row in named for kind, _, key in row})
+        named = [[self._kinds[name].place(i) for name, i in entities.items()] for _, entities in asked]
+        stored = self._fetch(list(dict.fromkeys(place for row in named for place in row)))
         return [completed(sent, row, stored) for (sent, _), row in zip(asked, named, strict=True)]
 
     def totals(self) -> dict[str, int]:
@@ -68,18 +66,18 @@ class Store:
             "handler_features_asking": int(self._link.available),
         }
 
-    def _fetch(self, keys: Mapping[bytes, Kind]) -> dict[bytes, Row]:
-        """The features that stand under each key; a key is absent where Redis did not answer."""
-        self.lookups += len(keys)
-        found: dict[bytes, Row] = {}
-        wanted, now = list(keys.items()), time.time()
-        for start in range(0, len(wanted), AT_ONCE):
-            part = wanted[start : start + AT_ONCE]
-            replies = self._link.ask_packed(b"".join([kind.command(key) for key, kind in part]), len(part))
-            for (key, kind), texts in zip(part, replies or (), strict=False):
+    def _fetch(self, places: Sequence[Place]) -> dict[Place, Row]:
+        """The features that stand at each place; one is left out where Redis did not answer."""
+        self.lookups += len(places)
+        found: dict[Place, Row] = {}
+        now = time.time()
+        for start in range(0, len(places), AT_ONCE):
+            part = places[start : start + AT_ONCE]
+            replies = self._link.ask_packed(b"".join([kind.command(key) for kind, key in part]), len(part))
+            for place, texts in zip(part, replies or (), strict=False):
                 if isinstance(texts, list):
-                    found[key] = self._fresh(kind, texts, now)
-        self.unanswered += len(keys) - len(found)
+                    found[place] = self._fresh(place[0], texts, now)
+        self.unanswered += len(places) - len(found)
         return found
 
     def _fresh(self, kind: Kind, texts: Sequence[bytes | None], now: float) -> Row:
@@ -102,26 +100,29 @@ class Kind:
         self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2)
         self._tail = b"".join(b"$%d\r\n%s\r\n" % (len(field), field) for field in fields)
 
-    def key(self, entity_id: int | str) -> bytes:
-        return self.entity.key_of(entity_id).encode()
+    def place(self, entity_id: int | str) -> Place:
+        """Two entities, such as a sender and a receiver, may have one key, where each has features of its own."""
+        return self, self.entity.key_of(entity_id).encode()
 
     def command(self, key: bytes) -> bytes:
         """HMGET of the features' fields, as Redis's protocol has it."""
         return b"%s$%d\r\n%s\r\n%s" % (self._head, len(key), key, self._tail)
 
 
-def completed(
-    sent: Row, named: Sequence[tuple[Kind, int | str, bytes]], stored: Mapping[bytes, Row]
-) -> Row | HandlerError:
+Place = tuple[Kind, bytes]
+"""An entity and its key."""
+
+
+def completed(sent: Row, places: Sequence[Place], stored: Mapping[Place, Row]) -> Row | HandlerError:
     """A request's own features over those of the entities that it names."""
     row: dict[str, Any] = {}
-    for _, _, key in named:
-        row |= stored.get(key, {})
+    for place in places:
+        row |= stored.get(place, {})
     row |= sent if None not in sent.values() else given(sent)
-    for kind, entity_id, key in named:
+    for kind, key in places:
         for name in kind.required:
             if name not in row:
-                return lacking(kind.entity, entity_id, name, answered=key in stored)
+                return lacking(key.decode(), name, answered=(kind, key) in stored)
     return row
 
 
@@ -129,12 +130,12 @@ def given(sent: Row) -> Row:
     return {name: value for name, value in sent.items() if value is not None}
 
 
-def lacking(entity: Entity, entity_id: int | str, name: str, *, answered: bool) -> HandlerError:
+def lacking(key: str, name: str, *, answered: bool) -> HandlerError:
     """Nothing stands in for this feature."""
     place = f"send it with the request - at `$.features.{name}`"
     if not answered:
         return Unavailable(f"the feature store does not answer, and nothing stands in for {name}; {place}")
-    return Invalid(f"{entity.name} {entity_id} has no usable {name} in the feature store; {place}")
+    return Invalid(f"{key} has no usable {name} in the feature store; {place}")
 
 
 def open_features(task: Task[Any, Any]) -> Store | None:

@@ -163,7 +163,7 @@ def test_a_customer_stands_for_stored_features(site: Site, gateway: str) -> None
     assert ask_for(gateway, 1)["prediction"] < answer["prediction"]
     unknown = ask(f"{gateway}/predictions/{STORED}", {"entity": {"customer": 404}, "features": {"amount": 1}})
     assert unknown.status_code == 422
-    assert "customer 404 has no usable age in the feature store" in unknown.json()["detail"]
+    assert "customer:404 has no usable age in the feature store" in unknown.json()["detail"]
     instances = [{"entity": {"customer": 1}, "features": {"amount": 1}}, {"entity": {"customer": "1\n"}}]
     good, bad = ask(f"{gateway}/v1/models/{STORED}:predict", {"instances": instances}).json()["predictions"]
     assert good["imputed"] == []

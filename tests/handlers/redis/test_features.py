@@ -16,7 +16,7 @@ from handlers.core.messages import Model, Reply, Request
 from handlers.core.pipeline import Pipeline
 from handlers.core.settings import Settings
 from handlers.core.task import Task
-from handlers.features import Features, Specification
+from handlers.features import Features, Specification, specification_of
 from handlers.redis.cache import open_cache
 from handlers.redis.features import FEATURES_URL_VARIABLE, REPLY_TIMEOUT_S, Store, open_features
 from handlers.redis.link import URL_VARIABLE, RedisLink
@@ -142,6 +142,18 @@ def test_values_of_the_request_go_first_and_null_is_none(server: TestRedis) -> N
     assert null["values"]["income"] == 2500.5
 
 
+def test_two_entities_may_have_one_key(server: TestRedis) -> None:
+    """A customer who pays herself."""
+    both = [
+        {"name": name, "type": "number", "default": 0.0, "entity": {"name": who, "key": f"customer:{{{who}}}"}}
+        for name, who in (("income", "sender"), ("children", "receiver"))
+    ]
+    worker = Worker(server.url, specification_of(both))
+    one, other = worker.rows({"entity": {"sender": 1, "receiver": 1}}, {"entity": {"sender": 1, "receiver": 2}})
+    assert one["values"] == {"income": 2500.5, "children": 3.0}
+    assert other["values"] == {"income": 2500.5, "children": 0.0}
+
+
 def test_an_unknown_entity_gets_stand_ins_which_are_marked_and_counted(server: TestRedis) -> None:
     worker = Worker(server.url)
     (row,) = worker.rows(question(404, "none"))
@@ -163,7 +175,7 @@ def test_a_feature_without_stand_in_is_asked_for(server: TestRedis) -> None:
     worker = Worker(server.url, specification(missing="refuse", default=None))
     lacking, given, stored = worker.ask(question(404), question(404, income=7), question(1))
     assert lacking.code == 422
-    assert b"customer 404 has no usable income in the feature store" in lacking.body
+    assert b"customer:404 has no usable income in the feature store" in lacking.body
     assert b"$.features.income" in lacking.body
     assert [given.code, stored.code] == [200, 200]
 
