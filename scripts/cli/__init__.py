@@ -32,6 +32,7 @@ COMMANDS = {
     "history": "scripts.cli.history:history",
     "rollback": "scripts.cli.history:rollback",
     "ask": "scripts.cli.ask:ask",
+    "batch": "scripts.cli.batch:batch",
     "log": "scripts.cli.log:log",
     "shadow": "scripts.cli.shadow:shadow",
     "cache": "scripts.cli.cache:cache",

@@ -14,21 +14,21 @@ LOG_EVERY_S = 30.0
 
 
 @contextmanager
-def track(title: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Yields a function to call once per finished unit, with a short remark to show."""
+def track(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Yields a function to call once per finished unit, with a short remark to show and, if it is not one, how many."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[remark]}"), console=console) as bar:
             task = bar.add_task(title, total=total, completed=done, remark="")
-            yield lambda remark: bar.update(task, advance=1, remark=remark)
+            yield lambda remark, by=1: bar.update(task, advance=by, remark=remark)
         return
     started = shown = time.monotonic()
     count = 0
 
-    def advance(remark: str) -> None:
+    def advance(remark: str, by: int = 1) -> None:
         nonlocal shown, count
-        count += 1
+        count += by
         now = time.monotonic()
         if now - shown >= LOG_EVERY_S or done + count == total:
             shown = now

@@ -1,0 +1,89 @@
+"""A version's archive, extracted: asked what its task takes and gives, and loaded for predicting.
+
+Nothing here imports `handlers`: in an actor it is the archive's own copy, as in a worker of TorchServe.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from scripts.core.errors import UserError
+
+DESCRIBE_TIMEOUT_S = 120
+
+
+class Field(Struct, frozen=True):
+    """A field of a question. `scalar`: text or a number, not a list or an object."""
+
+    name: str
+    required: bool
+    scalar: bool
+
+
+class Column(Struct, frozen=True):
+    """A column of the output, by its Arrow type; `json` is text that holds JSON."""
+
+    name: str
+    type: str
+
+
+class Description(Struct, frozen=True):
+    """What an archive's task asks and answers."""
+
+    fields: tuple[Field, ...]
+    columns: tuple[Column, ...]
+    threads: int = 1
+    explains: bool = False
+
+
+def extract(archive: Path, root: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(root)
+
+
+def describe(root: Path, title: str) -> Description:
+    """Raises UserError."""
+    script = Path(__file__).with_name("describe.py")
+    done = subprocess.run(
+        [sys.executable, "-P", str(script)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DESCRIBE_TIMEOUT_S,
+    )
+    try:
+        found: dict[str, Any] = msgspec.json.decode(done.stdout)
+    except msgspec.DecodeError as err:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise UserError(f"{title}: the archive could not be read: {last}; build it again with `marctl build`") from err
+    if "error" in found:
+        raise UserError(f"{title}: {found['error']}")
+    return msgspec.convert(found, Description)
+
+
+def load(root: Path, model: str, version: str, device: str, *, explains: bool) -> Any:
+    """The archive's Pipeline, in this process, which must not have imported `handlers` before. Raises UserError."""
+    import yaml
+
+    sys.path.insert(0, str(root))
+    from handlers import archive
+    from handlers.core.errors import LoadError
+    from handlers.core.messages import Model
+
+    if Path(archive.__file__).parent.parent != root:
+        raise RuntimeError(f"handlers was imported from {archive.__file__} before the archive was loaded")
+    config = yaml.safe_load((root / ("explain-config.yaml" if explains else "model-config.yaml")).read_text())
+    try:
+        return archive.load(root, Model(model, version), config.get("handler"), device)
+    except LoadError as err:
+        raise UserError(f"{model} {version} does not load: {err}") from err

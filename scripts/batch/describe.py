@@ -1,0 +1,67 @@
+"""Tells what an extracted archive's task asks and answers, from a process that sees the archive's own `handlers/`.
+
+    cd extracted-archive && PYTHONPATH=. python -P .../scripts/batch/describe.py
+
+Prints one JSON line (`Description`), or `{"error": ...}` with exit code 1. No model is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+STAMP = ("prediction_id", "model", "model_version", "latency_ms")
+"""Fields of an answer that say who gave it and when: the output has columns of its own for that."""
+ARROW = {int: "int64", float: "double", str: "string", bool: "bool"}
+
+
+def described(root: Path) -> dict[str, Any]:
+    """Raises LoadError."""
+    import yaml
+
+    from handlers.archive import task_of
+    from handlers.core.columns import plain_type
+
+    config = yaml.safe_load((root / "model-config.yaml").read_text())
+    task = task_of(root, config.get("handler"))
+    questions, answers = typing.get_type_hints(task.question_type), typing.get_type_hints(task.answer_type)
+    return {
+        "fields": [
+            {
+                "name": field.encode_name,
+                "required": field.required,
+                "scalar": plain_type(questions[field.name]) in ARROW,
+            }
+            for field in msgspec.structs.fields(task.question_type)
+        ],
+        "columns": [
+            {"name": field.name, "type": arrow_type(plain_type(answers[field.name]))}
+            for field in msgspec.structs.fields(task.answer_type)
+            if field.name not in STAMP
+        ],
+        "threads": task.settings_type.load(config["handler"]).threads,
+        "explains": (root / "explain-config.yaml").is_file(),
+    }
+
+
+def arrow_type(kind: Any) -> str:
+    """The column's Arrow type; what has none is kept as JSON."""
+    if kind in ARROW:
+        return ARROW[kind]
+    if typing.get_origin(kind) in (list, tuple):
+        item = ARROW.get(typing.get_args(kind)[0])
+        return "json" if item is None else f"list<{item}>"
+    return "json"
+
+
+if __name__ == "__main__":
+    try:
+        result = described(Path.cwd())
+    except Exception as err:
+        result = {"error": f"{type(err).__name__}: {err}" if type(err).__name__ != "LoadError" else str(err)}
+    sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    raise SystemExit("error" in result)

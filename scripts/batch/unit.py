@@ -1,0 +1,89 @@
+"""Computes one unit: reads its rows, predicts those that the job selects, and commits what came of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scripts.batch.answers import Table
+from scripts.batch.archive import Column, Description
+from scripts.batch.formats.block import BadRow, Block
+from scripts.batch.job import Job
+from scripts.batch.output import Output, Report
+from scripts.batch.plan import Unit, sampled
+from scripts.batch.questions import Questions, text_length
+from scripts.batch.sources import read
+from scripts.batch.where import Condition
+
+CALL_ROWS = 1024
+"""Questions of one `predict`: enough to fill the model's passes with rows of one length, few enough to hold at once."""
+
+
+class UnitRunner:
+    """Holds what all units of a job share; the pipeline is the archive's, loaded."""
+
+    def __init__(self, job: Job, digest: str, description: Description, output: Output, schema: Any, ask: Any) -> None:
+        """`ask`: a list of questions to a list of answers or errors, in order."""
+        self._job, self._digest, self._output, self._ask = job, digest, output, ask.predict
+        self._questions = Questions(ask.question_type, description.fields, job.mapping)
+        self._condition = Condition(job.where) if job.where else None
+        self._columns: Sequence[Column] = ask.columns
+        self._table = Table(schema, job, self._columns)
+        self._reads = sorted(
+            {job.mapping.get(field.name, field.name) for field in description.fields}
+            | set(job.keys.values())
+            | (self._condition.columns if self._condition else set())
+        )
+
+    def run(self, unit: Unit) -> Report:
+        """Raises InputChanged, WriteFailed, and whatever the model's process cannot go on from."""
+        started, cpu_started = time.monotonic(), time.process_time()
+        source = self._job.sources[unit.source]
+        block = self._selected(unit, read(source, unit.rows, self._reads))
+        answers, times_us = self._answers(block)
+        good = [place for place, answer in enumerate(answers) if not isinstance(answer, str)]
+        bad = [*block.bad, *(BadRow(int(block.rows[i]), answers[i]) for i in range(len(answers)) if i not in set(good))]
+        table = self._table.of(source.name, block, good, [answers[i] for i in good], times_us[good])
+        report = Report(
+            unit.number,
+            self._digest,
+            len(answers) + len(block.bad),
+            len(good),
+            len(bad),
+            round(time.monotonic() - started, 3),
+            round(time.process_time() - cpu_started, 3),
+        )
+        self._output.commit(report, table, sorted(bad, key=lambda row: row.row), source.name)
+        return report
+
+    def _selected(self, unit: Unit, block: Block) -> Block:
+        mask = sampled(self._job, self._job.sources[unit.source], block.rows)
+        if self._condition is not None:
+            mask = mask & self._condition.mask({name: block.array(name) for name in self._condition.columns})
+        if unit.take is not None:
+            mask = mask & (np.cumsum(mask) <= unit.take)
+        return block if mask.all() else block.where(mask)
+
+    def _answers(self, block: Block) -> tuple[list[Any], Any]:
+        """Per row an answer, or the reason why there is none; and when, in microseconds since 1970."""
+        found: list[Any] = self._questions.of(block)
+        times_us = np.zeros(len(found), np.int64)
+        waiting = sorted(
+            (i for i, question in enumerate(found) if not isinstance(question, str)),
+            key=lambda i: text_length(found[i]),
+        )
+        for start in range(0, len(waiting), CALL_ROWS):
+            places = waiting[start : start + CALL_ROWS]
+            answers = self._ask([found[i] for i in places])
+            times_us[places] = time.time_ns() // 1000
+            for place, answer in zip(places, answers, strict=True):
+                found[place] = reason_of(answer) if isinstance(answer, Exception) else answer
+        return found, times_us
+
+
+def reason_of(error: Any) -> str:
+    """The short name and the text that a client would get."""
+    return f"{error.error}: {error}"

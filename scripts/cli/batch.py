@@ -1,0 +1,124 @@
+"""`marctl batch`: predictions for files of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scripts.cli.output import json_option, note, result, store_option
+from scripts.core.errors import UserError
+
+
+@click.command()
+@json_option
+@click.argument("version", metavar="MODEL/VERSION")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("output")
+@store_option
+@click.option(
+    "--map", "mapping", multiple=True, metavar="FIELD=COLUMN", help="Column that a field of the question is read from."
+)
+@click.option("--key", "keys", multiple=True, metavar="[NAME=]COLUMN", help="Column to carry along to the output.")
+@click.option("--where", help="Only rows that meet a condition, such as: amount > 100 and region in ('EU', 'UK')")
+@click.option(
+    "--sample", type=click.FloatRange(0, 1, min_open=True), help="Share of the rows, drawn by file and row number."
+)
+@click.option("--limit", type=click.IntRange(1), help="First so many of the rows that are left.")
+@click.option("--max-errors", type=click.IntRange(0), help="Stop when more rows than this failed [default: never].")
+@click.option("--actors", type=click.IntRange(1), help="Processes that predict [default: as many as cores, or GPUs].")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each actor; 0.5 for two actors on one.")
+@click.option("--address", metavar="HOST:PORT", help="A Ray cluster that runs [default: Ray of this command's own].")
+@click.option("--unit-rows", type=click.IntRange(256), help="Rows that are committed together, a multiple of 256.")
+@click.option("--restart", is_flag=True, help="Discard what an earlier job left in OUTPUT.")
+@click.option("--progress", type=click.Path(dir_okay=False, path_type=Path), help="Also write progress to this file.")
+def batch(
+    version: str,
+    inputs: tuple[str, ...],
+    output: str,
+    store: Path,
+    mapping: tuple[str, ...],
+    keys: tuple[str, ...],
+    where: str | None,
+    sample: float | None,
+    limit: int | None,
+    max_errors: int | None,
+    actors: int | None,
+    gpus: float,
+    address: str | None,
+    unit_rows: int | None,
+    restart: bool,
+    progress: Path | None,
+) -> None:
+    """Predict every row of some files, by the code that serves.
+
+    INPUT is a Parquet, JSONL or CSV file, a folder or a pattern, here or at s3:// and the like; OUTPUT a folder for
+    predictions, errors.jsonl and manifest.json. Columns are named like the question's fields, or --map says otherwise.
+    A row that cannot be predicted stands in errors.jsonl and stops nothing. However a job ended, the same command goes
+    on where it stopped.
+
+    \b
+    Example: marctl batch mcqa/2.0 questions.parquet out/ --key id
+             marctl batch mcqa/2.0 's3://bucket/2024-*/*.csv' s3://bucket/out --map question=prompt
+    """
+    from scripts.batch.run import Interrupted, Request, run
+    from scripts.stack.up import terminable
+
+    if unit_rows is not None and unit_rows % 256:
+        raise click.UsageError(f"--unit-rows {unit_rows} is no multiple of 256")
+    request = Request(
+        archive=archive_of(version, store),
+        inputs=inputs,
+        output=output,
+        mapping=pairs(mapping, "--map"),
+        keys=pairs(tuple(key if "=" in key else f"{key}={key}" for key in keys), "--key"),
+        where=where,
+        sample=sample,
+        limit=limit,
+        unit_rows=unit_rows,
+        actors=actors,
+        gpus=gpus,
+        address=address,
+        max_errors=max_errors,
+        restart=restart,
+        progress_file=progress,
+    )
+    try:
+        with terminable():
+            manifest = run(request, note)
+    except Interrupted as err:
+        note(str(err))
+        raise
+    result({"output": output, **manifest}, told(output, manifest))
+
+
+def archive_of(version: str, store: Path) -> Path:
+    """`mcqa/2.0` of the store, or a file. Raises UserError."""
+    if version.endswith(".mar"):
+        return Path(version)
+    path = store / f"{version.replace('/', '-')}.mar"
+    if version.count("/") != 1 or not path.is_file():
+        there = ", ".join(sorted(found.stem.replace("-", "/") for found in store.glob("*.mar"))) or "none"
+        raise UserError(
+            f"no archive of {version} in {store}; there are: {there}. Expected MODEL/VERSION or a .mar file"
+        )
+    return path
+
+
+def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, mark, column = text.partition("=")
+        if not mark or not name or not column:
+            raise click.UsageError(f"{option} {text}: expected NAME=COLUMN")
+        if name in found:
+            raise click.UsageError(f"{option} {name} is given twice")
+        found[name] = column
+    return found
+
+
+def told(output: str, manifest: dict[str, Any]) -> str:
+    rows = manifest["rows"]
+    failed = f", {rows['failed']:,} failed: {output.rstrip('/')}/errors.jsonl" if rows["failed"] else ""
+    return f"{rows['predicted']:,} rows predicted by {manifest['model']} {manifest['version']} in {output}{failed}"
