@@ -79,7 +79,7 @@ class Table:
         known = {
             "file": repeated(name, count),
             "row": pa.array(block.rows).take(at),
-            **{key: block.array(column).take(at) for key, column in self._job.keys.items()},
+            **{key: block.key(column).take(at) for key, column in self._job.keys.items()},
             **{column.name: column_of(column, answers) for column in self._columns},
             "model": repeated(self._job.model, count),
             "version": repeated(self._job.version, count),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ class ClusterLost(UserError):
 def environment(*, own: bool) -> dict[str, str]:
     """Read by Ray when it is imported: nothing is reported to anybody; a Ray of our own listens on loopback alone, and
     takes no word from whoever does not know this run's token."""
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     if not own:
         return quiet
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -64,15 +65,32 @@ def cluster(address: str | None, folder: Path, cpus: int) -> Iterator[Any]:
         }
     else:
         settings["address"] = address
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as err:
-        where = "Ray does not start" if address is None else f"no Ray cluster answers at {address}"
-        raise NoCluster(f"{where}: {' '.join(str(err).split())[:500]}") from err
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with errors_to(folder / "ray.log"):
+        try:
+            ray.init(**settings)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as err:
+            where = "Ray does not start" if address is None else f"no Ray cluster answers at {address}"
+            raise NoCluster(f"{where}: {' '.join(str(err).split())[:500]}") from err
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def errors_to(log: Path) -> Iterator[None]:
+    """What Ray's C++ parts print goes to a file; `sys.stderr` goes on to the terminal."""
+    former = sys.stderr
+    terminal = os.dup(2)
+    with log.open("ab") as file, os.fdopen(terminal, "w", buffering=1, closefd=False) as shown:
+        os.dup2(file.fileno(), 2)
+        sys.stderr = shown
+        try:
+            yield
+        finally:
+            sys.stderr = former
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def outcomes(

@@ -18,7 +18,7 @@ from scripts.batch.questions import Questions, text_length
 from scripts.batch.sources import read
 from scripts.batch.where import Condition
 
-CALL_ROWS = 1024
+CALL_ROWS = 512
 """Questions of one `predict`: enough to fill the model's passes with rows of one length, few enough to hold at once."""
 
 
@@ -67,9 +67,22 @@ class UnitRunner:
             mask = mask & (np.cumsum(mask) <= unit.take)
         return block if mask.all() else block.where(mask)
 
+    def _refuse_keys(self, block: Block, found: list[Any]) -> None:
+        """A key that is of another type than in the file's first rows would be lost."""
+        for name, column in self._job.keys.items():
+            carried = block.key(column)
+            if carried.null_count:
+                values = block.values(column)
+                for place in np.flatnonzero(carried.is_null()):
+                    if values[place] is not None:
+                        found[place] = (
+                            f"key {name}: expected {carried.type}, as in the first rows, got {values[place]!r}"
+                        )
+
     def _answers(self, block: Block) -> tuple[list[Any], Any]:
         """Per row an answer, or the reason why there is none; and when, in microseconds since 1970."""
         found: list[Any] = self._questions.of(block)
+        self._refuse_keys(block, found)
         times_us = np.zeros(len(found), np.int64)
         waiting = sorted(
             (i for i, question in enumerate(found) if not isinstance(question, str)),

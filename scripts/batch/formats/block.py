@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
 Mask = np.ndarray[Any, Any]
-NUMBERS = {"int64": int, "double": float}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,10 @@ class Block(Protocol):
         """A column's values as plain Python; None where there is none."""
 
     def array(self, name: str) -> pa.Array:
-        """The same, in the column's one type."""
+        """The same, in the column's one type; null for a value that is of another one."""
+
+    def key(self, name: str) -> pa.Array:
+        """The same, to be carried along as it is: text stays text."""
 
     def where(self, mask: Mask) -> Block:
         """The rows at which `mask` is true."""
@@ -69,6 +72,9 @@ class ArrowBlock:
         column = self.table[name].combine_chunks()
         return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
+    def key(self, name: str) -> pa.Array:
+        return self.array(name)
+
     def where(self, mask: Mask) -> ArrowBlock:
         return ArrowBlock(self.rows[mask], self.table.filter(pa.array(mask)), self.bad)
 
@@ -88,7 +94,11 @@ class PlainBlock:
 
     def array(self, name: str) -> pa.Array:
         kind = self.types.get(name, "string")
-        return pa.array([fitted(value, kind) for value in self.columns[name]], pa.type_for_alias(kind))
+        fit = parsed if self.textual else fitted
+        return pa.array([fit(value, kind) for value in self.columns[name]], pa.type_for_alias(kind))
+
+    def key(self, name: str) -> pa.Array:
+        return pa.array(self.columns[name], pa.string()) if self.textual else self.array(name)
 
     def where(self, mask: Mask) -> PlainBlock:
         places = np.flatnonzero(mask)
@@ -97,18 +107,25 @@ class PlainBlock:
 
 
 def fitted(value: Any, kind: str) -> Any:
-    """The value as its column's type; None for one that it cannot be."""
-    import msgspec
-
-    if value is None:
-        return None
+    """A JSON value as its column's type; None for one of another type."""
+    if value is None or isinstance(value, str):
+        return value if kind == "string" else None
     if kind == "string":
-        return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        return msgspec.json.encode(value).decode()
     if kind == "bool":
-        return value if isinstance(value, bool) else None
+        return value if value is True or value is False else None
+    if isinstance(value, bool) or not isinstance(value, int if kind == "int64" else int | float):
+        return None
+    return value if kind == "double" or -(1 << 63) <= value < 1 << 63 else None
+
+
+def parsed(cell: str | None, kind: str) -> Any:
+    """A cell as its column's type; None for one that is no number."""
+    if cell is None or kind == "string":
+        return cell
     try:
-        return None if isinstance(value, bool) else NUMBERS[kind](value)
-    except (TypeError, ValueError, OverflowError):
+        return float(cell)
+    except ValueError:
         return None
 
 
