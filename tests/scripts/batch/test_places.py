@@ -46,7 +46,7 @@ def test_a_file_that_several_arguments_name_is_read_once(folder: Path) -> None:
 
 @pytest.mark.parametrize("text", ["missing.csv", "no/*.csv", "nowhere/"])
 def test_says_what_is_not_there(folder: Path, text: str) -> None:
-    with pytest.raises(NoSuchPlace, match="no such file|no file"):
+    with pytest.raises(NoSuchPlace, match=r"no such file|no file"):
         find_files([f"{folder}/{text}"])
 
 

@@ -51,7 +51,7 @@ def compute(
         sources = tuple(one.source for one in scanned)
         job = Job(model="doubling", version="1.0", digest="d" * 64, sources=sources, unit_rows=256, **options)
         schemas = [pq.read_schema(path) if path.suffix == ".parquet" else None]
-        types = [{name: "string" for name in sources[0].columns} if path.suffix == ".csv" else sources[0].columns]
+        types = [dict.fromkeys(sources[0].columns, "string") if path.suffix == ".csv" else sources[0].columns]
         schema = schema_of(job, description.columns, key_fields(job.keys, types, schemas))
         output = Output(folder_of(str(tmp_path / "out")))
         runner = UnitRunner(job, digest_of(job), description, output, schema, Ask(pipeline, description.columns))

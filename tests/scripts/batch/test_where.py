@@ -39,8 +39,20 @@ def test_selects_the_rows_that_meet_it_and_none_where_a_value_is_missing(text: s
 
 @pytest.mark.parametrize(
     "text",
-    ["", "amount", "amount >", "1 > 0", "__import__('os').system('id')", "amount > open('/etc/passwd')", "a.b > 1"]
-    + ["amount > (lambda: 1)()", "amount is 5", "[x for x in y]", "(" * 300 + "a" + ")" * 300, "region in 'EU'"],
+    [
+        "",
+        "amount",
+        "amount >",
+        "1 > 0",
+        "__import__('os').system('id')",
+        "amount > open('/etc/passwd')",
+        "a.b > 1",
+        "amount > (lambda: 1)()",
+        "amount is 5",
+        "[x for x in y]",
+        "(" * 300 + "a" + ")" * 300,
+        "region in 'EU'",
+    ],
 )
 def test_refuses_what_is_no_condition_and_runs_nothing_of_it(text: str, tmp_path: Path) -> None:
     if text == "amount":  # a column of booleans may stand alone
