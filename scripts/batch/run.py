@@ -22,11 +22,12 @@ from scripts.batch.cluster import cluster, outcomes
 from scripts.batch.folder import folder_of
 from scripts.batch.job import Job, refuse_change
 from scripts.batch.output import Output, Planned, Report, digest_of, encoded, part_name
-from scripts.batch.places import place_of
+from scripts.batch.places import find_files, place_of
 from scripts.batch.plan import Unit, plan, unit_rows_for
 from scripts.batch.progress import Progress
 from scripts.batch.questions import columns_for
-from scripts.batch.sources import DELIMITED, PARQUET, Scanned, scan_all
+from scripts.batch.roots import refuse_files_outside, refuse_outside
+from scripts.batch.sources import DELIMITED, PARQUET, Scanned, scan
 from scripts.batch.where import Condition
 from scripts.batch.workspace import workspace
 from scripts.build.reader import Archive, read_archive
@@ -67,11 +68,16 @@ class Request:
     max_errors: int | None = None
     restart: bool = False
     progress_file: Path | None = None
+    read_below: Sequence[str] = ()
+    """Folders that every input file must be in, wherever links lead; empty for no such limit."""
+    write_below: Sequence[str] = ()
 
 
 def run(request: Request, notify: Notify) -> dict[str, Any]:
     """The manifest. Raises UserError, and Interrupted."""
     archive = read_archive(request.archive)
+    if request.write_below:
+        refuse_outside(request.output, request.write_below)
     output = Output(folder_of(request.output))
     with workspace() as folder:
         root = folder / "archive"
@@ -88,7 +94,10 @@ def prepare(
 ) -> tuple[Planned, pa.Schema]:
     """The job, as it was planned before if it was, and the keys' schema. Raises JobChanged."""
     condition = Condition(request.where) if request.where else None
-    scanned = scan_all(request.inputs)
+    files = find_files(request.inputs)
+    if request.read_below:
+        refuse_files_outside(files, request.read_below)
+    scanned = [scan(place) for place in files]
     refuse_absent(request, scanned, condition, description)
     keys = keys_of(request, scanned)
     before = None if request.restart else output.planned()

@@ -33,6 +33,8 @@ from scripts.core.errors import UserError
 @click.option("--unit-rows", type=click.IntRange(256), help="Rows that are committed together, a multiple of 256.")
 @click.option("--restart", is_flag=True, help="Discard what an earlier job left in OUTPUT.")
 @click.option("--progress", type=click.Path(dir_okay=False, path_type=Path), help="Also write progress to this file.")
+@click.option("--read-below", multiple=True, hidden=True, help="Folder that inputs must be in, wherever links lead.")
+@click.option("--write-below", multiple=True, hidden=True, help="The same for OUTPUT.")
 def batch(
     version: str,
     inputs: tuple[str, ...],
@@ -50,6 +52,8 @@ def batch(
     unit_rows: int | None,
     restart: bool,
     progress: Path | None,
+    read_below: tuple[str, ...],
+    write_below: tuple[str, ...],
 ) -> None:
     """Predict every row of some files, by the code that serves.
 
@@ -83,6 +87,8 @@ def batch(
         max_errors=max_errors,
         restart=restart,
         progress_file=progress,
+        read_below=read_below,
+        write_below=write_below,
     )
     try:
         with terminable():

@@ -1,0 +1,24 @@
+"""Serves the API on loopback until SIGTERM: python -m scripts.batch.service CONFIG FOLDER STORE PORT"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scripts.batch.service.app import make_app
+from scripts.batch.service.jobs import Jobs
+from scripts.batch.service.settings import read_settings
+from scripts.core.http import HOST
+
+
+def main(config: str, folder: str, store: str, port: str) -> None:
+    import uvicorn
+
+    settings = read_settings(Path(config))
+    jobs = Jobs(Path(folder), Path(store), settings)
+    app = make_app(jobs, settings, Path(store))
+    uvicorn.run(app, host=HOST, port=int(port), log_level="warning", access_log=False, server_header=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
