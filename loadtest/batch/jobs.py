@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,12 @@ from loadtest.stack import MARCTL, PROJECT
 def start(archive: Path, inputs: Sequence[Path], output: Path, *options: str) -> subprocess.Popen[str]:
     command = [*MARCTL, "batch", str(archive), *map(str, inputs), str(output), "--json", *options]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=PROJECT, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=PROJECT, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_interrupts)
+
+
+def hear_interrupts() -> None:
+    """A shell that starts a study in the background lets it, and its children, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
