@@ -21,11 +21,16 @@ DESCRIBE_TIMEOUT_S = 120
 
 
 class Field(Struct, frozen=True):
-    """A field of a question. `scalar`: text or a number, not a list or an object."""
+    """A field of a question, or a feature. `scalar`: text or a number, not a list or an object."""
 
     name: str
     required: bool
     scalar: bool
+    feature: str | None = None
+    """A feature's type: number, integer, boolean or category."""
+    entity: str | None = None
+    """Whose feature it is, if it may stand in a store."""
+    freshness_s: float | None = None
 
 
 class Column(Struct, frozen=True):
@@ -42,6 +47,19 @@ class Description(Struct, frozen=True):
     columns: tuple[Column, ...]
     threads: int = 1
     explains: bool = False
+
+    @property
+    def has_features(self) -> bool:
+        """Questions are rows of features, which stand in their field `features`."""
+        return any(field.feature for field in self.fields)
+
+    def stored(self, entity: str) -> dict[str, float | None]:
+        """An entity's features, and how old each may be. Raises UserError."""
+        found = {field.name: field.freshness_s for field in self.fields if field.entity == entity}
+        if not found:
+            known = sorted({field.entity for field in self.fields if field.entity})
+            raise UserError(f"--features {entity}=...: no such entity; there is {', '.join(known) or 'none'}")
+        return found
 
 
 def extract(archive: Path, root: Path) -> None:

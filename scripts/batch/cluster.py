@@ -40,9 +40,7 @@ def environment(*, own: bool) -> dict[str, str]:
     if not own:
         return quiet
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # The agents, when the command was killed, try for so long to tell it that they end.
-    prompt = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-    return {**quiet, **token, **prompt, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return {**quiet, **token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager

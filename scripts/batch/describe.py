@@ -37,7 +37,8 @@ def described(root: Path) -> dict[str, Any]:
                 "scalar": plain_type(questions[field.name]) in ARROW,
             }
             for field in msgspec.structs.fields(task.question_type)
-        ],
+        ]
+        + features_of(root / "model"),
         "columns": [
             {"name": field.name, "type": arrow_type(plain_type(answers[field.name]))}
             for field in msgspec.structs.fields(task.answer_type)
@@ -46,6 +47,25 @@ def described(root: Path) -> dict[str, Any]:
         "threads": task.settings_type.load(config["handler"]).threads,
         "explains": (root / "explain-config.yaml").is_file(),
     }
+
+
+def features_of(folder: Path) -> list[dict[str, Any]]:
+    """The features that a request may bring; none for a task without a specification."""
+    if not (folder / "features.json").is_file():
+        return []
+    from handlers.features import read_features
+
+    return [
+        {
+            "name": feature.name,
+            "required": False,
+            "scalar": True,
+            "feature": feature.type,
+            "entity": feature.entity.name if feature.entity else None,
+            "freshness_s": feature.freshness_s,
+        }
+        for feature in read_features(folder).sent
+    ]
 
 
 def arrow_type(kind: Any) -> str:

@@ -48,6 +48,12 @@ class Job(Struct, frozen=True, kw_only=True):
     """First so many rows of those that `where` and `sample` leave."""
     explain: dict[str, Any] | None = None
     """Options of the explanation that each answer gets; None for none."""
+    features: dict[str, str] = {}
+    """Entity to the place of its features' history."""
+    as_of: str | None = None
+    """Column that says when each row's features are to be those that were known."""
+    histories: dict[str, str] = {}
+    """Entity to the SHA-256 of its history."""
     unit_rows: int
 
     def differences(self, other: Job) -> list[str]:
@@ -61,8 +67,8 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 def told(name: str, before: Any, now: Any) -> str:
-    words = {"digest": "archive", "mapping": "--map", "keys": "--key", "unit_rows": "--unit-rows"}
-    options = ("where", "sample", "limit", "explain")
+    words = {"digest": "archive", "mapping": "--map", "keys": "--key", "unit_rows": "--unit-rows", "as_of": "--as-of"}
+    options = ("where", "sample", "limit", "explain", "features")
     label = words.get(name, f"--{name}" if name in options else name)
     if name == "digest":
         return f"{label}: sha256 was {before[:12]}, is {now[:12]}"

@@ -20,6 +20,7 @@ from scripts.batch.answers import key_fields, schema_of
 from scripts.batch.archive import Description, describe, extract
 from scripts.batch.cluster import cluster, outcomes
 from scripts.batch.folder import folder_of
+from scripts.batch.formats.scan import digest_at
 from scripts.batch.job import Job, refuse_change
 from scripts.batch.output import Output, Planned, Report, digest_of, encoded, part_name
 from scripts.batch.places import find_files, place_of
@@ -34,6 +35,8 @@ from scripts.build.reader import Archive, read_archive
 from scripts.core.errors import UserError
 
 Notify = Callable[[str], None]
+SETTINGS = ("mapping", "keys", "where", "sample", "limit", "explain", "features", "as_of", "unit_rows")
+"""Of a job, as the manifest tells them."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,6 +64,8 @@ class Request:
     sample: float | None = None
     limit: int | None = None
     unit_rows: int | None = None
+    features: Mapping[str, str] = field(default_factory=dict)
+    as_of: str | None = None
 
     actors: int | None = None
     gpus: float = 0
@@ -94,6 +99,10 @@ def prepare(
 ) -> tuple[Planned, pa.Schema]:
     """The job, as it was planned before if it was, and the keys' schema. Raises JobChanged."""
     condition = Condition(request.where) if request.where else None
+    for entity, text in request.features.items():
+        description.stored(entity)
+        if request.read_below:
+            refuse_outside(text, request.read_below)
     files = find_files(request.inputs)
     if request.read_below:
         refuse_files_outside(files, request.read_below)
@@ -130,6 +139,9 @@ def job_of(request: Request, archive: Archive, scanned: Sequence[Scanned], befor
         where=request.where,
         sample=request.sample,
         limit=request.limit,
+        features=dict(request.features),
+        as_of=request.as_of,
+        histories={entity: digest_at(text) for entity, text in request.features.items()},
         unit_rows=request.unit_rows or default,
     )
 
@@ -146,6 +158,8 @@ def refuse_absent(
 ) -> None:
     """Raise UserError for columns that the job names and a file lacks."""
     named = {f"--key {key}": column for key, column in request.keys.items()}
+    named |= {f"--features {entity}=...": entity for entity in request.features}
+    named |= {"--as-of": request.as_of} if request.as_of else {}
     named |= {f"--where {request.where!r}": column for column in sorted(condition.columns if condition else ())}
     for one in scanned:
         there = one.source.columns
@@ -261,9 +275,7 @@ class Attempt:
 
     def _finish(self) -> dict[str, Any]:
         job, reports = self._planned.job, list(self._done.values())
-        settings = {
-            name: getattr(job, name) for name in ("mapping", "keys", "where", "sample", "limit", "explain", "unit_rows")
-        }
+        settings = {name: getattr(job, name) for name in SETTINGS}
         manifest = {
             "model": job.model,
             "version": job.version,

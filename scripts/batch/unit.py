@@ -12,6 +12,7 @@ from scripts.batch.answers import Table
 from scripts.batch.archive import Column, Description
 from scripts.batch.formats.block import BadRow, Block
 from scripts.batch.job import Job
+from scripts.batch.offline import Histories
 from scripts.batch.output import Output, Report
 from scripts.batch.plan import Unit, sampled
 from scripts.batch.questions import Questions, text_length
@@ -28,7 +29,8 @@ class UnitRunner:
     def __init__(self, job: Job, digest: str, description: Description, output: Output, schema: Any, ask: Any) -> None:
         """`ask`: a list of questions to a list of answers or errors, in order."""
         self._job, self._digest, self._output, self._ask = job, digest, output, ask.predict
-        self._questions = Questions(ask.question_type, description.fields, job.mapping)
+        histories = Histories(job.features, description, job.as_of) if job.features and job.as_of else None
+        self._questions = Questions(ask.question_type, description.fields, job.mapping, histories)
         self._condition = Condition(job.where) if job.where else None
         self._columns: Sequence[Column] = ask.columns
         self._table = Table(schema, job, self._columns)
@@ -36,6 +38,7 @@ class UnitRunner:
             {job.mapping.get(field.name, field.name) for field in description.fields}
             | set(job.keys.values())
             | (self._condition.columns if self._condition else set())
+            | (histories.columns if histories else set())
         )
 
     def run(self, unit: Unit) -> Report:

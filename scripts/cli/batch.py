@@ -26,6 +26,10 @@ from scripts.core.errors import UserError
     "--sample", type=click.FloatRange(0, 1, min_open=True), help="Share of the rows, drawn by file and row number."
 )
 @click.option("--limit", type=click.IntRange(1), help="First so many of the rows that are left.")
+@click.option(
+    "--features", multiple=True, metavar="ENTITY=PARQUET", help="History of the features that rows leave to a store."
+)
+@click.option("--as-of", metavar="COLUMN", help="With --features: each row's time; what came later is not looked at.")
 @click.option("--max-errors", type=click.IntRange(0), help="Stop when more rows than this failed [default: never].")
 @click.option("--actors", type=click.IntRange(1), help="Processes that predict [default: as many as cores, or GPUs].")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each actor; 0.5 for two actors on one.")
@@ -45,6 +49,8 @@ def batch(
     where: str | None,
     sample: float | None,
     limit: int | None,
+    features: tuple[str, ...],
+    as_of: str | None,
     max_errors: int | None,
     actors: int | None,
     gpus: float,
@@ -71,6 +77,8 @@ def batch(
 
     if unit_rows is not None and unit_rows % 256:
         raise click.UsageError(f"--unit-rows {unit_rows} is no multiple of 256")
+    if bool(features) != bool(as_of):
+        raise click.UsageError("--features and --as-of belong together")
     request = Request(
         archive=archive_of(version, store),
         inputs=inputs,
@@ -81,6 +89,8 @@ def batch(
         sample=sample,
         limit=limit,
         unit_rows=unit_rows,
+        features=pairs(features, "--features"),
+        as_of=as_of,
         actors=actors,
         gpus=gpus,
         address=address,

@@ -184,11 +184,11 @@ def test_killed_at_any_place_the_same_command_goes_on_and_nothing_is_computed_tw
     assert only_loopback(command)
     actors(command)[0].kill()
     wait_for_parts(output, 6, process)
-    below = list(tree(command))
+    below = [each for each in tree(command) if not is_named(each, "Agent")]
     command.kill()
     process.communicate()
     _, alive = psutil.wait_procs(below, timeout=60)
-    assert not alive, "Ray's processes end with the command"
+    assert not alive, "what computes ends with the command; Ray's agents, which do not, take a minute or two"
     kept = {path: path.stat().st_mtime_ns for path in wait_for_parts(output, 6, begun())}
     second = begun()
     _, err = second.communicate(timeout=TIMEOUT_S)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.batch.places import Place
+from scripts.batch.places import NoSuchPlace, Place, info_of, place_of
 
 CHUNK_BYTES = 8 << 20
 STEP_ROWS = 256
@@ -71,3 +71,14 @@ def first_bytes(place: Place) -> bytes:
     head, newline, _ = content.rpartition(b"\n")
     whole: bytes = content if len(content) < 1 << 20 or not newline else head + newline
     return whole
+
+
+def digest_at(text: str) -> str:
+    """SHA-256 of a file's content. Raises NoSuchPlace."""
+    place = place_of(text)
+    if info_of(place).size is None:
+        raise NoSuchPlace(f"{place.shown}: no such file")
+    chunks = Chunks(place)
+    for _ in chunks:
+        pass
+    return chunks.sha256
