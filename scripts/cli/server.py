@@ -29,6 +29,11 @@ MIB = 1 << 20
     help="YAML file of the gateway's address, limits, API keys and certificate.",
 )
 @click.option(
+    "--batch-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of the batch service: folders that its jobs may read and write.",
+)
+@click.option(
     "--upstream", "upstreams", multiple=True, metavar="IP:PORT", help="One more TorchServe behind the gateway."
 )
 @click.option("--no-gateway", is_flag=True, help="TorchServe alone, without Envoy before it.")
@@ -50,6 +55,7 @@ def up(
     state: Path,
     gateway_port: int,
     gateway_config: Path | None,
+    batch_config: Path | None,
     upstreams: tuple[str, ...],
     no_gateway: bool,
     no_redis: bool,
@@ -84,6 +90,12 @@ def up(
         follow = place_of(absolute(follow)).text
     if node is not None:
         check_node(node)
+    if batch_config is not None:
+        from scripts.batch.service.settings import read_settings
+
+        if no_gateway:
+            raise click.UsageError("--batch-config needs the gateway, which clients reach the batch service through")
+        read_settings(batch_config)
     home = State(state)
     request = Request(
         recipes=str(recipes.resolve()),
@@ -94,6 +106,7 @@ def up(
         workers=workers,
         gateway_port=None if no_gateway else gateway_port,
         gateway_config=str(gateway_config.resolve()) if gateway_config else None,
+        batch_config=str(batch_config.resolve()) if batch_config else None,
         upstreams=upstreams,
         redis=not no_redis,
         follow=follow,

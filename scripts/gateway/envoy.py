@@ -20,7 +20,7 @@ from scripts.core.http import HOST, local_session
 from scripts.core.logs import Position
 from scripts.core.order import version_order
 from scripts.core.process import Identity, Program, find_processes, stop_tree
-from scripts.gateway import health, open_inference
+from scripts.gateway import batch, health, open_inference
 from scripts.gateway.clusters import hosts_of, version_clusters
 from scripts.gateway.discovery import Discovery, together
 from scripts.gateway.listeners import TRAFFIC_FILE, bootstrap
@@ -152,10 +152,11 @@ class Envoy:
         shown = models if len(models) <= MOST_PATHS else {}
         told = {model: self.declared(model, max(versions, key=version_order)) for model, versions in shown.items()}
         clusters = version_clusters(served, policies, self.hosts, self.settings)
+        further = [*batch.routes(self.settings), *open_inference.routes()]
         return {
             CLUSTERS: Discovery.of([typed("envoy.config.cluster.v3.Cluster", **cluster) for cluster in clusters]),
             f"{FALLBACK}.json": Discovery.of([fallback_routes(open_inference.inner_routes())]),
-            f"{GATEWAY}.json": Discovery.of([gateway_routes(served, open_inference.routes(), told)]),
+            f"{GATEWAY}.json": Discovery.of([gateway_routes(served, further, told)]),
             TRAFFIC_FILE: Discovery.of([resolver(served, policies)]),
         }
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
+from scripts.gateway import batch
 from scripts.gateway.clusters import address_of, fallback_cluster, no_worker_cluster, plain_cluster
 from scripts.gateway.counts import attempt_logs, histogram_settings, refusal_log
 from scripts.gateway.health import WITHOUT_WORKERS
@@ -130,6 +131,7 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
                 plain_cluster(MANAGEMENT, address_of(torchserve["management"]), PAGES),
                 plain_cluster(METRICS, address_of(torchserve["metrics"]), PAGES),
                 plain_cluster(ADMIN, address_of(admin), PAGES),
+                *batch.clusters(settings),
             ],
         },
     }

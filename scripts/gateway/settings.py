@@ -57,6 +57,8 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_version: Positive = 2048
     """Under way at once, TorchServe's queue included; more get 503. It should be more than a recipe's `queue_size`:
     what TorchServe refuses falls back, what Envoy refuses does not."""
+    batch: Annotated[str, Meta(pattern=ADDRESS)] | None = None
+    """IP:PORT of a batch service; `marctl up --batch-config` starts one on this machine."""
     rate_limit: RateLimit | None = None
     api_keys: dict[str, str] = {}
     """Client's name to its key, sent as `x-api-key`; without any, everybody may ask."""

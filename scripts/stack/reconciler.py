@@ -46,6 +46,7 @@ from scripts.stack.versions import Notify, Server
 ACTOR = "reconciler"
 CANNOT_START = (StartFailed, PortTaken, NoJava)
 HISTORY, STACK, TORCHSERVE, ENVOY = "the history", "the stack", "TorchServe", "Envoy"
+BATCH = "the batch service"
 STEP_S = 0.05
 """How soon a new revision is noticed."""
 WATCH_S = 0.25
@@ -124,7 +125,7 @@ class Reconciler:
             return False
         if self._target is None or self._target.revision != revision.revision:
             self._target, self._deaths = revision, 0
-            known = {HISTORY, STACK, TORCHSERVE, ENVOY, *(instance.name for instance in INSTANCES)}
+            known = {HISTORY, STACK, TORCHSERVE, ENVOY, BATCH, *(instance.name for instance in INSTANCES)}
             self.journal.begin(known | {named(key) for key in wanted(revision.document)})
         try:
             self._converge(revision.document)
@@ -424,6 +425,7 @@ class Reconciler:
         for instance in INSTANCES:
             self._revive_redis(instance)
         self._revive_envoy()
+        self._start_batch()
         if self._found is not None and not self.servers.torchserve_alive():
             self._found = None
             self._dirty = True
@@ -488,6 +490,17 @@ class Reconciler:
             self.journal.trouble(instance.name, err)
         else:
             self.journal.well(instance.name)
+
+    def _start_batch(self) -> None:
+        """Predictions go on without it, so its failure is a condition; its jobs go on while it is away."""
+        if self.servers.batch_alive() or self.journal.waits(BATCH):
+            return
+        try:
+            self.servers.start_batch()
+        except UserError as err:
+            self.journal.trouble(BATCH, err)
+        else:
+            self.journal.well(BATCH)
 
     def _revive_redis(self, instance: Instance) -> None:
         redis = self.servers.redis(instance)

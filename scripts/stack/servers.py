@@ -16,11 +16,13 @@ from msgspec import Struct
 
 from handlers.redis.features import FEATURES_URL_VARIABLE
 from scripts.core.errors import UserError
+from scripts.core.http import HOST
 from scripts.core.process import Identity, reap
 from scripts.gateway.envoy import Envoy
 from scripts.gateway.policies import Served, Traffic
 from scripts.gateway.settings import GatewaySettings, read_settings
-from scripts.stack import redis_server
+from scripts.stack import batch_service, redis_server
+from scripts.stack.batch_service import BatchService
 from scripts.stack.java import find_java
 from scripts.stack.ports import choose_ports, free_port
 from scripts.stack.redis_server import INSTANCES, URL_VARIABLE, Instance
@@ -43,6 +45,8 @@ class Request(Struct, frozen=True):
     gateway_config: str | None = None
     upstreams: tuple[str, ...] = ()
     """Further TorchServe servers behind the gateway, on top of the configuration's."""
+    batch_config: str | None = None
+    """Of the batch service; None for none."""
     redis: bool = True
     """Whether the workers may use one."""
     follow: str | None = None
@@ -88,6 +92,8 @@ class Servers:
         config = Path(request.gateway_config) if request.gateway_config else None
         settings = read_settings(config, request.upstreams)
         self.settings = msgspec.structs.replace(settings, probe_port=settings.probe_port or free_port())
+        if request.batch_config is not None:
+            self.settings = msgspec.structs.replace(self.settings, batch=f"{HOST}:{free_port()}")
         ports = choose_ports(
             request.inference_port, request.management_port, request.metrics_port, request.gateway_port or 0
         )
@@ -160,6 +166,24 @@ class Servers:
             return not self.request.redis
         return redis.process is None or alive(redis.process)
 
+    @property
+    def batch(self) -> BatchService | None:
+        """None where there is to be none, as there is without a gateway's settings to say where."""
+        if self.request.batch_config is None or self.settings.batch is None:
+            return None
+        port = int(self.settings.batch.rpartition(":")[2])
+        return BatchService(self.request.batch_config, self.running.store, port)
+
+    def start_batch(self) -> None:
+        """Raises UserError."""
+        assert self.batch is not None
+        self.notify(f"starting the batch service, port {self.batch.port}")
+        self._keep(batch=self.batch.start(self.state))
+
+    def batch_alive(self) -> bool:
+        """True, too, where there is to be none."""
+        return self.batch is None or alive(self.running.batch)
+
     def _keep(self, **changes: Any) -> None:
         self.running = msgspec.structs.replace(self.running, **changes)
         self.state.save_running(self.running)
@@ -202,6 +226,7 @@ def stop_stack(state: State) -> bool:
     try:
         there = stop_gateway(state, running, drain=bool(servers)) or there
     finally:
+        there = batch_service.stop(state) or there
         try:
             for temp in temps:
                 store = Path(running.store) if running else temp

@@ -7,6 +7,7 @@ follow.json         the place whose document this node follows, and what it saw 
 reconciler.lock     held, and named in it, by the process that reconciles
 config.properties   TorchServe's settings as they are in force
 log/                drained predictions and labels, if no other folder was named
+batch/              jobs of the batch service
 spill/              records of workers that could not reach Redis, until they are drained
 gateway/            Envoy's settings, routes and clusters as they are in force
 redis/              Redis's settings, and its data between a stop and the next start
@@ -84,6 +85,8 @@ class Running(Struct, frozen=True):
     """None where there is none."""
     features: Redis | None = None
     """Where features stand; None where there is none."""
+    batch: Identity | None = None
+    """The batch service; its address is in the gateway's settings."""
 
     @property
     def predictions(self) -> str:
@@ -109,6 +112,7 @@ class State:
         self.reconciler_lock = self.folder / "reconciler.lock"
         self.prediction_log = self.folder / "log"
         self.spill = self.folder / "spill"
+        self.batch = self.folder / "batch"
         self.gateway = self.folder / "gateway"
         self._running = self.folder / "running.json"
         self._status = self.folder / "status.json"

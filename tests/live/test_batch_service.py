@@ -22,7 +22,7 @@ import yaml
 
 from loadtest.batch.jobs import is_named, predictions
 from tests.batch_archives import doubling_archive
-from tests.live.conftest import PROJECT
+from tests.live.conftest import PROJECT, Site
 
 pytestmark = pytest.mark.live
 TIMEOUT_S = 240
@@ -195,3 +195,30 @@ def test_its_files_are_for_its_own_user_alone(service: Service) -> None:
     folder = service.folder / "jobs"
     assert folder.stat().st_mode & 0o077 == 0
     assert os.listdir(folder)
+
+
+def test_a_stack_starts_it_behind_its_gateway_and_again_when_it_dies(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    doubling_archive(site.folder)
+    for name in ("in", "out"):
+        (site.folder / name).mkdir()
+    (site.folder / "in" / "rows.jsonl").write_text('{"value": 21}\n')
+    roots = {"read": [str(site.folder / "in")], "write": [str(site.folder / "out")]}
+    (site.folder / "batch.yaml").write_text(yaml.safe_dump(roots))
+    told = site.call(*site.up_arguments, "--detach", "--batch-config", str(site.folder / "batch.yaml"))
+    url = f"{told['gateway']}/v1/batch"
+    body = {"model": "doubling", "version": "1.0", "input": roots["read"], "output": f"{roots['write'][0]}/first"}
+    answer = requests.post(f"{url}_predict", json=body, timeout=10)
+    assert answer.status_code == 202, answer.text
+    job = answer.json()["id"]
+    [service] = [
+        p for p in psutil.process_iter() if is_named(p, "scripts.batch.service") and is_named(p, str(site.state))
+    ]
+    service.kill()
+    deadline = time.monotonic() + TIMEOUT_S
+    while (told := requests.get(f"{url}/{job}", timeout=10)).status_code != 200 or told.json()["status"] != "done":
+        assert time.monotonic() < deadline, told.text
+        time.sleep(0.2)
+    assert predictions(site.folder / "out" / "first")["doubled"].to_pylist() == [42]
+    assert site.run("down").returncode == 0
+    assert not [p for p in psutil.process_iter() if is_named(p, str(site.state))]
