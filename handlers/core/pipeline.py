@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -443,27 +444,37 @@ class Pipeline:
 
     # --- for offline callers
 
-    def predict(self, questions: Iterable[Any], deadline: float = FOREVER) -> list[Result]:
-        """An answer or an error per question, in order, without bytes, cache, log or limits of a request.
+    def predict(
+        self, questions: Iterable[Any], deadline: float = FOREVER, records: Sequence[Request] | None = None
+    ) -> list[Result]:
+        """An answer or an error per question, in order, without bytes, cache or limits of a request.
 
-        `deadline` is in time.monotonic seconds.
+        `deadline` is in time.monotonic seconds. `records`: what the log, if there is one, is to know each question as;
+        without them nothing is recorded.
         """
         started = time.monotonic()
-        items = self._offline(questions, deadline)
+        items = self._offline(questions, deadline, records)
         spent_ms = round((time.monotonic() - started) * 1000, 3)
-        return [self._result(item, i, spent_ms) for i, item in enumerate(items)]
+        results = [self._result(item, i, spent_ms) for i, item in enumerate(items)]
+        if self.log is not None and records is not None:
+            for item in items:
+                self.log.add(self._logged(item, 0, 0, spent_ms))
+        return results
 
     def outcomes(self, questions: Iterable[Any], deadline: float = FOREVER) -> list[Any]:
         """The same, but the task's outcomes in place of answers."""
         return [item.outcome if item.error is None else item.error for item in self._offline(questions, deadline)]
 
-    def _offline(self, questions: Iterable[Any], deadline: float) -> list[Item]:
+    def _offline(
+        self, questions: Iterable[Any], deadline: float, records: Sequence[Request] | None = None
+    ) -> list[Item]:
         """Questions that no request brought, computed."""
-        exchange = Exchange(Request(None, "offline"), self._plain, deadline)
-        exchange.items = [self._item(question, exchange) for question in questions]
-        self._complete([item for item in exchange.items if item.error is None])
-        self._predict(exchange.items, deadline)
-        return exchange.items
+        one = Exchange(Request(None, "offline"), self._plain, deadline)
+        exchanges = repeat(one) if records is None else (Exchange(each, self._plain, deadline) for each in records)
+        items = [self._item(question, exchange) for question, exchange in zip(questions, exchanges, strict=False)]
+        self._complete([item for item in items if item.error is None])
+        self._predict(items, deadline)
+        return items
 
     def warm_up(self) -> None:
         """First passes, so that no client waits for them. Who asks why can wait longer than who asks what."""

@@ -13,7 +13,8 @@ import pyarrow as pa
 from msgspec import Struct
 
 from scripts.batch.answers import schema_of
-from scripts.batch.archive import Column, Description, extract, load
+from scripts.batch.archive import Description, extract
+from scripts.batch.ask import Ask
 from scripts.batch.folder import folder_of
 from scripts.batch.job import Job
 from scripts.batch.output import Output, Report, digest_of
@@ -38,6 +39,8 @@ class Setup(Struct, frozen=True):
     root: str
     """The extracted archive, on the machine that began the job."""
     device: str = "cpu"
+    redis: str | None = None
+    """URL of the prediction log's Redis, for a job that records."""
 
 
 class Outcome(Struct, frozen=True):
@@ -45,15 +48,6 @@ class Outcome(Struct, frozen=True):
 
     report: Report | None = None
     failure: str | None = None
-
-
-class Ask:
-    """Questions to answers, as the archive's own pipeline has it."""
-
-    def __init__(self, pipeline: Any, columns: tuple[Column, ...]) -> None:
-        self.predict = pipeline.predict
-        self.question_type = pipeline.task.question_type
-        self.columns = columns
 
 
 class Actor:
@@ -75,9 +69,9 @@ class Actor:
         root = Path(self._setup.root)
         if not root.is_dir():
             root = self._fetched(archive)
-        pipeline = load(root, job.model, job.version, self._setup.device, explains=False)
         schema = schema_of(job, described.columns, list(pa.ipc.read_schema(pa.py_buffer(self._setup.keys))))
-        return UnitRunner(job, digest_of(job), described, self._output, schema, Ask(pipeline, described.columns))
+        ask = Ask.loaded(root, job, self._setup.device, self._setup.redis)
+        return UnitRunner(job, digest_of(job), described, self._output, schema, ask)
 
     def _fetched(self, archive: list[Any]) -> Path:
         """The archive, extracted on this machine."""

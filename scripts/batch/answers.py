@@ -24,12 +24,14 @@ STAMP = (
     pa.field("digest", TEXT),
     pa.field("predicted_at", pa.timestamp("us", tz="UTC")),
 )
-EXPLANATION = Column("explanation", "json")
+EXPLANATIONS = Column("explanations", "json")
+PREDICTION_ID = Column("prediction_id", "string")
+"""Of a job that records: what the log knows the row as, and true labels may name."""
 
 
 def schema_of(job: Job, columns: Sequence[Column], keys: Sequence[pa.Field]) -> pa.Schema:
     """Raises UserError if a key's name is taken."""
-    predicted = [pa.field(column.name, arrow_type(column.type)) for column in columns]
+    predicted = [pa.field(column.name, arrow_type(column.type)) for column in (*columns, *further_columns(job))]
     taken = {field.name for field in (*ORIGIN, *predicted, *STAMP)}
     for key in keys:
         if key.name in taken:
@@ -38,6 +40,11 @@ def schema_of(job: Job, columns: Sequence[Column], keys: Sequence[pa.Field]) -> 
                 f"--key my_{key.name}={job.keys[key.name]}"
             )
     return pa.schema([*ORIGIN, *keys, *predicted, *STAMP])
+
+
+def further_columns(job: Job) -> list[Column]:
+    """That only some jobs have."""
+    return [EXPLANATIONS] * (job.explain is not None) + [PREDICTION_ID] * job.log
 
 
 def arrow_type(name: str) -> pa.DataType:
@@ -72,15 +79,20 @@ class Table:
     def __init__(self, schema: pa.Schema, job: Job, columns: Sequence[Column]) -> None:
         self._schema, self._job, self._columns = schema, job, columns
 
-    def of(self, name: str, block: Block, places: Sequence[int], answers: Sequence[Any], times_us: Any) -> pa.Table:
-        """`places`: of the answered rows in the block, in order; `times_us`: when each was answered."""
+    def of(
+        self, name: str, block: Block, places: Sequence[int], answers: Sequence[Any], ids: Sequence[str], times_us: Any
+    ) -> pa.Table:
+        """`places`: of the answered rows in the block, in order; `ids` and `times_us`: of these."""
         count = len(places)
         at = pa.array(np.asarray(places, np.int64))
+        plain = [getattr(answer, "answer", answer) for answer in answers] if self._job.explain is not None else answers
         known = {
             "file": repeated(name, count),
             "row": pa.array(block.rows).take(at),
             **{key: block.key(column).take(at) for key, column in self._job.keys.items()},
-            **{column.name: column_of(column, answers) for column in self._columns},
+            EXPLANATIONS.name: column_of(EXPLANATIONS, answers),
+            PREDICTION_ID.name: pa.array(ids, pa.string()),
+            **{column.name: column_of(column, plain) for column in self._columns},
             "model": repeated(self._job.model, count),
             "version": repeated(self._job.version, count),
             "digest": repeated(self._job.digest, count),

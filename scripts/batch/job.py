@@ -48,6 +48,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """First so many rows of those that `where` and `sample` leave."""
     explain: dict[str, Any] | None = None
     """Options of the explanation that each answer gets; None for none."""
+    log: bool = False
+    """Whether each row goes to the prediction log, and its output names the record."""
     features: dict[str, str] = {}
     """Entity to the place of its features' history."""
     as_of: str | None = None
@@ -68,7 +70,7 @@ class Job(Struct, frozen=True, kw_only=True):
 
 def told(name: str, before: Any, now: Any) -> str:
     words = {"digest": "archive", "mapping": "--map", "keys": "--key", "unit_rows": "--unit-rows", "as_of": "--as-of"}
-    options = ("where", "sample", "limit", "explain", "features")
+    options = ("where", "sample", "limit", "explain", "features", "log")
     label = words.get(name, f"--{name}" if name in options else name)
     if name == "digest":
         return f"{label}: sha256 was {before[:12]}, is {now[:12]}"

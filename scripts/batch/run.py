@@ -35,7 +35,7 @@ from scripts.build.reader import Archive, read_archive
 from scripts.core.errors import UserError
 
 Notify = Callable[[str], None]
-SETTINGS = ("mapping", "keys", "where", "sample", "limit", "explain", "features", "as_of", "unit_rows")
+SETTINGS = ("mapping", "keys", "where", "sample", "limit", "explain", "log", "features", "as_of", "unit_rows")
 """Of a job, as the manifest tells them."""
 
 
@@ -66,12 +66,16 @@ class Request:
     unit_rows: int | None = None
     features: Mapping[str, str] = field(default_factory=dict)
     as_of: str | None = None
+    explain: Mapping[str, Any] | None = None
+    log: bool = False
 
     actors: int | None = None
     gpus: float = 0
     address: str | None = None
     max_errors: int | None = None
     restart: bool = False
+    redis: str | None = None
+    """URL of the prediction log's Redis."""
     progress_file: Path | None = None
     read_below: Sequence[str] = ()
     """Folders that every input file must be in, wherever links lead; empty for no such limit."""
@@ -98,6 +102,10 @@ def prepare(
     request: Request, archive: Archive, description: Description, output: Output, notify: Notify
 ) -> tuple[Planned, pa.Schema]:
     """The job, as it was planned before if it was, and the keys' schema. Raises JobChanged."""
+    if request.explain is not None and not description.explains:
+        raise UserError(
+            f"{archive.name} {archive.version} explains nothing; add `explanations: {{workers: 1}}` to its recipe"
+        )
     condition = Condition(request.where) if request.where else None
     for entity, text in request.features.items():
         description.stored(entity)
@@ -139,6 +147,8 @@ def job_of(request: Request, archive: Archive, scanned: Sequence[Scanned], befor
         where=request.where,
         sample=request.sample,
         limit=request.limit,
+        explain=None if request.explain is None else dict(request.explain),
+        log=request.log,
         features=dict(request.features),
         as_of=request.as_of,
         histories={entity: digest_at(text) for entity, text in request.features.items()},
@@ -225,6 +235,7 @@ class Attempt:
             token,
             str(root),
             "cuda" if request.gpus else "cpu",
+            request.redis,
         )
         cpus = len(os.sched_getaffinity(0))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from scripts.batch.answers import Table
-from scripts.batch.archive import Column, Description
+from scripts.batch.archive import Description
+from scripts.batch.ask import Ask
 from scripts.batch.formats.block import BadRow, Block
 from scripts.batch.job import Job
 from scripts.batch.offline import Histories
@@ -26,14 +28,12 @@ CALL_ROWS = 512
 class UnitRunner:
     """Holds what all units of a job share; the pipeline is the archive's, loaded."""
 
-    def __init__(self, job: Job, digest: str, description: Description, output: Output, schema: Any, ask: Any) -> None:
-        """`ask`: a list of questions to a list of answers or errors, in order."""
-        self._job, self._digest, self._output, self._ask = job, digest, output, ask.predict
+    def __init__(self, job: Job, digest: str, description: Description, output: Output, schema: Any, ask: Ask) -> None:
+        self._job, self._digest, self._output, self._ask = job, digest, output, ask
         histories = Histories(job.features, description, job.as_of) if job.features and job.as_of else None
         self._questions = Questions(ask.question_type, description.fields, job.mapping, histories)
         self._condition = Condition(job.where) if job.where else None
-        self._columns: Sequence[Column] = ask.columns
-        self._table = Table(schema, job, self._columns)
+        self._table = Table(schema, job, description.columns)
         self._reads = sorted(
             {job.mapping.get(field.name, field.name) for field in description.fields}
             | set(job.keys.values())
@@ -46,10 +46,15 @@ class UnitRunner:
         started, cpu_started = time.monotonic(), time.process_time()
         source = self._job.sources[unit.source]
         block = self._selected(unit, read(source, unit.rows, self._reads))
-        answers, times_us = self._answers(block)
+        ids = [f"batch-{self._digest[:12]}-{unit.source}-{row}" for row in block.rows]
+        answers, times_us = self._answers(block, ids)
+        if self._ask.broken:
+            os._exit(1)  # another process tries the unit; nothing that this one says can be believed
         good = [place for place, answer in enumerate(answers) if not isinstance(answer, str)]
-        bad = [*block.bad, *(BadRow(int(block.rows[i]), answers[i]) for i in range(len(answers)) if i not in set(good))]
-        table = self._table.of(source.name, block, good, [answers[i] for i in good], times_us[good])
+        bad = [*block.bad, *(BadRow(int(block.rows[i]), a) for i, a in enumerate(answers) if isinstance(a, str))]
+        table = self._table.of(
+            source.name, block, good, [answers[i] for i in good], [ids[i] for i in good], times_us[good]
+        )
         report = Report(
             unit.number,
             self._digest,
@@ -82,7 +87,7 @@ class UnitRunner:
                             f"key {name}: expected {carried.type}, as in the first rows, got {values[place]!r}"
                         )
 
-    def _answers(self, block: Block) -> tuple[list[Any], Any]:
+    def _answers(self, block: Block, ids: Sequence[str]) -> tuple[list[Any], Any]:
         """Per row an answer, or the reason why there is none; and when, in microseconds since 1970."""
         found: list[Any] = self._questions.of(block)
         self._refuse_keys(block, found)
@@ -93,7 +98,7 @@ class UnitRunner:
         )
         for start in range(0, len(waiting), CALL_ROWS):
             places = waiting[start : start + CALL_ROWS]
-            answers = self._ask([found[i] for i in places])
+            answers = self._ask.predict([found[i] for i in places], [ids[i] for i in places])
             times_us[places] = time.time_ns() // 1000
             for place, answer in zip(places, answers, strict=True):
                 found[place] = reason_of(answer) if isinstance(answer, Exception) else answer

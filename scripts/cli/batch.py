@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from scripts.cli.output import json_option, note, result, store_option
+from scripts.cli.output import common, note, result, store_option
 from scripts.core.errors import UserError
 
 
 @click.command()
-@json_option
+@common
 @click.argument("version", metavar="MODEL/VERSION")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.argument("output")
@@ -30,6 +32,8 @@ from scripts.core.errors import UserError
     "--features", multiple=True, metavar="ENTITY=PARQUET", help="History of the features that rows leave to a store."
 )
 @click.option("--as-of", metavar="COLUMN", help="With --features: each row's time; what came later is not looked at.")
+@click.option("--explain", metavar="JSON", help="Explain each answer, by the options of an explain request, or {}.")
+@click.option("--log", "logged", is_flag=True, help="Record each row in the prediction log, with the role `batch`.")
 @click.option("--max-errors", type=click.IntRange(0), help="Stop when more rows than this failed [default: never].")
 @click.option("--actors", type=click.IntRange(1), help="Processes that predict [default: as many as cores, or GPUs].")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs of each actor; 0.5 for two actors on one.")
@@ -40,6 +44,7 @@ from scripts.core.errors import UserError
 @click.option("--read-below", multiple=True, hidden=True, help="Folder that inputs must be in, wherever links lead.")
 @click.option("--write-below", multiple=True, hidden=True, help="The same for OUTPUT.")
 def batch(
+    state: Path,
     version: str,
     inputs: tuple[str, ...],
     output: str,
@@ -51,6 +56,8 @@ def batch(
     limit: int | None,
     features: tuple[str, ...],
     as_of: str | None,
+    explain: str | None,
+    logged: bool,
     max_errors: int | None,
     actors: int | None,
     gpus: float,
@@ -91,6 +98,9 @@ def batch(
         unit_rows=unit_rows,
         features=pairs(features, "--features"),
         as_of=as_of,
+        explain=None if explain is None else options_of(explain),
+        log=logged,
+        redis=log_url(state) if logged else None,
         actors=actors,
         gpus=gpus,
         address=address,
@@ -120,6 +130,27 @@ def archive_of(version: str, store: Path) -> Path:
             f"no archive of {version} in {store}; there are: {there}. Expected MODEL/VERSION or a .mar file"
         )
     return path
+
+
+def options_of(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as err:
+        raise click.UsageError(f"--explain {text}: not JSON: {err}") from err
+    if not isinstance(found, dict):
+        raise click.UsageError(f"--explain {text}: expected an object, such as {{}}")
+    return found
+
+
+def log_url(state: Path) -> str:
+    """Of the stack that runs, or REDIS_URL. Raises UserError."""
+    from scripts.stack.state import State
+    from scripts.stack.up import redis_url
+
+    found = redis_url(State(state)) or os.environ.get("REDIS_URL")
+    if not found:
+        raise UserError("--log: there is no prediction log: no stack runs here with a Redis, and REDIS_URL is not set")
+    return found
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:

@@ -14,9 +14,9 @@ import yaml
 
 from handlers.archive import load
 from handlers.core.messages import Model
-from scripts.batch.actor import Ask
 from scripts.batch.answers import key_fields, schema_of
 from scripts.batch.archive import Description, describe, extract
+from scripts.batch.ask import Ask
 from scripts.batch.folder import folder_of
 from scripts.batch.job import Job
 from scripts.batch.output import Output, digest_of
@@ -54,7 +54,7 @@ def compute(
         types = [dict.fromkeys(sources[0].columns, "string") if path.suffix == ".csv" else sources[0].columns]
         schema = schema_of(job, description.columns, key_fields(job.keys, types, schemas))
         output = Output(folder_of(str(tmp_path / "out")))
-        runner = UnitRunner(job, digest_of(job), description, output, schema, Ask(pipeline, description.columns))
+        runner = UnitRunner(job, digest_of(job), description, output, schema, Ask(pipeline))
         for unit in plan(job, scanned):
             runner.run(unit)
         output.finish({})
