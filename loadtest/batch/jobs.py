@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import time
@@ -32,11 +31,13 @@ def hear_interrupts() -> None:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that ran to its end. `cpu_seconds`: of the command and all processes that it waited for."""
+    """A job that ran to its end."""
 
     manifest: dict[str, Any]
     seconds: float
-    cpu_seconds: float
+    cpu_s: dict[str, float]
+    """By kind of process (loadtest/batch/meter.py)."""
+    peak_mib: dict[str, float]
 
     @property
     def rows(self) -> int:
@@ -46,14 +47,19 @@ class Finished:
 
 def finish(archive: Path, inputs: Sequence[Path], output: Path, *options: str) -> Finished:
     """Raises RuntimeError with the command's words if it fails."""
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    from loadtest.batch.meter import Meter
+
+    started = time.monotonic()
     process = start(archive, inputs, output, *options)
+    meter = Meter(process)
+    meter.start()
     out, err = process.communicate()
-    spent, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = time.monotonic() - started
     if process.returncode:
         raise RuntimeError(f"marctl batch ended with {process.returncode}: {err}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Finished(json.loads(out), spent, cpu)
+    meter.join()
+    peaks = {kind: round(mib) for kind, mib in meter.peak_mib.items()}
+    return Finished(json.loads(out), round(spent, 1), meter.cpu_s, peaks)
 
 
 def predictions(output: Path) -> pa.Table:

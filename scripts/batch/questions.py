@@ -121,7 +121,7 @@ def parsed(value: Any) -> Any:
 
 
 def text_length(question: Any) -> int:
-    """Characters of a question, about; 0 where it has no text, so that nothing is gained by ordering."""
+    """Characters of a question, about."""
     return sum(length(getattr(question, name)) for name in question.__struct_fields__)
 
 

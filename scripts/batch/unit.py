@@ -32,6 +32,8 @@ class UnitRunner:
         self._job, self._digest, self._output, self._ask = job, digest, output, ask
         histories = Histories(job.features, description, job.as_of) if job.features and job.as_of else None
         self._questions = Questions(ask.question_type, description.fields, job.mapping, histories)
+        self._by_length = not description.has_features
+        """Whether rows of one length are computed together: texts of a pass are padded to the longest, or cost more."""
         self._condition = Condition(job.where) if job.where else None
         self._table = Table(schema, job, description.columns)
         self._reads = sorted(
@@ -92,10 +94,9 @@ class UnitRunner:
         found: list[Any] = self._questions.of(block)
         self._refuse_keys(block, found)
         times_us = np.zeros(len(found), np.int64)
-        waiting = sorted(
-            (i for i, question in enumerate(found) if not isinstance(question, str)),
-            key=lambda i: text_length(found[i]),
-        )
+        waiting = [i for i, question in enumerate(found) if not isinstance(question, str)]
+        if self._by_length:
+            waiting.sort(key=lambda i: text_length(found[i]))
         for start in range(0, len(waiting), CALL_ROWS):
             places = waiting[start : start + CALL_ROWS]
             answers = self._ask.predict([found[i] for i in places], [ids[i] for i in places])
