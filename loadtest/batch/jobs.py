@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ class Finished:
 
     manifest: dict[str, Any]
     seconds: float
-    cpu_s: dict[str, float]
+    cpu_s: Mapping[str, float]
     """By kind of process (loadtest/batch/meter.py)."""
-    peak_mib: dict[str, float]
+    peak_mib: Mapping[str, float]
 
     @property
     def rows(self) -> int:
