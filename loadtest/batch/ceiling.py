@@ -32,7 +32,7 @@ def main() -> None:
         rows = [{"features": row} for row in rows]
     else:
         rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
-    questions = msgspec.convert(rows, list[pipeline.task.question_type])
+    questions = msgspec.convert(rows, list[pipeline.task.question_type])  # type: ignore[name-defined]
     pipeline.predict(questions[:AT_ONCE])  # warm
     cpu, start = time.process_time(), time.perf_counter()
     for i in range(0, len(questions), AT_ONCE):
