@@ -66,8 +66,9 @@ class Histories:
         """`files`: by entity; `moment`: the input's column with each row's time. Raises UserError."""
         self.columns = {*files, moment}
         self._moment = moment
+        limits_s = {entity: description.stored(entity) for entity in files}
         self._histories = {
-            entity: History(read(entity, text), entity, description.stored(entity)) for entity, text in files.items()
+            entity: History(read(entity, text), entity, limits_s[entity]) for entity, text in files.items()
         }
 
     def of(self, block: Block) -> list[Row | str]:
