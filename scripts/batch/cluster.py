@@ -25,6 +25,10 @@ OBJECT_STORE_BYTES = 80 << 20
 """Units and reports are all that passes through it; Ray takes no less."""
 
 
+STARTS = 3
+"""Attempts to start a Ray of our own."""
+
+
 class NoCluster(UserError):
     """Ray does not start, or no cluster answers."""
 
@@ -66,15 +70,25 @@ def cluster(address: str | None, folder: Path, cpus: int) -> Iterator[Any]:
     else:
         settings["address"] = address
     with errors_to(folder / "ray.log"):
-        try:
-            ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as err:
-            where = "Ray does not start" if address is None else f"no Ray cluster answers at {address}"
-            raise NoCluster(f"{where}: {' '.join(str(err).split())[:500]}") from err
+        connect(ray, settings, address)
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def connect(ray: Any, settings: dict[str, Any], address: str | None) -> None:
+    """Raises NoCluster. On a machine that is very busy, Ray's own limit of 30 seconds for a start may be too short."""
+    attempts = STARTS if address is None else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as err:  # Ray raises nothing narrower where its node does not start
+            ray.shutdown()
+            if attempt == attempts:
+                where = "Ray does not start" if address is None else f"no Ray cluster answers at {address}"
+                raise NoCluster(f"{where}: {' '.join(str(err).split())[:500]}") from err
 
 
 @contextmanager
