@@ -168,4 +168,5 @@ def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
 def told(output: str, manifest: dict[str, Any]) -> str:
     rows = manifest["rows"]
     failed = f", {rows['failed']:,} failed: {output.rstrip('/')}/errors.jsonl" if rows["failed"] else ""
-    return f"{rows['predicted']:,} rows predicted by {manifest['model']} {manifest['version']} in {output}{failed}"
+    count = f"{rows['predicted']:,} row{'s' * (rows['predicted'] != 1)}"
+    return f"{count} predicted by {manifest['model']} {manifest['version']} in {output}{failed}"
