@@ -29,11 +29,12 @@ import pyarrow.parquet as pq
 from loadtest.batch.jobs import actors, predictions, start, tree
 from tests.batch_archives import doubling_archive
 
+HOSTS = "127.0.0.2", "127.0.0.3"
+"""Ray takes 127.0.0.1 for a name of the machine's outer address."""
 ROWS, UNIT_ROWS, PAUSE_S = 20_000, 512, 0.004
 WAIT_S = 900.0
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # for Ray, a node on loopback is one of these systems'
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
@@ -47,8 +48,8 @@ def main() -> None:
         pq.write_table(pa.table({"id": range(ROWS), "value": range(20, ROWS + 20)}), rows)
         archive, output = doubling_archive(folder / "slow", pause_s=PAUSE_S), folder / "out"
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}/ray"]
-        with node(*head), node(f"--address=127.0.0.1:{port}") as second:
-            address = f"127.0.0.1:{port}"
+        address = f"{HOSTS[0]}:{port}"
+        with node(HOSTS[0], *head), node(HOSTS[1], f"--address={address}") as second:
             process = start(archive, [rows], output, "--key", "id", "--unit-rows", str(UNIT_ROWS), "--address", address)
             wait_for(output, ROWS // UNIT_ROWS // 4, process)
             lost = actors(second)
@@ -63,9 +64,9 @@ def main() -> None:
 
 
 @contextmanager
-def node(*options: str) -> Iterator[psutil.Process]:
+def node(host: str, *options: str) -> Iterator[psutil.Process]:
     """A Ray node with one core, in the foreground of a process that is ended with all below it."""
-    own = ["--num-cpus=1", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--block"]
+    own = ["--num-cpus=1", f"--node-ip-address={host}", "--object-store-memory=80000000", "--block"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *own]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     found = psutil.Process(process.pid)

@@ -160,9 +160,11 @@ def begun(folder: Path, rows: Path, tmp_path: Path) -> Iterator[Callable[[], sub
 
     yield begin
     for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
 
 
 def wait_for_parts(output: Path, count: int, process: subprocess.Popen[str]) -> set[Path]:
@@ -189,9 +191,10 @@ def test_killed_at_any_place_the_same_command_goes_on_and_nothing_is_computed_tw
     process.communicate()
     _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive, "what computes ends with the command; Ray's agents, which do not, take a minute or two"
-    kept = {path: path.stat().st_mtime_ns for path in wait_for_parts(output, 6, begun())}
-    second = begun()
-    _, err = second.communicate(timeout=TIMEOUT_S)
+    kept = {path: path.stat().st_mtime_ns for path in (output / "predictions").glob("part-*.parquet")}
+    again = begun()
+    wait_for_parts(output, len(kept) + 1, again)
+    _, err = begun().communicate(timeout=TIMEOUT_S)
     assert "another job works on" in err
     wait_until_done(output)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
