@@ -3,7 +3,7 @@
     python -m loadtest.batch.cost --rows mcqa/1.0=20000 mcqa/2.0=4000 embed/1.0=6000 loans=200000
 
 Of each version, on the same rows, in turn: `ceiling`, the archive's own `predict` on ready questions in one process;
-`batch`, the command `marctl batch`; `http`, a client that sends 32 instances a request over 8 connections to a stack
+`batch`, the command `marctl batch`; `http`, a client that sends 8 instances a request, which is as many as count as a small one, over 16 connections to a stack
 with a worker per core and no cache; and the ceiling again. `loans` is a model of this study's own (rows.py), without
 http. Processor seconds are per 1,000 rows; of the batch job those that the units tell, and those of all its processes.
 `start` is a job of one row whose model is nothing: what Ray and the command cost alone. One JSON line each.
@@ -33,7 +33,7 @@ from loadtest.stack import ARCHIVES, PROJECT, CpuMeter, running_stack
 from scripts.batch.archive import extract
 from tests.batch_archives import doubling_archive
 
-INSTANCES, CONNECTIONS = 32, 8
+INSTANCES, CONNECTIONS = 8, 16
 WARM_UP_S, SECONDS = 4.0, 20.0
 DEFAULT = ["mcqa/1.0=20000", "mcqa/2.0=4000", "embed/1.0=6000", "loans=200000"]
 
