@@ -40,6 +40,8 @@ class Ask:
         """`explainer`: the pipeline that answers explain requests, and `options` for them."""
         self._pipeline, self._explainer, self._options = pipeline, explainer, options
         self.question_type = pipeline.task.question_type
+        self.stored_features = pipeline.task.stored_features
+        """The specification of features that rows may leave to a store; None if there are none."""
         self._logged = 0
 
     @classmethod

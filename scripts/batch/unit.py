@@ -30,7 +30,7 @@ class UnitRunner:
 
     def __init__(self, job: Job, digest: str, description: Description, output: Output, schema: Any, ask: Ask) -> None:
         self._job, self._digest, self._output, self._ask = job, digest, output, ask
-        histories = Histories(job.features, description, job.as_of) if job.features and job.as_of else None
+        histories = Histories(job.features, ask.stored_features, job.as_of) if job.features and job.as_of else None
         self._questions = Questions(ask.question_type, description.fields, job.mapping, histories)
         self._by_length = not description.has_features
         """Whether rows of one length are computed together: texts of a pass are padded to the longest, or cost more."""

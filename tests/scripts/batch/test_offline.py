@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from handlers.features import specification_of
 from scripts.batch.archive import Description, Field
 from scripts.batch.formats.block import ArrowBlock, PlainBlock
 from scripts.batch.offline import Histories
@@ -27,14 +28,21 @@ FIELDS = (
     Field("home", required=False, scalar=True, feature="category", entity="customer"),
     Field("amount", required=False, scalar=True, feature="number"),
 )
-DESCRIPTION = Description(FIELDS, ())
+CUSTOMER = {"name": "customer", "key": "customer:{customer}"}
+SPECIFICATION = specification_of(
+    [
+        {"name": "income", "type": "number", "default": 0, "freshness_s": 7 * DAY_S, "entity": CUSTOMER},
+        {"name": "home", "type": "category", "categories": ["own", "rent"], "transform": "one_hot", "entity": CUSTOMER},
+        {"name": "amount", "type": "number"},
+    ]
+)
 
 
 def history(draw: random.Random) -> list[dict[str, Any]]:
     return [
         {
             "customer": draw.randrange(20),
-            "event_timestamp": START + timedelta(hours=draw.randrange(24 * 60), microseconds=i),
+            "time": START + timedelta(hours=draw.randrange(24 * 60), microseconds=i),
             "income": draw.choice([None, float(i)]),
             "home": draw.choice([None, "own", "rent"]),
         }
@@ -44,12 +52,12 @@ def history(draw: random.Random) -> list[dict[str, Any]]:
 
 def as_of(known: list[dict[str, Any]], customer: int, moment: datetime) -> dict[str, Any]:
     """The slow way: the latest row that was known at that moment; income at most a week old."""
-    rows = [row for row in known if row["customer"] == customer and row["event_timestamp"] <= moment]
+    rows = [row for row in known if row["customer"] == customer and row["time"] <= moment]
     if not rows:
         return {}
-    latest = max(rows, key=lambda row: row["event_timestamp"])
+    latest = max(rows, key=lambda row: row["time"])
     found = {"home": latest["home"]}
-    if moment - latest["event_timestamp"] <= timedelta(days=7):
+    if moment - latest["time"] <= timedelta(days=7):
         found["income"] = latest["income"]
     return {name: value for name, value in found.items() if value is not None}
 
@@ -63,7 +71,7 @@ def known() -> list[dict[str, Any]]:
 def histories(known: list[dict[str, Any]], tmp_path: Path) -> Histories:
     path = tmp_path / "customers.parquet"
     pq.write_table(pa.Table.from_pylist(known), path)
-    return Histories({"customer": str(path)}, DESCRIPTION, "asked_at")
+    return Histories({"customer": str(path)}, SPECIFICATION, "asked_at")
 
 
 def test_nothing_that_came_later_is_seen_and_nothing_too_old_is_used(
@@ -74,8 +82,8 @@ def test_nothing_that_came_later_is_seen_and_nothing_too_old_is_used(
         {"customer": draw.randrange(25), "asked_at": START + timedelta(minutes=draw.randrange(80_000))}
         for _ in range(800)
     ]
-    rows += [{"customer": row["customer"], "asked_at": row["event_timestamp"]} for row in known]  # the very moment
-    rows += [{"customer": r["customer"], "asked_at": r["event_timestamp"] - timedelta(microseconds=1)} for r in known]
+    rows += [{"customer": row["customer"], "asked_at": row["time"]} for row in known]  # the very moment
+    rows += [{"customer": r["customer"], "asked_at": r["time"] - timedelta(microseconds=1)} for r in known]
     block = ArrowBlock(np.arange(len(rows)), pa.Table.from_pylist(rows))
     assert histories.of(block) == [as_of(known, row["customer"], row["asked_at"]) for row in rows]
 
@@ -128,7 +136,7 @@ def test_cells_of_a_csv_become_what_the_features_are() -> None:
 def test_a_file_that_is_no_history_is_told(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"customer": [1], "when": [START]}), path)
-    with pytest.raises(UserError, match="no column 'event_timestamp'"):
-        Histories({"customer": str(path)}, DESCRIPTION, "asked_at")
+    with pytest.raises(UserError, match="no column 'time'"):
+        Histories({"customer": str(path)}, SPECIFICATION, "asked_at")
     with pytest.raises(UserError, match="no such entity; there is customer"):
-        Histories({"merchant": str(path)}, DESCRIPTION, "asked_at")
+        Description(FIELDS, ()).stored("merchant")
