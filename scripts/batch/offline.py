@@ -47,10 +47,10 @@ class Histories:
     def _join(self, entity: str, ids: list[Any], times: list[float | str], found: list[Any]) -> None:
         from handlers.features.as_of import as_of
 
-        places = [i for i, time in enumerate(times) if not isinstance(time, str) and ids[i] is not None]
-        asked_s = [times[i] for i in places]
-        known = as_of(self._tables[entity], self._specification, entity, [ids[i] for i in places], asked_s)
-        for place, row in zip(places, known.to_pylist(), strict=True):
+        asked = [(i, time) for i, time in enumerate(times) if not isinstance(time, str) and ids[i] is not None]
+        named, times_s = [ids[i] for i, _ in asked], [time for _, time in asked]
+        known = as_of(self._tables[entity], self._specification, entity, named, times_s)
+        for (place, _), row in zip(asked, known.to_pylist(), strict=True):
             found[place].update((name, value) for name, value in row.items() if value is not None)
 
 
