@@ -40,7 +40,9 @@ def refuse_columns(runtime: Runtime, given: int) -> None:
 
 
 def lacks(library: str, extra: str, err: ImportError) -> LoadError:
-    return LoadError(f"this model needs {library} ({err}); pip install 'torchserve-marctl[{extra}]'")
+    return LoadError(
+        f"this model needs {library} ({err}); pip install {library}, or this project with its extra {extra}"
+    )
 
 
 def by_row(scores: NDArray[Any]) -> NDArray[Any]:
