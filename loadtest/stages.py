@@ -15,7 +15,7 @@ TIMEOUT_S = 10.0
 LONGEST_MERGE_S = 20.0
 """Envoy adds what its threads measured to its histograms every 5 s (stats_flush_interval), later on a busy machine."""
 LOOK_EVERY_S = 0.2
-MICROSECONDS = 1e-3
+MICROSECONDS, SECONDS = 1e-3, 1e3
 """In ms."""
 TORCHSERVE = {
     "ts_inference_requests_total": "requests",
@@ -23,13 +23,13 @@ TORCHSERVE = {
     "ts_queue_latency_microseconds": "queue_us",
     "handler_batches_total": "batches",
     "handler_requests_total": "batched",
-    "handler_milliseconds_total": "handler_ms",
+    "handler_seconds_total": "handler_s",
 }
 Counts = dict[str, float]
 
 
 def torchserve_counts(stack: Stack, model: str) -> Counts:
-    """Running totals of a model's versions: requests, and microseconds or milliseconds spent on them."""
+    """Running totals of a model's versions: requests, and microseconds or seconds spent on them."""
     return totals(get(f"{stack.status['metrics']}/metrics"), TORCHSERVE, model)
 
 
@@ -105,7 +105,7 @@ def stages(client_ms: float, counts: Counts) -> list[Stage]:
     upstream = mean("upstream_ms", "upstream_requests")
     torchserve = mean("torchserve_us", "requests", MICROSECONDS)
     queue = mean("queue_us", "requests", MICROSECONDS)
-    handler = mean("handler_ms", "batches")
+    handler = mean("handler_s", "batches", SECONDS)
     outermost = gateway or upstream or torchserve
     outside = "client and its sockets" if gateway or not upstream else "client, its sockets and the gateway"
     found = [Stage(outside, client_ms - outermost)]

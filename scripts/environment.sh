@@ -19,6 +19,29 @@ prepare_environment() {
     echo "$wanted" >"$stamp"
 }
 
+# prepare_prometheus: Debian's Prometheus in $VENV/bin, for the tests of dashboards and alerts; not installed, only
+# unpacked, which takes no rights. Elsewhere it says what to do, and those tests are skipped.
+prepare_prometheus() {
+    local folder="$VENV/prometheus"
+    if (PATH="$VENV/bin:$PATH"; command -v promtool && command -v prometheus) >/dev/null; then
+        return
+    fi
+    if ! command -v apt-get >/dev/null; then
+        echo "no prometheus and promtool here; with them in PATH, dashboards and alerts are tested, too" >&2
+        return
+    fi
+    echo "fetching Prometheus" >&2
+    mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
+    (
+        cd "$folder" || exit 1
+        own=(-o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache" -o APT::Sandbox::User="$(id -un)" -qq)
+        apt-get "${own[@]}" update && apt-get "${own[@]}" download prometheus &&
+            dpkg-deb --extract prometheus_*.deb . && rm -rf lists cache prometheus_*.deb
+    ) >&2 && ln -sf ../prometheus/usr/bin/{prometheus,promtool} "$VENV/bin/"
+    # Without it its tests are skipped, except in CI, where they fail.
+    return 0
+}
+
 find_python() {
     local name
     for name in python3.11 python3.12 python3.13 python3; do

@@ -26,6 +26,8 @@ EXPERIMENT_HEADER = "x-experiment"
 """The experiment of the split, if it has a name."""
 PROTOCOL_HEADER = "x-inference-protocol"
 """The form of body and answer where it is not plain JSON (handlers/protocols/)."""
+TRACE_HEADER = "traceparent"
+"""The client's own place in a trace (W3C Trace Context)."""
 START_HEADER = "x-request-start-ms"
 """When the gateway received the request: milliseconds since 1970, UTC."""
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -45,6 +47,10 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = ""
     """Of the body; empty where the client named none."""
+    queue_ms: float | None = None
+    """From the gateway to the worker; None without the gateway's start time."""
+    batch_ms: float | None = None
+    """Of `queue_ms`, waiting for the batch to fill."""
 
     def header(self, name: str) -> str | None:
         return self.headers.get(name)
@@ -128,4 +134,4 @@ class Logged(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int
     """The question's own share of its request's body."""
     batch_ms: float | None = None
-    """Of `queue_ms`, waiting for the batch to fill; None where that is not known."""
+    """Of `queue_ms`, waiting for the batch to fill."""

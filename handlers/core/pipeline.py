@@ -21,12 +21,14 @@ import msgspec
 from handlers.core.errors import Busy, HandlerError, ModelFault, NotSupported, OutOfTime, TooLarge, Unavailable
 from handlers.core.forms import Decoded, Form, Result, refusal, with_headers
 from handlers.core.json_form import JsonForm
+from handlers.core.log_lines import MAY_QUOTE
 from handlers.core.messages import (
     PROTOCOL_HEADER,
     SAMPLE_HEADER,
     STALE_HEADER,
     START_HEADER,
     TIMEOUT_HEADER,
+    TRACE_HEADER,
     Binary,
     Logged,
     Model,
@@ -37,6 +39,7 @@ from handlers.core.messages import (
 from handlers.core.raw_form import RawForm
 from handlers.core.settings import Settings
 from handlers.core.task import Task
+from handlers.core.trace import traceparent
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -58,6 +61,8 @@ class Item:
     version: str | None = None
     """Whose outcome it is, if another version's."""
     answer: Any = None
+    kept: Mapping[str, Any] | None = None
+    """Values of the task's log columns, where there is an answer."""
 
     @property
     def open(self) -> bool:
@@ -80,8 +85,20 @@ class Exchange:
     """Why the request failed as a whole."""
     logged: bool = False
     """A fault of this request stands in the log; the same one would follow for each of its questions."""
+    began: float = field(default_factory=time.monotonic)
     cost: int = 0
     large: bool = False
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds that a batch spent on each part of the path."""
+
+    features: float = 0.0
+    """Decoding and checking the questions, and finding what else the model is to be given."""
+    cache: float = 0.0
+    inference: float = 0.0
+    encoding: float = 0.0
 
 
 class Lookup(Protocol):
@@ -112,6 +129,12 @@ class RecordLog(Protocol):
         """Keep a true label. Raises HandlerError."""
 
     def totals(self) -> Mapping[str, int]: ...
+
+
+class Watcher(Protocol):
+    """Told of each batch once its answers are ready."""
+
+    def see(self, batch: Sequence[Exchange], times: Times) -> None: ...
 
 
 class Nothing:
@@ -146,10 +169,10 @@ class Pipeline:
         self.cache: Cache | None = None
         """Set by a server; offline callers compute every answer."""
         self.log: RecordLog | None = None
+        self.watcher: Watcher | None = None
         self.forms = dict(forms or {})
         self.broken = False
         """The process cannot compute any more, after a fault of its device, and must end."""
-        self._model_seconds = 0.0
         self._plain = task.form() or plain_form(task)
         self._headers = {"x-model-version": model.version}
 
@@ -167,25 +190,44 @@ class Pipeline:
         return [next(explained if request.explain else predicted) for request in requests]
 
     def _answer(self, requests: Sequence[Request], deadline: float) -> list[Reply]:
-        started = time.monotonic()
+        began = time.monotonic()
         batch = [self._decode(request, deadline) for request in requests]
         waiting = [exchange for exchange in batch if exchange.reply is None]
         items = self._complete([item for exchange in waiting for item in exchange.items if item.error is None])
+        decoded = time.monotonic()
         lookup = self._look_up(items)
-        computing = time.monotonic()
+        looked_up = time.monotonic()
         self._compute(lookup.missing, deadline)
-        computed_s = time.monotonic() - computing
-        self._model_seconds += computed_s if lookup.missing else 0.0
-        self._guard_batch(lookup.keep, computed_s)
+        computed = time.monotonic()
+        self._guard_batch(lookup.keep, computed - looked_up)
+        kept = time.monotonic()
         # Those that equal a computed one, where the cache failed to settle them.
         self._compute([item for item in items if item.open], deadline)
-        handler_ms = round((time.monotonic() - started) * 1000, 3)
+        all_computed = time.monotonic()
+        handler_ms = round((all_computed - began) * 1000, 3)
         for exchange in batch:
             self._encode(exchange, handler_ms)
+        times = Times(
+            features=decoded - began,
+            cache=looked_up - decoded + kept - computed,
+            inference=computed - looked_up + all_computed - kept if lookup.missing else 0.0,
+            encoding=time.monotonic() - all_computed,
+        )
+        self._report(batch, times, handler_ms)
+        return [with_headers(exchange.reply, self._headers) for exchange in batch if exchange.reply is not None]
+
+    def _report(self, batch: Sequence[Exchange], times: Times, handler_ms: float) -> None:
+        """To whoever counts, and to the log."""
+        if self.watcher is None and self.log is None:
+            return
+        for exchange in batch:
+            for item in exchange.items:
+                self._keep_values(item)
+        if self.watcher is not None:
+            self._guard_batch(self.watcher.see, batch, times)
         if self.log is not None:
             for exchange in batch:
                 self._record(exchange, handler_ms, self.log)
-        return [with_headers(exchange.reply, self._headers) for exchange in batch if exchange.reply is not None]
 
     # --- decode
 
@@ -397,30 +439,40 @@ class Pipeline:
         items = exchange.items or [Item(None, exchange)]
         size = len(request.body or b"") // len(items)
         for place, item in enumerate(items):
+            error = item.error or exchange.error
+            if error is None and item.kept is None:
+                continue  # its failure has been told
             try:
-                to.add(self._logged(item, place, size, handler_ms))
+                to.add(self._logged(item, error, place, size, handler_ms))
             except Exception as err:
                 self._failure(err, exchange, "recording")
 
-    def _logged(self, item: Item, place: int, size: int, handler_ms: float) -> Logged:
+    def _keep_values(self, item: Item) -> None:
+        """The log columns of an answer."""
+        if (item.error or item.exchange.error) is None:
+            try:
+                item.kept = self.task.log_values(item.question, item.outcome)
+            except Exception as err:
+                self._failure(err, item.exchange, "recording")
+
+    def _logged(self, item: Item, error: HandlerError | None, place: int, size: int, handler_ms: float) -> Logged:
         exchange = item.exchange
-        request, error = exchange.request, item.error or exchange.error
-        kept = self.task.log_values(item.question, item.outcome) if error is None else None
-        now_us = time.time_ns() // 1000
+        request = exchange.request
         return Logged(
             request_id=request.id,
             prediction_id=prediction_id_of(exchange, place),
-            time_us=now_us,
+            time_us=time.time_ns() // 1000,
             headers=request.headers,
             question=item.question,
-            kept=kept,
+            kept=None if error is not None else item.kept,
             error=None if error is None else error.error,
             code=200 if error is None else error.code,
             cache=item.cache,
             version=item.version,
-            queue_ms=queue_ms(request, now_us / 1000 - handler_ms),
+            queue_ms=request.queue_ms,
             handler_ms=handler_ms,
             size_bytes=size,
+            batch_ms=request.batch_ms,
         )
 
     # --- failures
@@ -430,9 +482,22 @@ class Pipeline:
         if isinstance(err, HandlerError):
             return err
         if not exchange.logged:
-            log.error("%s: %s failed, request %s", self.model, step, printable(exchange.request.id), exc_info=err)
+            request_id = printable(exchange.request.id)
+            event = self._event(exchange, step)
+            log.error("%s: %s failed, request %s", self.model, step, request_id, exc_info=err, extra=event)
             exchange.logged = True
         return ModelFault(f"model {self.model} failed on this request")
+
+    def _event(self, exchange: Exchange, step: str) -> dict[str, Any]:
+        """What a line of the log says of a failed request."""
+        request = exchange.request
+        return {
+            "request_id": printable(request.id),
+            "traceparent": traceparent(request.header(TRACE_HEADER)),
+            "kind": step,
+            "duration_ms": round((time.monotonic() - exchange.began) * 1000, 3),
+            MAY_QUOTE: self.settings.log.input == "whole",
+        }
 
     def _guard_batch(self, step: Callable[..., Made], *arguments: Any) -> Made | None:
         """Whatever serves a batch as a whole must not fail it."""
@@ -480,12 +545,7 @@ class Pipeline:
         """First passes, so that no client waits for them. Who asks why can wait longer than who asks what."""
         (self.explainer or self).task.warm_up()
 
-    @property
-    def model_seconds(self) -> float:
-        """Time that batches spent at the model since the start, explanations included."""
-        return self._model_seconds + (self.explainer.model_seconds if self.explainer else 0.0)
-
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, float]:
         """What task, cache, log, feature store and explainer count, for the metrics page."""
         explainer = None if self.explainer is None else self.explainer.task
         parts = (self.task, self.cache, self.log, self.task.store, explainer)
@@ -544,12 +604,6 @@ def deadline_of(request: Request) -> float:
     if start is None or timeout is None:
         return FOREVER
     return time.monotonic() + (start + timeout) / 1000 - time.time()
-
-
-def queue_ms(request: Request, began_ms: float) -> float | None:
-    """From the gateway to the worker's first look, both in milliseconds since 1970."""
-    start = number_in(request.header(START_HEADER))
-    return None if start is None else round(max(began_ms - start, 0), 3)
 
 
 def number_in(text: str | None) -> float | None:

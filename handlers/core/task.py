@@ -47,6 +47,8 @@ Row = Mapping[str, Any]
 """Values of features by name."""
 Outcome = TypeVar("Outcome", bound=msgspec.Struct)
 DIFFERENCES_SHOWN = 5
+MARKS = ("truncated", "imputed", "clipped")
+"""Fields of an outcome that say how much of the question the model did not see, or saw changed."""
 
 
 class FeatureStore(Protocol):
@@ -91,6 +93,14 @@ class Task(ABC, Generic[Question, Outcome]):
     gives_probabilities_of: ClassVar[Literal["choices", "event"] | None] = None
     """Set by tasks that can be calibrated (handlers/core/calibration.py): whether `probabilities` are those of several
     choices, the likeliest of which is the answer, or that of one event. Such a task applies `self.calibration`."""
+    counted_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of an outcome that the metrics page sums up as `handler_FIELD_total`: marks, numbers, or lists of what is
+    marked; by default those of MARKS that the outcome has."""
+    confidence_column: ClassVar[str] = "confidence"
+    """The log column, if there is one, that says how sure an answer is, from 0 to 1."""
+    classes: tuple[str, ...] = ()
+    """What a prediction in words can be, for the metrics page, which counts the first 32 by name. A loaded task may
+    know them better than its class."""
     label_type: ClassVar[type] = str
     """Of a true label: int, float or str; by default that of the first log column."""
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -129,6 +139,9 @@ class Task(ABC, Generic[Question, Outcome]):
             cls.answer_type = stamped(cls.outcome_type)
         if "log_columns" not in own:
             cls.log_columns = log_columns_of(cls.outcome_type)
+        if "counted_fields" not in own:
+            names = {field.name for field in msgspec.structs.fields(cls.outcome_type)}
+            cls.counted_fields = tuple(name for name in MARKS if name in names)
         if "label_type" not in own:
             primary = next((column.type for column in cls.log_columns), "str")
             cls.label_type = {"int": int, "float": float}.get(primary, str)

@@ -37,11 +37,13 @@ from handlers.core.messages import (
     ROLE_HEADER,
     SAMPLE_HEADER,
     SHADOW_HEADER,
+    TRACE_HEADER,
     Logged,
     Model,
 )
 from handlers.core.settings import Log
 from handlers.core.task import Task
+from handlers.core.trace import traceparent
 from handlers.redis.link import RedisLink
 from handlers.redis.spill import LABEL, PREDICTION, Frame, Spill, open_spill
 
@@ -136,6 +138,8 @@ class PredictionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """The version that failed this request, if another version or an earlier answer took its place."""
     shadow: bool = False
     """Whether the request was a copy, whose answer no client saw."""
+    traceparent: str | None = None
+    """The client's own place in a trace (W3C Trace Context)."""
     input: str | None = None
     """The question as JSON, where the recipe says `log: {input: whole}`."""
     input_hash: str | None = None
@@ -427,6 +431,7 @@ class PredictionLog:
             cache=logged.cache,
             fallback_from=fallback_from,
             shadow=shadow,
+            traceparent=traceparent(headers.get(TRACE_HEADER)),
             input=question.decode() if question and keep == "whole" else None,
             input_hash=self._hash(question) if question else None,
             writer=self._writer,

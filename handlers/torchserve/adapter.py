@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from handlers.archive import archive_digest, check_samples, load
 from handlers.core.errors import HandlerError, LoadError, ModelFault, NotSupported
 from handlers.core.forms import encode_json, refusal
+from handlers.core.log_lines import log_in_json
 from handlers.core.messages import Model, Reply, Request
 from handlers.core.pipeline import Pipeline, printable
 from handlers.protocols.open_inference import forms
@@ -24,6 +26,8 @@ from handlers.redis.log import open_log
 from handlers.torchserve.heartbeat import begin_heartbeat
 from handlers.torchserve.memory import keep_memory
 from handlers.torchserve.metrics import WorkerMetrics, reserve
+from handlers.torchserve.process_figures import begin_process_figures
+from handlers.torchserve.waiting import Wait, Waiting
 from handlers.torchserve.worker_socket import read_in_pieces
 
 log = logging.getLogger(__name__)
@@ -38,6 +42,7 @@ REPLY_SENT_S = 0.2
 
 _pipeline: Pipeline | None = None
 _metrics: WorkerMetrics | None = None
+_waiting = Waiting()
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | None:
@@ -50,9 +55,10 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
         _pipeline = initialize(context)
         # By the name it is registered under: explainer workers are counted apart from those that predict.
         _metrics = WorkerMetrics(context.model_name, _pipeline.model.version, _pipeline)
+        begin_process_figures(context.model_name, _pipeline.model.version)
     if data is None:
         return None
-    requests = [request_of(item, context, i) for i, item in enumerate(data)]
+    requests = requests_of(data, context)
     replies = _metrics.watch(partial(answer_all, _pipeline), requests)
     if _pipeline.broken:
         end_worker()
@@ -62,6 +68,7 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
         context.set_response_content_type(i, reply.content_type)
         for name, value in reply.headers.items():
             context.set_response_header(i, name, value)
+    _waiting.freed(time.time() * 1000)
     return [reply.body for reply in replies]
 
 
@@ -93,18 +100,28 @@ def take_label(pipeline: Pipeline, request: Request) -> Reply:
     return Reply(encode_json(feedback), 202, "Accepted", headers)
 
 
-def request_of(item: Mapping[str, Any], context: Any, index: int) -> Request:
+def requests_of(data: Sequence[Mapping[str, Any]], context: Any) -> list[Request]:
+    """A TorchServe batch, in order."""
+    given = [context.get_all_request_header(i) for i in range(len(data))]
+    headers = [headers_of(each) for each in given]
+    waits = _waiting.waits(headers, time.time() * 1000)
+    return [request_of(item, context.get_request_id(i), given[i], headers[i], waits[i]) for i, item in enumerate(data)]
+
+
+def request_of(
+    item: Mapping[str, Any], own_id: str, given: Mapping[str, Any], headers: dict[str, str], wait: Wait
+) -> Request:
     """One TorchServe item, whose body is bytes (`decode_input_request` is off); other fields of a form are ignored."""
-    given = context.get_all_request_header(index)
-    headers = headers_of(given)
     name = next((name for name in BODY_FIELDS if name in item), None)
     sent_id = headers.get("x-request-id", "")
     return Request(
         body=None if name is None else as_bytes(item[name]),
-        id=sent_id if PRINTABLE_ID.fullmatch(sent_id) else context.get_request_id(index),
+        id=sent_id if PRINTABLE_ID.fullmatch(sent_id) else own_id,
         explain=headers.get("explain") == "True",
         headers=headers,
-        content_type=content_type_of(headers, given.get(name)),
+        content_type=content_type_of(headers, None if name is None else given.get(name)),
+        queue_ms=wait.queue_ms,
+        batch_ms=wait.batch_ms,
     )
 
 
@@ -163,6 +180,8 @@ def initialize(context: Any) -> Pipeline:
         print(f"LoadError: {model}: {err}", file=sys.stderr, flush=True)
         raise
     begin_heartbeat()
+    # Until here TorchServe's own words, from which `marctl register` reads why a version failed.
+    log_in_json("worker", model=context.model_name, version=model.version)
     return pipeline
 
 

@@ -1,9 +1,9 @@
-"""What a worker counts, in files that whoever serves the stack's metrics page reads (scripts/stack/metrics_page.py).
+"""What a worker counts, in files that whoever serves the stack's metrics page reads (scripts/stack/metrics/).
 
 TorchServe's own way, a log line per value that its Java side takes apart with three regular expressions, has no
 histograms with buckets of one's choice, and costs 14 microseconds a value, of Python and Java together. Here a value is
-16 bytes in a memory-mapped file that outlives its process (prometheus_client's multiprocess mode): all figures of a
-batch take 20 microseconds, 53 for a batch of 32 requests.
+16 bytes in a memory-mapped file that outlives its process (prometheus_client's multiprocess mode). What that costs:
+`python -m loadtest.metrics_cost`.
 
 Where the environment names no folder, as under a TorchServe that was started by hand, nobody reads the figures.
 """
@@ -15,29 +15,39 @@ import os
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handlers.core.messages import Reply, Request
-from handlers.core.pipeline import Pipeline, queue_ms
+from handlers.core.messages import ROLE_HEADER, SAMPLE_HEADER, Reply, Request
+from handlers.core.pipeline import Exchange, Pipeline, Times
+from handlers.core.task import Task
+from handlers.torchserve.exemplars import Exemplars
+from handlers.torchserve.predictions import Tally, classifier
 
 log = logging.getLogger(__name__)
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemin")
 """How the names of a process's files begin: kind of figure, and how gauges of several living processes are joined."""
-FILE_BYTES = 1 << 16
-"""prometheus_client's first size of a file, several times what one worker's figures take."""
+FILE_BYTES = 1 << 18
+"""Of each file, several times what one worker's figures take in all roles."""
 FLUSH_S = 1.0
 LABELS = ("model", "version")
+ROLES = frozenset({"split", "fallback", "shadow", "pinned", "explain", "other"})
+"""Why a version was asked, as the gateway says it."""
+SAMPLE, DIRECT, OTHER = "sample", "direct", "other"
+"""Roles of the version's own samples, and of what came past the gateway."""
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+PARTS = ("features", "cache", "inference", "encoding")
+"""Stages that all requests of a batch go through together, as Times names them."""
+QUEUE, BATCH_WAIT, TOTAL = "queue", "batch_wait", "total"
 TEXTS = {
     "handler_batches_total": "Batches that workers answered.",
     "handler_requests_total": "Requests in these batches.",
-    "handler_errors_total": "Answers of 400 and above.",
-    "handler_milliseconds_total": "Time that workers spent on batches.",
+    "handler_seconds_total": "Time that workers spent on batches.",
     "handler_log_written_total": "Records and labels that the prediction log took.",
     "handler_log_spilled_total": "Records and labels that went to a spill file, because Redis was away or full.",
     "handler_log_dropped_total": "Records and labels that the prediction log lost.",
@@ -57,9 +67,12 @@ TEXTS = {
     "handler_members_missing": "Members of an ensemble that could not be loaded.",
     "handler_explanations_total": "Explanations given.",
     "handler_explanations_incomplete_total": "Explanations whose scores do not sum to the change that they explain.",
-    "handler_explanation_milliseconds_total": "Time that explanations took.",
+    "handler_explanation_seconds_total": "Time that explanations took.",
+    "handler_truncated_total": "Answers to texts that were too long and cut.",
+    "handler_imputed_total": "Values that were missing in questions and filled in.",
+    "handler_clipped_total": "Values that were outside of their range and held to it.",
 }
-BATCH_COUNTS = ("handler_batches_total", "handler_requests_total", "handler_errors_total", "handler_milliseconds_total")
+BATCH_COUNTS = ("handler_batches_total", "handler_requests_total", "handler_seconds_total")
 
 
 def reserve(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -86,7 +99,7 @@ def reserve(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 class WorkerMetrics:
-    """One worker's figures."""
+    """One worker's figures of one model."""
 
     def __init__(self, model: str, version: str, pipeline: Pipeline) -> None:
         """`model`: the name that it is registered under. What the pipeline's parts count is written a second later,
@@ -95,25 +108,43 @@ class WorkerMetrics:
         self._pipeline = pipeline
         self._told: dict[str, float] = {}
         self._figures: dict[str, Any] = {name: self._figure(name) for name in BATCH_COUNTS}
+        self._by_role = RoleFamilies(pipeline.task)
+        self._roles: dict[str, RoleFigures] = {}
+        self._exemplars = Exemplars(model, version)
+        self._began = 0.0
         self._answered = threading.Event()
         self._make_batch_figures()
+        for watched in (pipeline, pipeline.explainer):
+            if watched is not None:
+                watched.watcher = self
         threading.Thread(target=self._run, name="worker-metrics", daemon=True).start()
 
     def watch(self, answer: Callable[[Sequence[Request]], list[Reply]], requests: Sequence[Request]) -> list[Reply]:
         """The replies that `answer` gives to a batch, counted."""
-        began_ms, started, computed = time.time() * 1000, time.monotonic(), self._pipeline.model_seconds
+        self._began = time.monotonic()
         self._inflight.inc()
         try:
             replies = answer(requests)
         finally:
             self._inflight.dec()
-        seconds = time.monotonic() - started
-        waits = [queue_ms(request, began_ms) for request in requests]
-        self._count_requests(waits, replies, seconds)
-        if self._pipeline.model_seconds > computed:
-            self._inference.observe(self._pipeline.model_seconds - computed)
+        seconds = time.monotonic() - self._began
+        self._count_requests([request.queue_ms for request in requests], replies, seconds)
         self._answered.set()
         return replies
+
+    def see(self, batch: Sequence[Exchange], times: Times) -> None:
+        """Count what the pipeline did for these requests, which have their answers; called within `watch`."""
+        if times.inference:
+            self._inference.observe(times.inference)
+        took_s = time.monotonic() - self._began
+        by_role: dict[str, list[Exchange]] = defaultdict(list)
+        for exchange in batch:
+            by_role[role_of(exchange.request.headers)].append(exchange)
+        for role, exchanges in by_role.items():
+            figures = self._roles.get(role)
+            if figures is None:
+                figures = self._roles[role] = RoleFigures(self._by_role, (*self._labels, role), self._exemplars)
+            figures.count(exchanges, times, took_s)
 
     def flush(self) -> None:
         """Write what the pipeline's parts count: `..._total` by what it grew, states as they are."""
@@ -126,6 +157,9 @@ class WorkerMetrics:
             elif value > self._told.get(name, 0):
                 figure.inc(value - self._told.get(name, 0))
             self._told[name] = value
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if folder is not None:
+            self._exemplars.write(Path(folder))
 
     def _count_requests(self, waits: Sequence[float | None], replies: Sequence[Reply], seconds: float) -> None:
         known = [wait / 1000 for wait in waits if wait is not None]
@@ -133,11 +167,9 @@ class WorkerMetrics:
         # Without the gateway a request's time begins at the worker.
         observe(self._latency, [wait + seconds for wait in known] + [seconds] * (len(waits) - len(known)))
         self._size.observe(len(replies))
-        errors = 0
         for status, count in Counter(reply.code for reply in replies).items():
             self._requests.labels(*self._labels, str(status)).inc(count)
-            errors += count if status >= 400 else 0
-        for name, value in zip(BATCH_COUNTS, (1, len(replies), errors, seconds * 1000), strict=True):
+        for name, value in zip(BATCH_COUNTS, (1, len(replies), seconds), strict=True):
             self._figures[name].inc(value)
 
     def _figure(self, name: str) -> Any:
@@ -180,17 +212,108 @@ class WorkerMetrics:
                 log.exception("the worker's figures could not be written")
 
 
-def observe(histogram: Any, values: Iterable[float]) -> None:
+class RoleFamilies:
+    """The figures that are told by model, version and role, before they are one role's."""
+
+    def __init__(self, task: Task[Any, Any]) -> None:
+        from prometheus_client import Counter as Total
+        from prometheus_client import Histogram
+
+        labels = (*LABELS, "role")
+
+        def total(name: str, text: str, *more: str) -> Any:
+            return Total(name, text, (*labels, *more), registry=None)
+
+        self.task = task
+        self.classify = classifier(task)
+        stages, stage_text = (*labels, "stage"), "Time of a request, by stage."
+        self.stages = Histogram("handler_stage_seconds", stage_text, stages, buckets=SECONDS, registry=None)
+        self.errors = total("handler_errors_total", "Questions that were refused or failed.", "kind")
+        self.predictions = total("handler_predictions_total", "Answers, by what was predicted.", "prediction")
+        confidence, confidence_text = "handler_prediction_confidence_ratio", "How sure the model was of its answers."
+        self.confidence = Histogram(confidence, confidence_text, labels, buckets=SHARES, registry=None)
+        self.fallbacks = total("handler_fallbacks_total", "Requests that another version had failed.")
+        self.marks = {
+            name: total(f"handler_{name}_total", TEXTS.get(f"handler_{name}_total", name))
+            for name in task.counted_fields
+        }
+
+
+class RoleFigures:
+    """What requests of one role came to."""
+
+    def __init__(self, families: RoleFamilies, labels: tuple[str, str, str], exemplars: Exemplars) -> None:
+        self._families, self._labels, self._exemplars = families, labels, exemplars
+        self._role = labels[2]
+        self._stages = {stage: families.stages.labels(*labels, stage) for stage in (QUEUE, BATCH_WAIT, *PARTS, TOTAL)}
+        self._fallbacks = families.fallbacks.labels(*labels)
+        self._marks = {name: family.labels(*labels) for name, family in families.marks.items()}
+        self._confidence = None
+        if any(column.name == families.task.confidence_column for column in families.task.log_columns):
+            self._confidence = families.confidence.labels(*labels)
+
+    def count(self, exchanges: Sequence[Exchange], times: Times, took_s: float) -> None:
+        """`took_s`: since the worker got the batch."""
+        for part in PARTS:
+            observe_alike(self._stages[part], getattr(times, part), len(exchanges))
+        self._count_waits([exchange.request for exchange in exchanges], took_s)
+        if self._role != SAMPLE:
+            self._count_answers(exchanges)
+
+    def _count_waits(self, requests: Sequence[Request], took_s: float) -> None:
+        waits = [(each.queue_ms, each.batch_ms or 0.0) for each in requests if each.queue_ms is not None]
+        observe(self._stages[BATCH_WAIT], [batch_ms / 1000 for _, batch_ms in waits])
+        observe(self._stages[QUEUE], [max(queue_ms - batch_ms, 0.0) / 1000 for queue_ms, batch_ms in waits])
+        whole = [took_s if each.queue_ms is None else took_s + each.queue_ms / 1000 for each in requests]
+        last = observe(self._stages[TOTAL], whole)
+        bounds, now_s = self._stages[TOTAL]._upper_bounds, time.time()
+        for bucket, place in last.items():
+            self._exemplars.keep(self._role, bounds[bucket], requests[place], whole[place], now_s)
+
+    def _count_answers(self, exchanges: Sequence[Exchange]) -> None:
+        families, tally = self._families, Tally()
+        tally.add(exchanges, families.task, families.classify)
+        for kind, count in tally.errors.items():
+            families.errors.labels(*self._labels, kind).inc(count)
+        for name, count in tally.classes.items():
+            families.predictions.labels(*self._labels, name).inc(count)
+        for name, count in tally.marks.items():
+            if count:
+                self._marks[name].inc(count)
+        if self._confidence is not None:
+            observe(self._confidence, tally.confidences)
+        if tally.fallbacks:
+            self._fallbacks.inc(tally.fallbacks)
+
+
+def role_of(headers: Mapping[str, str]) -> str:
+    """Why a request is here. Only the gateway says it, which takes the header from clients."""
+    role = headers.get(ROLE_HEADER)
+    if SAMPLE_HEADER in headers:
+        return SAMPLE
+    if role is None:
+        return DIRECT
+    return role if role in ROLES else OTHER
+
+
+def observe_alike(histogram: Any, value: float, count: int) -> None:
+    """One value, so many times."""
+    histogram._sum.inc(value * count)
+    histogram._buckets[bisect_left(histogram._upper_bounds, value)].inc(count)
+
+
+def observe(histogram: Any, values: Sequence[float]) -> dict[int, int]:
     """Many values at once: a bucket is written once, whatever came into it. `histogram.observe` for each would take ten
-    times as long for a batch of 32."""
-    total, buckets = 0.0, Counter[int]()
-    for value in values:
-        total += value
-        buckets[bisect_left(histogram._upper_bounds, value)] += 1
-    if buckets:
-        histogram._sum.inc(total)
-    for bucket, count in buckets.items():
+    times as long for a batch of 32. The result: each bucket's last value, by their places.
+    """
+    if not values:
+        return {}
+    bounds = histogram._upper_bounds
+    buckets = [bisect_left(bounds, value) for value in values]
+    histogram._sum.inc(sum(values))
+    for bucket, count in Counter(buckets).items():
         histogram._buckets[bucket].inc(count)
+    return {bucket: place for place, bucket in enumerate(buckets)}
 
 
 def is_count(name: str) -> bool:

@@ -34,6 +34,7 @@ COMMANDS = {
     "ask": "scripts.cli.ask:ask",
     "batch": "scripts.cli.batch:batch",
     "log": "scripts.cli.log:log",
+    "logs": "scripts.cli.logs:logs",
     "shadow": "scripts.cli.shadow:shadow",
     "cache": "scripts.cli.cache:cache",
     "features": "scripts.cli.features:features",

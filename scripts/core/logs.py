@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 END_BYTES = 256 * 1024
 LAST_LINES = 5
@@ -32,5 +34,22 @@ class Position:
 
     def last_words(self) -> str:
         """The end of what was written since, for a message; empty if nothing was."""
-        lines = self.lines_since()[-LAST_LINES:]
+        lines = [words(line) for line in self.lines_since()[-LAST_LINES:]]
         return f"; last lines of {self.path}:" + "".join(f"\n    {line}" for line in lines) if lines else ""
+
+
+def parsed(line: str) -> dict[str, Any] | None:
+    """The object of a JSON line; None for any other line."""
+    if not line.startswith("{"):
+        return None
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) and "message" in content else None
+
+
+def words(line: str) -> str:
+    """What a line says to a person."""
+    content = parsed(line)
+    return line if content is None else "  ".join(filter(None, (str(content["message"]), content.get("throwable"))))

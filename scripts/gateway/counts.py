@@ -16,10 +16,10 @@ from itertools import pairwise
 
 from scripts.gateway.names import COUNTED, COUNTED_HEADER, MODEL_HEADER, Json, Role, extension
 
-STATS = "/stats/prometheus?usedonly"
-"""Path of Envoy's admin page that `read` takes."""
+STATS = "/stats/prometheus?usedonly&filter=%5E(version%5C.%7Chttp%5C.gateway%5C.downstream_rq)"
+"""Path of Envoy's admin page that `read` and `listener_totals` take: what they read, and little else."""
 SCOPE = "version"
-ATTEMPTS, TIMES = f"envoy_{SCOPE}_attempts", f"envoy_{SCOPE}_time_ms"
+ATTEMPTS, TIMES, SENDING = (f"envoy_{SCOPE}_{name}" for name in ("attempts", "time_ms", "sending_us"))
 REQUESTS, LISTENER = "envoy_http_downstream_rq", "envoy_http_conn_manager_prefix"
 OWN_LISTENERS = "envoy://"
 """Begins the address of the fallback listener; what goes there is no attempt at the version."""
@@ -27,6 +27,8 @@ ROLES = {role.value for role in Role}
 FINE_MS = [1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750]
 COARSE_MS = [1000, 1500, 2000, 3000, 5000, 7500, 10_000, 15_000, 20_000, 30_000, 60_000, 300_000]
 """Buckets of the latencies."""
+SENDING_MS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]
+"""Buckets of the gateway's own time, which are told to Envoy in microseconds."""
 WHO = {
     "model": f"%REQ({MODEL_HEADER})%",
     "version": f"%REQ({COUNTED_HEADER})%",
@@ -63,7 +65,7 @@ FLAGS = {
 
 @dataclass
 class Latencies:
-    """Of answers that were no failure, from the request's sending to the answer's end; Envoy adds to it every 5 s."""
+    """Of answers that were no failure; Envoy adds to them every 5 s."""
 
     below: Counter[float] = field(default_factory=Counter)
     """Bucket's upper bound in ms, the last one infinite, to how many took at most so long."""
@@ -72,6 +74,13 @@ class Latencies:
     @property
     def count(self) -> int:
         return self.below[math.inf]
+
+    def take(self, part: str, labels: Mapping[str, str], value: float, in_ms: float = 1.0) -> None:
+        """One series of a histogram. `in_ms`: its unit."""
+        if part == "_bucket":
+            self.below[float(labels["le"]) * in_ms] += int(value)
+        elif part == "_sum":
+            self.sum_ms += value * in_ms
 
     def quantile_ms(self, share: float) -> float:
         """On a straight line within its bucket; NaN of nothing, the last finite bound for what lies beyond it."""
@@ -90,6 +99,9 @@ class Attempts:
     """Status code to the number of attempts that were answered with it."""
     failures: Counter[Failure] = field(default_factory=Counter)
     latencies: Latencies = field(default_factory=Latencies)
+    """From the request's sending to the answer's end."""
+    sending: Latencies = field(default_factory=Latencies)
+    """From the gateway's first look at the request until it was sent: its body's arrival, filters, connection."""
 
     @property
     def total(self) -> int:
@@ -110,17 +122,17 @@ def read(page: str) -> dict[Key, Attempts]:
     """Every version's attempts on Envoy's Prometheus page; those that were never asked are left out."""
     found: dict[Key, Attempts] = {}
     for name, labels, value in samples(page):
-        if not name.startswith((ATTEMPTS, TIMES)) or labels["host"].startswith(OWN_LISTENERS):
+        if not name.startswith((ATTEMPTS, TIMES, SENDING)) or labels["host"].startswith(OWN_LISTENERS):
             continue
         if labels["role"] not in ROLES:  # Envoy's own pages
             continue
         attempts = found.setdefault((labels["model"], labels["version"], Role(labels["role"])), Attempts())
         if name.startswith(ATTEMPTS):
             add(attempts, int(labels["code"]), labels["flags"].split(","), int(value))
-        elif name == f"{TIMES}_bucket":
-            attempts.latencies.below[float(labels["le"])] += int(value)
-        elif name == f"{TIMES}_sum":
-            attempts.latencies.sum_ms += value
+        elif name.startswith(TIMES):
+            attempts.latencies.take(name.removeprefix(TIMES), labels, value)
+        else:
+            attempts.sending.take(name.removeprefix(SENDING), labels, value, in_ms=0.001)
     return found
 
 
@@ -152,10 +164,12 @@ def samples(page: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
 
 
 def attempt_logs() -> list[Json]:
-    """Loggers of a router: one counts each attempt, one takes the times of those that were no failure."""
+    """Loggers of a router: one counts each attempt, another takes the times of those that were no failure."""
     answered = {"and_filter": {"filters": [status("GE", 200), status("LE", 499)]}}
     time = {"stat": stat("time_ms", WHO), "unit": "Milliseconds", "value_format": "%DURATION%"}
-    return [stats(counters=[attempts()]), stats(histograms=[time]) | {"filter": answered}]
+    until_sent = "%COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)%"
+    sending = {"stat": stat("sending_us", WHO), "unit": "Microseconds", "value_format": until_sent}
+    return [stats(counters=[attempts()]), stats(histograms=[time, sending]) | {"filter": answered}]
 
 
 def refusal_log() -> Json:
@@ -183,5 +197,9 @@ def status(op: str, code: int) -> Json:
 
 def histogram_settings() -> Json:
     """Envoy's buckets for the latencies."""
-    match = {"prefix": f"{SCOPE}.time_ms"}
-    return {"histogram_bucket_settings": [{"match": match, "buckets": [*FINE_MS, *COARSE_MS]}]}
+    buckets = {"time_ms": [*FINE_MS, *COARSE_MS], "sending_us": [bound * 1000 for bound in SENDING_MS]}
+    return {
+        "histogram_bucket_settings": [
+            {"match": {"prefix": f"{SCOPE}.{name}"}, "buckets": bounds} for name, bounds in buckets.items()
+        ]
+    }

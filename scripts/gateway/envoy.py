@@ -20,7 +20,7 @@ from scripts.core.http import HOST, local_session
 from scripts.core.logs import Position
 from scripts.core.order import version_order
 from scripts.core.process import Identity, Program, find_processes, stop_tree
-from scripts.gateway import batch, health, open_inference
+from scripts.gateway import batch, failure_log, health, open_inference
 from scripts.gateway.clusters import hosts_of, version_clusters
 from scripts.gateway.discovery import Discovery, together
 from scripts.gateway.listeners import TRAFFIC_FILE, bootstrap
@@ -108,6 +108,7 @@ class Envoy:
         self._make_folder()
         start = bootstrap(self.folder, self.admin_port, self.port, dict(self.torchserve), self.settings)
         self._write(BOOTSTRAP, msgspec.json.encode(start))
+        self._write(failure_log.LIMIT_FILE, msgspec.json.encode(failure_log.limit()))
         health.begin(self.folder)
         watched = self.contents(served, policies)
         for name, content in watched.items():

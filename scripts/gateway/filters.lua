@@ -31,22 +31,27 @@ function envoy_on_response(handle)
   headers:replace("content-type", "application/json")
 end
 
----- metrics: TorchServe's and the workers' figures and Envoy's own, on one page ----
+---- metrics: the stack's figures, and in plain text Envoy's own behind them ----
 function envoy_on_request(handle)
-  local parts = {}
-  for _, source in ipairs({ { "metrics", "/metrics" }, { "admin", "/stats/prometheus?usedonly" } }) do
-    local call = { [":method"] = "GET", [":path"] = source[2], [":authority"] = source[1] }
-    local headers, body = handle:httpCall(source[1], call, nil, 5000)
-    local good = headers[":status"] == "200" and body
-    if not good and source[1] == "admin" then
-      handle:respond({ [":status"] = "503", ["content-type"] = "application/json", ["retry-after"] = "1" },
-                     '{"error":"unavailable","detail":"the page is asked for too often at once; try again"}')
-      return
-    end
-    parts[#parts + 1] = good or ("# no figures from " .. source[1] .. "\n")
+  local text = "text/plain; version=0.0.4; charset=utf-8"
+  local function page(source, path, accept)
+    local call = { [":method"] = "GET", [":path"] = path, [":authority"] = source, ["accept"] = accept }
+    local headers, body = handle:httpCall(source, call, nil, 5000)
+    return headers[":status"] == "200" and body, headers["content-type"]
   end
-  handle:respond({ [":status"] = "200", ["content-type"] = "text/plain; version=0.0.4; charset=utf-8" },
-                 table.concat(parts, "\n"))
+  local figures, kind = page("metrics", "/metrics", handle:headers():get("accept") or text)
+  if figures and kind:find("openmetrics", 1, true) then
+    handle:respond({ [":status"] = "200", ["content-type"] = kind }, figures)
+    return
+  end
+  local own = page("admin", "/stats/prometheus?usedonly", text)
+  if not own then
+    handle:respond({ [":status"] = "503", ["content-type"] = "application/json", ["retry-after"] = "1" },
+                   '{"error":"unavailable","detail":"the page is asked for too often at once; try again"}')
+    return
+  end
+  handle:respond({ [":status"] = "200", ["content-type"] = text },
+                 (figures or "# no figures from metrics\n") .. "\n" .. own)
 end
 
 ---- health: each version's workers, by scripts/gateway/health.py, and its queue, of which TorchServe is asked ----

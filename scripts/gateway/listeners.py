@@ -10,6 +10,7 @@ from handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
 from scripts.gateway import batch
 from scripts.gateway.clusters import address_of, fallback_cluster, no_worker_cluster, plain_cluster
 from scripts.gateway.counts import attempt_logs, histogram_settings, refusal_log
+from scripts.gateway.failure_log import failure_log
 from scripts.gateway.health import WITHOUT_WORKERS
 from scripts.gateway.names import (
     ADMIN,
@@ -81,6 +82,8 @@ LOCAL_ERRORS = {
     504: ("out_of_time", "no answer came within the time that this model has"),
 }
 """Code to the error that Envoy tells; None where its routes bring their own JSON."""
+LOG_LINE = {"time": "%Y-%m-%dT%T.%e%z", "level": "%l", "part": "envoy", "logger": "%n", "message": "%j"}
+"""Of Envoy's own log."""
 ASKED = f"%REQ({MODEL_HEADER})% %REQ({COUNTED_HEADER})%"
 """The model and version that a request was routed to."""
 UNAVAILABLE = {
@@ -115,6 +118,7 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
         "stats_config": {**histogram_settings(), "stats_matcher": {"exclusion_list": {"patterns": [VERSION_CLUSTERS]}}},
         "deferred_stat_options": {"enable_deferred_creation_stats": True},
         "cluster_manager": {"enable_deferred_cluster_creation": True},
+        "application_log_config": {"log_format": {"json_format": LOG_LINE}},
         "overload_manager": overload_manager(settings),
         "dynamic_resources": {"cds_config": watched(files, "clusters.json")},
         "static_resources": {
@@ -192,6 +196,7 @@ def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "server_header_transformation": "PASS_THROUGH",
     }
+    manager["access_log"] = [*manager["access_log"], failure_log(files)]
     chain = {"filters": [{"name": "http", "typed_config": manager}]}
     if settings.tls:
         chain["transport_socket"] = tls_socket(settings.tls)  # type: ignore[assignment]  # a chain's values differ

@@ -156,6 +156,7 @@ class Kind:
                 "cache": text,
                 "fallback_from": text,
                 "shadow": pa.bool_(),
+                "traceparent": text,
                 "input": text,
                 "input_hash": text,
                 "writer": text,

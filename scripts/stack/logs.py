@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from scripts.core.logs import Position
+from scripts.core.logs import Position, parsed
 
-LINE = re.compile(r"^\S+ \[\w+\] W-(?P<worker>\d+)-\S+ (?:\w+ )?- ?(?P<text>.*)$")
-"""As log4j2.xml writes it: date, level, thread, in server.log the class, text. Only workers' threads are named so."""
+THREAD = re.compile(r"W-(?P<worker>\d+)-\S+")
+"""As TorchServe names the threads of its workers, and no others: W-9000-mcqa_2.0-stdout."""
 EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(: .*)?$")
 GAVE_UP = ("Load model failed", "Backend worker")
 """WorkerThread.java and BatchAggregator.java, 0.12.0."""
@@ -52,8 +53,14 @@ def spoken(lines: list[str], workers: Collection[str]) -> list[str]:
     A version's name would not do: TorchServe may start a worker once more after its version was unregistered, and
     another archive of that version may be loading by then.
     """
-    found = (LINE.match(line) for line in lines)
-    return [match["text"] for match in found if match and match["worker"] in workers]
+    contents = (content for line in lines if (content := parsed(line)))
+    return [str(content["message"]) for content in contents if worker_of(content) in workers]
+
+
+def worker_of(content: Mapping[str, Any]) -> str | None:
+    """The number of the worker whose line this is."""
+    found = THREAD.match(str(content.get("thread", "")))
+    return found and found["worker"]
 
 
 def reason(texts: list[str]) -> str | None:

@@ -27,7 +27,7 @@ from scripts.core.files import write_atomically, write_failed
 from scripts.core.http import HOST, local_session
 from scripts.core.process import Identity, Program, find_processes, kill, processes_marked, stop_tree
 from scripts.stack.java import Java
-from scripts.stack.metrics_page import FOLDER, make_folder
+from scripts.stack.metrics.workers import FOLDER, make_folder
 from scripts.stack.ports import Ports
 from scripts.stack.state import State
 

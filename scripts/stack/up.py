@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import getpass
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,15 +21,17 @@ from typing import IO, Any
 import msgspec
 import psutil
 
+from handlers.core.log_lines import line, log_in_json
 from scripts.core.errors import Relayed, UserError, short_name
 from scripts.core.files import write_failed
 from scripts.core.process import Identity, kill, rotate
 from scripts.records.keeper import keeping
 from scripts.stack.document import Document
 from scripts.stack.follow import begin, following, node_name
-from scripts.stack.metrics_page import MetricsPage
+from scripts.stack.metrics.page import MetricsPage
 from scripts.stack.plan import declare, find_archives, left_out, with_workers
 from scripts.stack.reconciler import Reconciler
+from scripts.stack.rotation import rotating
 from scripts.stack.servers import Request, Servers, stop_stack
 from scripts.stack.state import State
 from scripts.stack.torchserve import find_servers
@@ -65,6 +68,7 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
     Ctrl-C and `terminable` signals end it in order. A second one skips the grace that requests under way have. A fault
     of this process's own does not end what serves; the next one takes over.
     """
+    notify = recorded(state, notify)
     served = bool(find_servers(state))
 
     def serves() -> None:
@@ -79,11 +83,12 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
                 declare_start(state, request, notify)
             servers = Servers(state, request, notify)
             served = servers.adopted
-            MetricsPage(servers.running).start()
+            MetricsPage(state, servers.running).start()
             node, store = node_name(request.node or former_node, servers.running), Path(servers.running.store)
             with (
                 keeping(state.prediction_log, partial(redis_url, state), state.spill, notify),
                 following(state, place, node, store, notify),
+                rotating(state.logs),
             ):
                 Reconciler(state, servers, notify, follows=place is not None).run(serves)
         except BaseException as err:
@@ -95,6 +100,21 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
                 raise
             stop_stack(state)
             raise
+
+
+def recorded(state: State, notify: Notify) -> Notify:
+    """Tells, and writes what it tells into the reconciler's log."""
+
+    def tell(text: str) -> None:
+        notify(text)
+        level, _, message = text.partition(": ")
+        if level not in ("warning", "error"):
+            level, message = "info", text
+        # Of a full disk the reconciler tells elsewhere, and what serves must go on.
+        with suppress(OSError), state.reconciler_log.open("a", encoding="utf-8") as file:
+            file.write(line("reconciler", level, message) + "\n")
+
+    return tell
 
 
 def declare_start(state: State, request: Request, notify: Notify) -> None:
@@ -192,8 +212,8 @@ def open_log(state: State) -> IO[bytes]:
 
 def follow(news: IO[str], notify: Notify, state: State) -> None:
     """Pass on what the other process tells, until it serves."""
-    for line in news:
-        told = json.loads(line)
+    for news_line in news:
+        told = json.loads(news_line)
         if "note" in told:
             notify(told["note"])
         elif "failed" in told:
@@ -250,8 +270,6 @@ def main(folder: str, request: str, descriptor: str) -> int:
 
     def notify(text: str) -> None:
         tell({"note": text})
-        with suppress(OSError):  # a full disk, which must not end what serves
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     def ready() -> None:
         tell({"ready": True})
@@ -259,14 +277,17 @@ def main(folder: str, request: str, descriptor: str) -> int:
             with suppress(OSError):
                 news.pop().close()
 
+    state = State(Path(folder))
+    logging.basicConfig(level=logging.WARNING)
+    log_in_json("reconciler")
     try:
         with terminable():
-            serve(State(Path(folder)), msgspec.json.decode(request, type=Request), notify, ready)
+            serve(state, msgspec.json.decode(request, type=Request), notify, ready)
     except Terminated:
-        notify("stopped")
+        recorded(state, notify)("stopped")
         return 0
     except UserError as err:
-        notify(f"error: {err}") if not news else tell({"failed": short_name(err), "detail": str(err)})
+        recorded(state, notify)(f"error: {err}") if not news else tell({"failed": short_name(err), "detail": str(err)})
         return 1
     return 0
 

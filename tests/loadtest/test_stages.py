@@ -22,7 +22,7 @@ def test_counts_are_summed_over_a_models_versions_only() -> None:
 
 def test_parts_add_up_to_what_the_client_saw() -> None:
     counts = dict.fromkeys(TORCHSERVE.values(), 0.0)
-    counts |= {"requests": 100, "torchserve_us": 100 * 8000, "queue_us": 100 * 3000, "batches": 10, "handler_ms": 40}
+    counts |= {"requests": 100, "torchserve_us": 100 * 8000, "queue_us": 100 * 3000, "batches": 10, "handler_s": 0.04}
     counts |= {"gateway_requests": 100, "gateway_ms": 1000, "upstream_requests": 100, "upstream_ms": 900}
     found = {stage.name: stage.ms for stage in stages(12.5, counts)}
     assert sum(found.values()) == pytest.approx(12.5)
@@ -32,7 +32,7 @@ def test_parts_add_up_to_what_the_client_saw() -> None:
 
 
 def test_without_a_gateway_its_parts_are_left_out() -> None:
-    found = stages(5.0, {"requests": 10, "torchserve_us": 40_000, "queue_us": 10_000, "batches": 0, "handler_ms": 0})
+    found = stages(5.0, {"requests": 10, "torchserve_us": 40_000, "queue_us": 10_000, "batches": 0, "handler_s": 0})
     assert not any("gateway" in stage.name for stage in found)
     assert sum(stage.ms for stage in found) == pytest.approx(5.0)
 

@@ -104,6 +104,7 @@ def test_every_file_has_the_same_schema(client: redis.Redis, log: Log, tmp_path:
         ("cache", "string"),
         ("fallback_from", "string"),
         ("shadow", "bool"),
+        ("traceparent", "string"),
         ("input", "string"),
         ("input_hash", "string"),
         ("writer", "string"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from scripts.core.logs import Position
@@ -22,7 +23,8 @@ FALLBACK = [
 
 
 def lines(thread: str, texts: list[str]) -> str:
-    return "".join(f"2026-11-21T08:55:55,557 [INFO] {thread} - {text}\n" for text in texts)
+    contents = ({"time": "2026-11-21T08:55:55.557Z", "level": "INFO", "thread": thread, "message": t} for t in texts)
+    return "".join(json.dumps(content) + "\n" for content in contents)
 
 
 def test_a_load_error_is_told_in_its_own_words() -> None:
@@ -67,9 +69,7 @@ def test_only_what_these_workers_said_since_counts(tmp_path: Path) -> None:
 def test_the_server_giving_up_on_a_worker_is_noticed(tmp_path: Path) -> None:
     server = tmp_path / "server.log"
     before = mark(server, tmp_path / "workers.log")
-    server.write_text(
-        "2026-11-21T08:55:55,560 [WARN] W-9001-bad_1.0 BatchAggregator - Load model failed: bad, error: Worker died.\n"
-    )
+    server.write_text(lines("W-9001-bad_1.0", ["Load model failed: bad, error: Worker died."]))
     assert before.failed({"9001"})
     assert not before.failed({"9000"})
 

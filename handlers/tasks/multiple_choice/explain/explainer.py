@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -64,7 +64,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         self._aligner = Aligner(task.encoder.tokenizer)
         self._model = WordModel(task.model.model, task.encoder, task.calibration)  # type: ignore[attr-defined]  # a TorchRuntime's
         self.baselines = baselines_of(task.encoder.tokenizer)
-        self._totals: Counter[str] = Counter()
+        self._totals: dict[str, float] = defaultdict(float)
 
     def load(self, folder: Path) -> None:
         """Nothing: the model is the task's."""
@@ -164,7 +164,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         self._totals["handler_explanations_incomplete_total"] += sum(
             one.method in COMPLETE and not one.complete for one in explanations
         )
-        self._totals["handler_explanation_milliseconds_total"] += round(sum(one.compute_ms for one in explanations))
+        self._totals["handler_explanation_seconds_total"] += sum(one.compute_ms for one in explanations) / 1000
         return ExplainedAnswer(**msgspec.structs.asdict(plain), explanations=explanations)
 
     @classmethod
@@ -174,8 +174,8 @@ class Explainer(Task[ExplainQuestion, Explained]):
     def log_values(self, question: ExplainQuestion, outcome: Explained) -> Mapping[str, Any]:
         return self._task.log_values(question, outcome.choice)
 
-    def totals(self) -> dict[str, int]:
-        """Counts explanations, those of complete methods that did not add up, and milliseconds spent."""
+    def totals(self) -> dict[str, float]:
+        """Counts explanations, those of complete methods that did not add up, and seconds spent."""
         return dict(self._totals)
 
     def _baseline_name(self, case: Case) -> str:

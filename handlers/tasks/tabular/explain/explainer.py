@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -77,7 +77,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         self._feature_of = np.array([names.index(column.feature) for column in task.features.columns])
         trees = isinstance(task.model, XGBoostRuntime) and task.model.additive
         self.methods: tuple[Method, ...] = ("tree_shap", "shapley") if trees else ("shapley",)
-        self._totals: Counter[str] = Counter()
+        self._totals: dict[str, float] = defaultdict(float)
 
     def load(self, folder: Path) -> None:
         """Nothing: the model is the task's."""
@@ -177,7 +177,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         explanation = self._explanation(outcome)
         self._totals["handler_explanations_total"] += 1
         self._totals["handler_explanations_incomplete_total"] += not explanation.complete
-        self._totals["handler_explanation_milliseconds_total"] += round(explanation.compute_ms)
+        self._totals["handler_explanation_seconds_total"] += explanation.compute_ms / 1000
         answer_type: Any = self._task.explained_type
         explained: msgspec.Struct = answer_type(**msgspec.structs.asdict(plain), explanations=[explanation])
         return explained
@@ -217,8 +217,8 @@ class Explainer(Task[ExplainQuestion, Explained]):
     def log_values(self, question: ExplainQuestion, outcome: Explained) -> Mapping[str, Any]:
         return self._task.log_values(question, outcome.outcome)
 
-    def totals(self) -> dict[str, int]:
-        """Counts explanations, those that did not add up, and milliseconds spent."""
+    def totals(self) -> dict[str, float]:
+        """Counts explanations, those that did not add up, and seconds spent."""
         return dict(self._totals)
 
     def warm_up(self) -> None:

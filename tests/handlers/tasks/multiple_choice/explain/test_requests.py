@@ -106,4 +106,4 @@ def test_what_was_explained_and_what_did_not_add_up_is_counted(tiny_model: Calla
     totals = quiz.totals()
     assert totals["handler_explanations_total"] == 4
     assert totals["handler_explanations_incomplete_total"] == incomplete > 0, "the quick method promises nothing"
-    assert totals["handler_explanation_milliseconds_total"] > 0
+    assert totals["handler_explanation_seconds_total"] > 0

@@ -10,14 +10,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+import prometheus_client.openmetrics.parser as openmetrics
 import pytest
 import requests
 
+from handlers.torchserve.exemplars import Exemplar
 from handlers.torchserve.metrics import FILE_BYTES, FOLDER_VARIABLE
 from scripts.core.errors import UserError
-from scripts.stack.metrics_page import FOLDER, MetricsPage, WorkerFigures, make_folder
+from scripts.stack.metrics.page import MetricsPage
+from scripts.stack.metrics.workers import FOLDER, WorkerFigures, make_folder
 from scripts.stack.ports import Ports, free_port
-from scripts.stack.state import Running
+from scripts.stack.state import Running, State
 
 WORKER = """
 import sys
@@ -28,6 +32,8 @@ requests = Counter("batcher_requests_total", "", ["model"], registry=None).label
 sizes = Histogram("batcher_batch_size", "", ["model"], buckets=(1, 8), registry=None).labels("quiz")
 inflight = Gauge("batcher_inflight_batches", "", ["model"], registry=None, multiprocess_mode="livesum").labels("quiz")
 asking = Gauge("handler_cache_asking", "", ["model"], registry=None, multiprocess_mode="livemin").labels("quiz")
+stages = Histogram("handler_stage_seconds", "", ["model", "version", "role", "stage"], buckets=(0.1,), registry=None)
+stages.labels("quiz", "1.0", "split", "total").observe(0.05)
 requests.inc(int(sys.argv[1])); sizes.observe(int(sys.argv[1])); inflight.inc(); asking.set(0)
 print("ready", flush=True)
 sys.stdin.read()
@@ -69,7 +75,7 @@ def url(tmp_path: Path) -> Iterator[str]:
     """A page over the folder, served."""
     nobody = f"http://127.0.0.1:{free_port()}"
     address = f"http://127.0.0.1:{free_port()}"
-    page = MetricsPage(Running(Ports(*range(1, 10)), nobody, nobody, address, "", str(tmp_path), ""))
+    page = MetricsPage(State(tmp_path), Running(Ports(*range(1, 10)), nobody, nobody, address, "", str(tmp_path), ""))
     page.start()
     yield f"{address}/metrics"
     page.stop()
@@ -78,10 +84,12 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 
 def figures(url: str) -> dict[str, float]:
+    """Of the workers; those of the machine change by themselves."""
     answer = requests.get(url, timeout=10)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    own = ("#", "marctl_", "handler_stage_")
+    lines = [line for line in answer.text.splitlines() if not line.startswith(own)]
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
@@ -149,6 +157,43 @@ def test_a_worker_that_has_counted_nothing_yet_changes_nothing(workers: Workers,
     assert figures(url)[REQUESTS] == 3
 
 
+def exemplar(le: str, seconds: float, time_s: float, request_id: str) -> Exemplar:
+    return Exemplar("quiz", "1.0", "split", le, seconds, time_s, {"request_id": request_id})
+
+
+def test_of_two_workers_exemplars_the_later_one_stands_beside_its_bucket(workers: Workers, url: str) -> None:
+    first, second, third = workers.start(1), workers.start(1), workers.start(1)
+    third.kill()
+    third.wait()
+    told = {first: [exemplar("0.1", 0.09, 5.0, "old"), exemplar("+Inf", 11.0, 5.0, "slow")]}
+    told |= {second: [exemplar("0.1", 0.08, 6.0, "new")], third: [exemplar("0.1", 0.07, 7.0, "gone")]}
+    for process, each in told.items():
+        (workers.folder / f"exemplars_quiz_1.0_{process.pid}.json").write_bytes(msgspec.json.encode(each))
+    (workers.folder / f"exemplars_other_1.0_{first.pid}.json").write_bytes(b"[{")
+    answer = requests.get(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"}, timeout=10)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    found = {
+        sample.labels["le"]: sample.exemplar
+        for family in openmetrics.text_string_to_metric_families(answer.text)
+        for sample in family.samples
+        if family.name == "handler_stage_seconds" and sample.exemplar
+    }
+    assert {le: (each.labels, each.value) for le, each in found.items()} == {
+        "0.1": ({"request_id": "new"}, 0.08),
+        "+Inf": ({"request_id": "slow"}, 11.0),
+    }
+    assert not list(workers.folder.glob(f"*_{third.pid}.json"))
+
+
+def test_in_plain_text_there_are_no_exemplars(workers: Workers, url: str) -> None:
+    process = workers.start(1)
+    told = msgspec.json.encode([exemplar("0.1", 0.09, 5.0, "id")])
+    (workers.folder / f"exemplars_quiz_1.0_{process.pid}.json").write_bytes(told)
+    text = requests.get(url, timeout=10).text
+    assert "handler_stage_seconds_bucket{" in text
+    assert "# {" not in text
+
+
 def test_what_was_counted_before_a_server_died_still_counts(workers: Workers, url: str, tmp_path: Path) -> None:
     workers.start(3)
     workers.end()
@@ -175,7 +220,7 @@ def test_a_silent_client_holds_nobody_up(url: str) -> None:
 def test_a_taken_port_is_an_error_in_words(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        page = MetricsPage(Running(Ports(*range(1, 10)), "", "", address, "", str(tmp_path), ""))
+        page = MetricsPage(State(tmp_path), Running(Ports(*range(1, 10)), "", "", address, "", str(tmp_path), ""))
         with pytest.raises(UserError, match=f"cannot serve metrics at {address}: Address already in use"):
             page.start()
         page.stop()
