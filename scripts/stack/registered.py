@@ -95,7 +95,8 @@ class Found:
         """What TorchServe tells by now."""
         self.served = served
         self.workers = [identity for pid in served.pids if (identity := Identity.of(pid))]
-        if served.ready >= served.asked:
+        # A worker that has just died is READY to TorchServe until it is asked once more.
+        if min(served.ready, len(self.workers)) >= served.asked:
             self.short_since = None
         elif self.short_since is None:
             self.short_since = time.monotonic()
