@@ -65,7 +65,7 @@ esac
 none."""
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 VARIABLES = {"$model": ".*", "$version": ".*", "$__rate_interval": f"{5 * SCRAPE_S}s", "$core_hour_price": "0.05"}
-LOAD_S = 8.0
+LOAD_S = 6.0
 
 
 @dataclass
@@ -271,9 +271,9 @@ def test_alerts_are_silent_until_a_queue_fills_redis_stops_and_a_worker_dies(
     site: Site, load: Load, prometheus: Prometheus
 ) -> None:
     assert not prometheus.firing() & {"QueueGrows", "RedisAway", "WorkersRestart"}
-    slow = {"values": [1.0], "seconds": 2.0}
-    with ThreadPoolExecutor(10) as pool:
-        waiting = [pool.submit(load.post, "/predictions/sums/1.0", slow) for _ in range(10)]
+    slow = [{"values": [float(i)], "seconds": 1.5} for i in range(10)]
+    with ThreadPoolExecutor(len(slow)) as pool:
+        waiting = [pool.submit(load.post, "/predictions/sums/1.0", each) for each in slow]
         until(lambda: "QueueGrows" in prometheus.firing(), 20)
         for each in waiting:
             each.result()
