@@ -98,9 +98,6 @@ class Task(ABC, Generic[Question, Outcome]):
     marked; by default those of MARKS that the outcome has."""
     confidence_column: ClassVar[str] = "confidence"
     """The log column, if there is one, that says how sure an answer is, from 0 to 1."""
-    classes: tuple[str, ...] = ()
-    """What a prediction in words can be, for the metrics page, which counts the first 32 by name. A loaded task may
-    know them better than its class."""
     label_type: ClassVar[type] = str
     """Of a true label: int, float or str; by default that of the first log column."""
     libraries: ClassVar[tuple[str, ...]] = ()

@@ -23,7 +23,7 @@ FILES = {
     "torchserve": ("server.log", "console.log"),
     "worker": ("workers.log", "events.log"),
     "reconciler": ("reconciler.log",),
-    "redis": ("redis.log",),
+    "redis": ("redis.log", "features.log"),
 }
 """Part to its files in the logs folder."""
 REDIS = re.compile(r"\d+:[A-Z] (?P<time>\d+ \w{3} \d{4} [\d:]+\.\d{3}) (?P<mark>[.*#-]) (?P<message>.*)")

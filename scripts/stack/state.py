@@ -12,7 +12,7 @@ spill/              records of workers that could not reach Redis, until they ar
 gateway/            Envoy's settings, routes and clusters as they are in force
 redis/              Redis's settings, and its data between a stop and the next start
 features/           the feature store's settings and its data
-logs/               reconciler.log, server.log, workers.log, events.log, console.log, gateway.log, redis.log, features.log
+logs/               those of each part, which `marctl logs` merges (scripts/stack/log_lines.py)
 tmp/                sockets and unpacked archives, from start to stop (elsewhere if this path is too long)
 
 Only the reconciler writes, history.jsonl aside.

@@ -11,20 +11,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from scripts.core.errors import UserError
 from scripts.stack import redis_server
-from scripts.stack.state import Running, State
+from scripts.stack.state import Redis, Running, State
 
 LABELS = ("part",)
 
 
 class Parts:
-    """TorchServe, Envoy, Redis, and the process that serves this page. Workers count themselves."""
+    """TorchServe, Envoy, both stores, and the process that serves this page. Workers count themselves."""
 
     def __init__(self, state: State) -> None:
         self._state = state
 
     def collect(self) -> Iterator[Metric]:
         pids: dict[str, int | None] = {"reconciler": os.getpid()}
-        up = GaugeMetricFamily("marctl_part_up", "1 for a part that runs; Redis must answer, too.", labels=LABELS)
+        up = GaugeMetricFamily("marctl_part_up", "1 for a part that runs; stores must answer, too.", labels=LABELS)
         with suppress(UserError):
             running = self._state.running()
             if running is not None:
@@ -40,16 +40,20 @@ def pids_of(running: Running) -> dict[str, int | None]:
     found = {"torchserve": running.server.pid if running.server and running.server.alive else None}
     if running.gateway is not None:
         found["envoy"] = running.gateway.pid
-    if running.redis is not None:
-        found["redis"] = running.redis.pid
+    for part, store in stores_of(running).items():
+        found[part] = store.pid
     return found
+
+
+def stores_of(running: Running) -> dict[str, Redis]:
+    """Where cache and log stand, and where features do."""
+    stores = {"redis": running.redis, "features": running.features}
+    return {part: store for part, store in stores.items() if store is not None}
 
 
 def presence(running: Running, pids: dict[str, int | None]) -> dict[str, bool]:
     found: dict[str, bool] = {part: pids[part] is not None for part in ("torchserve", "envoy") if part in pids}
-    if running.redis is not None:
-        found["redis"] = redis_server.answers(running.redis.url)
-    return found
+    return found | {part: redis_server.answers(store.url) for part, store in stores_of(running).items()}
 
 
 def usage(pids: dict[str, int | None]) -> Iterator[Metric]:
