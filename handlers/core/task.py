@@ -192,7 +192,7 @@ class Task(ABC, Generic[Question, Outcome]):
         """Whether the cache may keep this outcome, or the next equal question is to be computed anew."""
         return True
 
-    def totals(self) -> Mapping[str, int]:
+    def totals(self) -> Mapping[str, float]:
         """What a loaded task counts, for the metrics page, by names such as `handler_..._total`."""
         return {}
 

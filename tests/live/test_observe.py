@@ -28,7 +28,8 @@ from tests.live.conftest import Site
 from tests.live.envoys import self_signed, until
 from tests.prometheus_server import DOCKER, SCRAPE_S, Prometheus, program
 
-pytestmark = pytest.mark.live
+# Three archives are built and a stack is started in the first test's time.
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 GAPS = """
 import time
 import msgspec
