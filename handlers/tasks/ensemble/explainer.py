@@ -105,7 +105,7 @@ class EnsembleExplainer(Task[msgspec.Struct, Explained]):
         for explainer in self._explainers.values():
             explainer.warm_up()
 
-    def totals(self) -> Mapping[str, int]:
+    def totals(self) -> Mapping[str, float]:
         """As one version counts: every member explains the same answers, the first one all that it can."""
         return self._face.totals()
 
