@@ -439,13 +439,17 @@ class Pipeline:
         items = exchange.items or [Item(None, exchange)]
         size = len(request.body or b"") // len(items)
         for place, item in enumerate(items):
-            error = item.error or exchange.error
-            if error is None and item.kept is None:
-                continue  # its failure has been told
-            try:
-                to.add(self._logged(item, error, place, size, handler_ms))
-            except Exception as err:
-                self._failure(err, exchange, "recording")
+            self._record_item(item, place, size, handler_ms, to)
+
+    def _record_item(self, item: Item, place: int, size: int, handler_ms: float, to: RecordLog) -> None:
+        """After `_keep_values`, whose failure has been told."""
+        error = item.error or item.exchange.error
+        if error is None and item.kept is None:
+            return
+        try:
+            to.add(self._logged(item, error, place, size, handler_ms))
+        except Exception as err:
+            self._failure(err, item.exchange, "recording")
 
     def _keep_values(self, item: Item) -> None:
         """The log columns of an answer."""
@@ -523,7 +527,8 @@ class Pipeline:
         results = [self._result(item, i, spent_ms) for i, item in enumerate(items)]
         if self.log is not None and records is not None:
             for item in items:
-                self.log.add(self._logged(item, 0, 0, spent_ms))
+                self._keep_values(item)
+                self._record_item(item, 0, 0, spent_ms, self.log)
         return results
 
     def outcomes(self, questions: Iterable[Any], deadline: float = FOREVER) -> list[Any]:
