@@ -2,12 +2,12 @@
 
     python -m loadtest.batch.cost --rows mcqa/1.0=20000 mcqa/2.0=4000 embed/1.0=6000 loans=200000
 
-Of each version, on the same rows, in turn: `ceiling`, the archive's own `predict` on ready questions in one process;
-`batch`, the command `marctl batch`; `http`, a client that sends 8 instances a request, which are few enough to go with
-the small ones, over 16 connections to a stack with a worker per core and no cache; and the ceiling again. `loans` is a
-model of this study's own (rows.py), without http. Processor seconds are per 1,000 rows; of the batch job those that the
-units tell, and those of all its processes. `start` is a job of one row whose model is nothing: what Ray and the command
-cost alone. One JSON line each.
+Of each version, on the same rows, in turn: `ceiling`, the archive's own `predict` on ready questions in one process, and
+there, too, what a job's units add to it (ceiling.py); `batch`, the command `marctl batch`; and `http`, a client that
+sends 8 instances a request, which are few enough to go with the small ones, over 16 connections to a stack with a
+worker per core and no cache. `loans` is a model of this study's own (rows.py), without http. Processor seconds are per
+1,000 rows; of the batch job those that the units tell, and those of all its processes. `start` is a job of one row
+whose model is nothing: what Ray and the command cost alone. One JSON line each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import pyarrow as pa
@@ -66,13 +65,12 @@ def measure(folder: Path, version: str, rows: int, *, http: bool) -> None:
     path = folder / "rows.parquet"
     WRITERS[model](path, rows)
     extract(archive, folder / "root")
-    ceilings = [ceiling(folder / "root", path)]
+    name, _, number = version.partition("/")
+    found = ceiling(folder / "root", path, name, number or "1.0")
+    tell("ceiling", version, **found)
     done = finish(archive, [path], folder / "out", "--key", "id")
     if http:
         tell("http", version, **over_http(version, path))
-    ceilings.append(ceiling(folder / "root", path))
-    found = {name: mean(one[name] for one in ceilings) for name in ceilings[0]}
-    tell("ceiling", version, **found)
     in_units = done.manifest["cpu_seconds"] / rows * 1000
     tell(
         "batch",
@@ -87,9 +85,9 @@ def measure(folder: Path, version: str, rows: int, *, http: bool) -> None:
     )
 
 
-def ceiling(root: Path, rows: Path) -> dict[str, float]:
+def ceiling(root: Path, rows: Path, model: str, version: str) -> dict[str, float]:
     env = {**os.environ, "PYTHONPATH": f"{root}:{PROJECT}", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", "loadtest.batch.ceiling", str(rows)]
+    command = [sys.executable, "-P", "-m", "loadtest.batch.ceiling", str(rows), model, version]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
