@@ -96,7 +96,7 @@ def kill(process: subprocess.Popen[str], victim: str, after_s: float) -> bool:
         "node": lambda: [each for each in tree(command) if is_named(each, "raylet/raylet")],
     }[victim]()
     for each in found:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(ProcessLookupError):
             os.kill(each.pid, signal.SIGKILL)
     return bool(found) and process.poll() in (None, -signal.SIGKILL)
 
