@@ -2,12 +2,12 @@
 
     python -m loadtest.batch.cost --rows mcqa/1.0=20000 mcqa/2.0=4000 embed/1.0=6000 loans=200000
 
-Of each version, on the same rows, in turn: `ceiling`, the archive's own `predict` on ready questions in one process, and
-there, too, what a job's units add to it (ceiling.py); `batch`, the command `marctl batch`; and `http`, a client that
-sends 8 instances a request, which are few enough to go with the small ones, over 16 connections to a stack with a
-worker per core and no cache. `loans` is a model of this study's own (rows.py), without http. Processor seconds are per
-1,000 rows; of the batch job those that the units tell, and those of all its processes. `start` is a job of one row
-whose model is nothing: what Ray and the command cost alone. One JSON line each.
+Of each version, on the same rows, in turn: `ceiling`, the archive's own `predict` on ready questions in one process,
+and there, too, what a job's units add to it (ceiling.py); `batch`, the command `marctl batch`; and `http`, a client
+that sends 8 instances a request, few enough to go with the small ones, over 16 connections to a stack with a worker per
+core and no cache. `loans` is a model of this study's own (rows.py), without http. Processor seconds are per 1,000 rows;
+of the batch job those that the units tell, and those of all its processes. `start` is a job of one row whose model is
+nothing: what Ray and the command cost alone. One JSON line each.
 """
 
 from __future__ import annotations
