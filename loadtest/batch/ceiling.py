@@ -65,7 +65,7 @@ def predicting(pipeline: Any, root: Path, path: str) -> Callable[[], None]:
         rows = [{"features": row} for row in rows]
     else:
         rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
-    questions = msgspec.convert(rows, list[pipeline.task.question_type])  # type: ignore[name-defined]
+    questions = msgspec.convert(rows, list[pipeline.task.question_type])
 
     def predict() -> None:
         for i in range(0, len(questions), CALL_ROWS):

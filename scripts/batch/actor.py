@@ -63,6 +63,11 @@ class Actor:
             self._runner = self._loaded(archive)
         except UserError as err:
             self._failure = str(err)
+        except Exception as err:
+            logging.getLogger(__name__).exception("loading")
+            title = f"{self._setup.job.model} {self._setup.job.version}"
+            cure = "if its archive is older than this command, build it again"
+            self._failure = f"{title} cannot be used here: {type(err).__name__}: {err}; {cure}"
 
     def _loaded(self, archive: list[Any]) -> UnitRunner:
         job, described = self._setup.job, self._setup.description

@@ -40,8 +40,9 @@ class Ask:
         """`explainer`: the pipeline that answers explain requests, and `options` for them."""
         self._pipeline, self._explainer, self._options = pipeline, explainer, options
         self.question_type = pipeline.task.question_type
-        self.stored_features = pipeline.task.stored_features
-        """The specification of features that rows may leave to a store; None if there are none."""
+        self.stored_features = getattr(pipeline.task, "stored_features", None)
+        """The specification of features that rows may leave to a store; None without any, and in an archive whose code
+        is older."""
         self._logged = 0
 
     @classmethod
@@ -62,8 +63,12 @@ class Ask:
 
     def predict(self, questions: Sequence[Any], ids: Sequence[str]) -> list[Any]:
         """An answer or an error per question, in order; `ids` are those of their predictions."""
-        answers: list[Any] = self._pipeline.predict(questions, records=self._records(ids))
-        self._wait_for_log(len(questions))
+        answers: list[Any]
+        if self._pipeline.log is None:  # an archive's code may be older than what records
+            answers = self._pipeline.predict(questions)
+        else:
+            answers = self._pipeline.predict(questions, records=self._records(ids))
+            self._wait_for_log(self._pipeline.log, len(questions))
         return answers if self._explainer is None else self._explained(questions, answers)
 
     # --- explanations
@@ -86,18 +91,13 @@ class Ask:
 
     # --- the prediction log
 
-    def _records(self, ids: Sequence[str]) -> list[Any] | None:
-        if self._pipeline.log is None:
-            return None
+    def _records(self, ids: Sequence[str]) -> list[Any]:
         from handlers.core.messages import ROLE_HEADER, Request
 
         return [Request(None, one, headers={ROLE_HEADER: ROLE}) for one in ids]
 
-    def _wait_for_log(self, count: int) -> None:
+    def _wait_for_log(self, log: Any, count: int) -> None:
         """A job is faster than the log's thread, whose queue is bounded."""
-        log = self._pipeline.log
-        if log is None:
-            return
         self._logged += count
         deadline = time.monotonic() + LOG_TIMEOUT_S
         while log.written + log.spilled + log.dropped < self._logged and time.monotonic() < deadline:
