@@ -25,6 +25,7 @@ from handlers.core.messages import Binary
 from handlers.core.settings import CacheSettings, Log, Settings
 from handlers.core.task import Task
 from handlers.tasks import OWN_TASK, find_task
+from scripts.build.table_training import TableTraining
 from scripts.core.errors import UserError
 from scripts.core.faults import listed, schema_faults
 from scripts.core.names import name_faults
@@ -174,6 +175,10 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     licence: str | None = None
     data: list[Source] = []
     training: Training | None = None
+    table_training: TableTraining | None = None
+    """How `marctl train` makes a model that scores rows of a table."""
+    autostart: bool = True
+    """Whether `marctl up` builds and serves the version; if not, `marctl build` and `marctl register` do."""
 
 
 @dataclass(frozen=True)
@@ -367,12 +372,14 @@ def meaning_faults(version: Version) -> list[str]:
     """What the schema can't see: files that must exist, fields that go together, samples that make sense."""
     recipe = version.recipe
     wanted = version.task.hub_class is not None or recipe.weights != Weights()
-    faults = weight_faults(version.folder, recipe.weights, recipe.training) if wanted else []
+    faults = weight_faults(version.folder, recipe) if wanted else []
     if version.members and wanted:
         faults = ["weights: the members bring theirs; remove the section"]
     if recipe.explanations and version.task.explain_types() is None:
         faults.append(f"explanations: task {recipe.task} explains nothing; remove the section")
     faults += calibration_faults(version)
+    if recipe.table_training is not None:
+        faults += table_training_faults(version, recipe.table_training)
     for i, sample in enumerate(recipe.samples):
         if version.task.question_type is Binary:
             faults += [f"samples[{i}].request{fault}" for fault in raw_faults(version.folder, sample.request)]
@@ -404,13 +411,28 @@ def raw_faults(folder: Path, request: dict[str, Any]) -> list[str]:
     return [] if (folder / name).is_file() else [f".file: no file {folder / name}"]
 
 
-def weight_faults(folder: Path, weights: Weights, training: Training | None) -> list[str]:
+def table_training_faults(version: Version, training: TableTraining) -> list[str]:
+    """What is asked of a version whose model `marctl train` makes from a table."""
+    faults = []
+    if version.task.gives_probabilities_of is None or training.suffix not in version.task.model_suffixes:
+        faults.append(f"table_training: task {version.recipe.task} is not trained so; remove the section")
+    elif version.task(version.settings).kind_of_probabilities != "event":
+        faults.append("table_training: expected two `labels`; the target of a table is one of two")
+    if not version.recipe.weights.directory:
+        faults.append("weights.directory: missing; name the folder that the trained model is written to, such as model")
+    if not (version.folder / training.features).is_file():
+        faults.append(f"table_training.features: no file {version.folder / training.features}")
+    return faults
+
+
+def weight_faults(folder: Path, recipe: Recipe) -> list[str]:
+    weights, training = recipe.weights, recipe.training
     faults = []
     sources = [name for name in ("directory", "hub", "package") if getattr(weights, name)]
     if len(sources) != 1:
         given = " and ".join(sources) or "none"
         faults.append(f"weights: expected exactly one of directory, hub and package, got {given}")
-    if weights.directory and not (folder / weights.directory).is_dir():
+    if weights.directory and not (folder / weights.directory).is_dir() and recipe.table_training is None:
         faults.append(
             f"weights.directory: no folder {(folder / weights.directory).resolve()}; "
             "save the model there with save_pretrained"

@@ -1,0 +1,1 @@
+"""Training and measuring of models that score rows of a table."""
