@@ -90,9 +90,10 @@ class Task(ABC, Generic[Question, Outcome]):
     loaded task may know its outputs better than its class."""
     log_columns: ClassVar[tuple[LogColumn, ...]] = ()
     """What the prediction log keeps of an outcome, the prediction itself first; by default the plain fields."""
-    gives_probabilities_of: ClassVar[Literal["choices", "event"] | None] = None
+    gives_probabilities_of: Literal["choices", "event"] | None = None
     """Set by tasks that can be calibrated (handlers/core/calibration.py): whether `probabilities` are those of several
-    choices, the likeliest of which is the answer, or that of one event. Such a task applies `self.calibration`."""
+    choices, the likeliest of which is the answer, or that of one event. Such a task applies `self.calibration`. A task
+    whose settings decide it sets it when it is made, before it is loaded."""
     counted_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of an outcome that the metrics page sums up as `handler_FIELD_total`: marks, numbers, or lists of what is
     marked; by default those of MARKS that the outcome has."""

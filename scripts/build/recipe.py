@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -218,6 +218,11 @@ class Version:
         return msgspec.convert(self.handler, self.task.settings_type)
 
     @property
+    def gives_probabilities_of(self) -> Literal["choices", "event"] | None:
+        """As its task's settings decide."""
+        return self.task(self.settings).gives_probabilities_of
+
+    @property
     def requests(self) -> list[dict[str, Any]]:
         """The samples' requests as the task takes them: a raw body's file is read."""
         if self.task.question_type is not Binary:
@@ -371,6 +376,10 @@ def raw_request(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 def meaning_faults(version: Version) -> list[str]:
     """What the schema can't see: files that must exist, fields that go together, samples that make sense."""
     recipe = version.recipe
+    try:
+        _ = version.settings
+    except msgspec.ValidationError as err:  # what the settings' types check beyond the schema
+        return [str(err)]
     wanted = version.task.hub_class is not None or recipe.weights != Weights()
     faults = weight_faults(version.folder, recipe) if wanted else []
     if version.members and wanted:
@@ -395,7 +404,7 @@ def meaning_faults(version: Version) -> list[str]:
 
 def calibration_faults(version: Version) -> list[str]:
     """A calibration that the task does not apply would be a promise that nobody keeps."""
-    kind, calibration = version.task.gives_probabilities_of, version.recipe.calibration
+    kind, calibration = version.gives_probabilities_of, version.recipe.calibration
     if calibration is None or (kind and isinstance(calibration, METHODS[kind])):
         return []
     if kind is None:
@@ -416,7 +425,7 @@ def table_training_faults(version: Version, training: TableTraining) -> list[str
     faults = []
     if version.task.gives_probabilities_of is None or training.suffix not in version.task.model_suffixes:
         faults.append(f"table_training: task {version.recipe.task} is not trained so; remove the section")
-    elif version.task(version.settings).kind_of_probabilities != "event":
+    elif version.gives_probabilities_of != "event":
         faults.append("table_training: expected two `labels`; the target of a table is one of two")
     if not version.recipe.weights.directory:
         faults.append("weights.directory: missing; name the folder that the trained model is written to, such as model")

@@ -12,6 +12,8 @@ import click
 if TYPE_CHECKING:
     from scripts.stack.operations import Operator
 
+PLACE = click.Path(path_type=Path)
+"""A file or a folder."""
 FOLDER = click.Path(file_okay=False, path_type=Path)
 WANTS_JSON = "marctl.json"
 Function = TypeVar("Function", bound=Callable[..., Any])

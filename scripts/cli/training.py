@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scripts.cli.calibration import HTML
-from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option
+from scripts.cli.output import FOLDER, PLACE, json_option, note, recipes_option, result, store_option
 from scripts.cli.output import table as columns
 from scripts.core.errors import UserError
 
 if TYPE_CHECKING:
+    from scripts.build.recipe import Version
     from scripts.train.evaluate import Score
 
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @json_option
 @click.argument("model")
 @click.argument("version")
-@click.option("--data", type=FOLDER, required=True, help="Folder of SET/train.jsonl files.")
+@click.option("--data", type=PLACE, required=True, help="Folder of SET/train.jsonl files; or a table, .csv or .parquet.")
 @recipes_option
 @store_option
 @click.option(
@@ -40,7 +41,11 @@ def train(
 
     An ensemble with `combine: stack` learns its members' weights. Give it rows that they were not trained on.
 
+    With a section `table_training` it learns from the rows of a table: specification, model, calibration, and figures
+    by cross-validation.
+
     Example: marctl train mcqa 2.0 --data ./data
+    Example: marctl train credit 1.0 --data ./credit.csv
     """
     from scripts.build.recipe import read_version
     from scripts.train.calibration_job import calibrate_trained
@@ -55,6 +60,9 @@ def train(
         return
     if split != "train":
         raise click.UsageError("--split is for versions with members; others are trained on SET/train.jsonl")
+    if item.recipe.table_training is not None:
+        train_on_table(item, data)
+        return
     work = work or Path(".marctl") / "train" / f"{model}-{version}"
     if restart:
         for path in work.glob("*.pt"):
@@ -65,6 +73,18 @@ def train(
     measure = f"marctl eval {model} {version} --data {data} --write"
     text = f"{path} written ({path.stat().st_size:,} bytes); measure it with: {measure}"
     result({"delta": str(path), "bytes": path.stat().st_size}, text)
+
+
+def train_on_table(version: Version, data: Path) -> None:
+    from scripts.build.recipe import read_version
+    from scripts.train.tables.job import train_table
+
+    files = train_table(version, data, note)
+    found = read_version(version.folder).metadata["cross_validation"]
+    figures = found["calibrated"] | {"auc": found["uncalibrated"]["auc"]}
+    build = f"build it with: marctl build {version}"
+    text = f"{table_figures(found)}\n{', '.join(map(str, files))} written, and MODEL_CARD.md; {build}"
+    result({"files": list(map(str, files)), **figures}, text)
 
 
 @click.command("eval")
@@ -215,3 +235,13 @@ def reliability_rows(table: dict[str, list[Score]]) -> list[list[str]]:
     rows.append(["ECE, all rows", count, "", *(f"{one.ece:.3f} ± {one.interval:.3f}" for one in whole)])
     rows.append(["Brier score, all rows", count, "", *(f"{one.brier:.3f}" for one in whole)])
     return rows
+
+
+def table_figures(found: Mapping[str, Any]) -> str:
+    """Cross-validated figures of a version that was trained on a table, beside those of the baselines."""
+    plain, after = found["uncalibrated"], found["calibrated"]
+    rows = [["cross-validation", "AUC", "Brier score", "ECE"]]
+    rows.append(["this version", f"{plain['auc']:.3f} ± {plain['auc_interval_95']:.3f}", f"{plain['brier']:.3f}", f"{plain['ece']:.3f}"])
+    rows.append([f"calibrated ({found['calibration']['form']})", "", f"{after['brier']:.3f}", f"{after['ece']:.3f} ± {after['ece_interval_95']:.3f}"])
+    rows += [[name, f"{other['auc']:.3f}", f"{other['brier']:.3f}", ""] for name, other in found["baselines"].items()]
+    return columns(rows)

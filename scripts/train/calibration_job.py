@@ -71,7 +71,7 @@ def calibrate(folder: Path, archive: Path, files: Sequence[Path]) -> Calibrated:
         before = sample_answers(pipeline, version)
         pipeline.task.calibration = None
         asked, rows = labelled(pipeline, files)
-        kind = version.task.gives_probabilities_of
+        kind = version.gives_probabilities_of
         assert kind is not None
         found = Calibrated(learn(rows, kind), rows)
         pipeline.task.calibration = found.learned.calibration
@@ -92,7 +92,7 @@ def calibrate_trained(folder: Path, data: Path, notify: Notify) -> Calibrated | 
     """
     write(folder, recipe_text(folder), None, None)
     version = read_version(folder)
-    if version.task.gives_probabilities_of is None:
+    if version.gives_probabilities_of is None:
         return None
     try:
         files = find_files(data, "dev")
@@ -122,7 +122,7 @@ def recipe_text(folder: Path) -> str:
 
 def refuse(version: Version, archive: Path, files: Sequence[Path]) -> None:
     """Raise UserError for what cannot be calibrated, or not from these files."""
-    if version.task.gives_probabilities_of is None:
+    if version.gives_probabilities_of is None:
         raise UserError(
             f"{version}: task {version.recipe.task} gives no probabilities, so there is nothing to calibrate"
         )

@@ -8,6 +8,7 @@ import msgspec
 
 from scripts.build.recipe import Version, Weights
 from scripts.core.files import write_atomically
+from scripts.train.tables.card import learner_told, table_lines
 
 CARD_FILE = "MODEL_CARD.md"
 
@@ -65,7 +66,7 @@ def model_card(version: Version) -> str:
         lines[-1] += f", at most {most} tokens a choice"
     if version.members:
         lines.append(f"- Members: {', '.join(map(str, version.members))}")
-    if weights != Weights():
+    if weights != Weights() and recipe.table_training is None:
         lines.append(f"- Base weights: {source}")
     if weights.layers is not None:
         lines.append(f"- Encoder layers kept: {', '.join(map(str, weights.layers))}")
@@ -78,6 +79,8 @@ def model_card(version: Version) -> str:
         runs = "; ".join(f"{run.epochs} epoch{'s' * (run.epochs > 1)}, seed {run.seed}" for run in training.runs)
         mean = f"the mean of {len(training.runs)} runs: " if len(training.runs) > 1 else ""
         lines.append(f"- Trained: {known['trained']}, {how}, {mean}{runs}")
+    if recipe.table_training is not None and "trained" in known:
+        lines.append(f"- Trained: {known['trained']}, {learner_told(version)}")
     if recipe.data:
         lines += ["", "## Data", "", "| data set | source | licence |", "|---|---|---|"]
         lines += [f"| {data.name} | {data.source} | {data.licence} |" for data in recipe.data]
@@ -93,6 +96,8 @@ def model_card(version: Version) -> str:
             unrepeated = f"{100 * score['accuracy_without_repeats']:.1f}" if "accuracy_without_repeats" in score else ""
             lines.append(f"| {name} | {score['questions']:,} | {100 * score['accuracy']:.1f} | {unrepeated} |")
     lines += calibration_lines(version)
+    if version.recipe.table_training is not None and "cross_validation" in known:
+        lines += table_lines(version)
     lines += [
         "",
         "Made by `marctl train`, `marctl eval --write` and `marctl calibrate`; change model.yaml, not this page.",

@@ -58,7 +58,7 @@ class MultipleChoice(Task[Question, Choice]):
         Column("truncated", "BOOL"),
     )
     log_columns: ClassVar[tuple[LogColumn, ...]] = LOG_COLUMNS
-    gives_probabilities_of: ClassVar[Literal["choices", "event"] | None] = "choices"
+    gives_probabilities_of: Literal["choices", "event"] | None = "choices"
     calibration: Temperature | None
     encoder: PairEncoder
     model: Runtime

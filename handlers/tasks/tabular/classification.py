@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.calibration import Isotonic, Platt
+from handlers.core.calibration import METHODS, Temperature
 from handlers.core.columns import LogColumn
 from handlers.core.errors import LoadError
 from handlers.core.messages import Stamp
@@ -29,6 +29,8 @@ from handlers.tasks.tabular.task import DECIMALS, Tabular, marks_of, opened, out
 
 SMALLEST_SHARE = 1e-9
 """A probability nearer to 0 or 1 has this one's logit, about 21."""
+TINIEST_SHARE = 1e-300
+"""In place of 0, whose logarithm is no number."""
 ROUNDING = 1e-4
 """By how much probabilities in float32 may leave 0 to 1, or miss a sum of 1."""
 
@@ -42,14 +44,18 @@ class Classification(Tabular[Question, Scored]):
     explained_type: ClassVar[type[msgspec.Struct]] = ExplainedClassified
     targets: ClassVar[tuple[Target, ...]] = ("logit", "probability")
     log_columns: ClassVar[tuple[LogColumn, ...]] = CLASSIFICATION_COLUMNS
-    gives_probabilities_of: ClassVar[Literal["choices", "event"] | None] = "event"
-    calibration: Platt | Isotonic | None
+    gives_probabilities_of: Literal["choices", "event"] | None = "event"
+
+    def __init__(self, settings: ClassificationSettings, device: str = "cpu") -> None:
+        super().__init__(settings, device)
+        if len(settings.labels) > 2:
+            self.gives_probabilities_of = "choices"
 
     def load(self, folder: Path) -> None:
         super().load(folder)
         refuse_outputs(outputs_of(self.features, self.model), self.settings.labels)
-        if self.calibration is not None and len(self.settings.labels) > 2:
-            raise LoadError("a calibration is that of one event; remove it, or name two labels")
+        if self.calibration is not None and not isinstance(self.calibration, METHODS[str(self.gives_probabilities_of)]):
+            raise LoadError("a temperature calibrates three labels and more, the other methods two; calibrate it anew")
 
     @property
     def labels(self) -> Sequence[str]:
@@ -85,9 +91,11 @@ class Classification(Tabular[Question, Scored]):
 
     def shares(self, scores: NDArray[Any]) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (rows, labels)."""
-        found = probabilities(scores, logits=self.settings.output == "logit")
-        if self.calibration is not None:
-            found[:, 1] = self.calibration(found[:, 1])
+        found, calibration = probabilities(scores, logits=self.settings.output == "logit"), self.calibration
+        if isinstance(calibration, Temperature):
+            return softmax(np.log(found.clip(TINIEST_SHARE)) / calibration.of(found.shape[1]))
+        if calibration is not None:
+            found[:, 1] = calibration(found[:, 1])
             found[:, 0] = 1 - found[:, 1]
         return found
 

@@ -16,6 +16,7 @@ from scripts.train.reliability import Floats, calibration_error
 from scripts.train.tables.table import LabelledTable
 
 QUARTERS = (0.25, 0.5, 0.75)
+LEAST_ROWS = 30
 NOT_GIVEN = "not given"
 
 
@@ -29,13 +30,14 @@ class Group:
 
 
 def groups_of(table: LabelledTable, specification: Specification, edges: Mapping[str, Sequence[float]]) -> list[Group]:
-    """Of every protected feature and of those that have `edges`."""
+    """Of every protected feature and of those that have `edges`; those of few rows, which tell little but who is in
+    them, are left out."""
     found = []
     for feature in specification.sent:
         if feature.protected or feature.name in edges:
             values = table.features.column(feature.name).to_pylist()
             names = band_names(values, edges.get(feature.name)) if numeric(feature) else [text(v) for v in values]
-            found += [Group(feature.name, name, rows) for name, rows in by_name(names)]
+            found += [Group(feature.name, name, rows) for name, rows in by_name(names) if len(rows) >= LEAST_ROWS]
     return found
 
 

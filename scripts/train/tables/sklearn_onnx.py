@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression as Regression
+from threadpoolctl import threadpool_limits
 
 from handlers.features import EncodedColumn
 from handlers.features.encode import Encoded
@@ -25,7 +26,8 @@ class Estimator:
         self._estimator, self._n_columns = estimator, n_columns
 
     def probabilities(self, encoded: Encoded) -> Floats:
-        found: Floats = self._estimator.predict_proba(encoded)[:, 1].astype(np.float64)
+        with threadpool_limits(1):
+            found: Floats = self._estimator.predict_proba(encoded)[:, 1].astype(np.float64)
         return found
 
     def save(self, path: Path) -> None:
@@ -45,7 +47,8 @@ def fit(
     columns: Sequence[EncodedColumn],
     seed: int,
 ) -> Estimator:
-    return Estimator(estimator_of(learner, columns, seed).fit(encoded, labels), len(columns))
+    with threadpool_limits(1):  # the threads of small tables wait for each other more than they work
+        return Estimator(estimator_of(learner, columns, seed).fit(encoded, labels), len(columns))
 
 
 def estimator_of(

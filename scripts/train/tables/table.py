@@ -11,10 +11,13 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from handlers.core.task import Task
 from handlers.features import Specification, arrow_schema
+from handlers.features.tables import rows_of
 from scripts.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".parquet")
 SHOWN = 3
+FEATURES = "features"
+"""The field of a question that holds a row's features."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ def read_table(path: Path, specification: Specification, target: str, labels: Se
     places = label_places(path, table.column(target).to_pylist(), target, labels)
     names = [feature.name for feature in specification.sent]
     return LabelledTable(path, hashlib.sha256(content).hexdigest(), table.select(names), places)
+
+
+def questions_of(table: LabelledTable, specification: Specification, task: type[Task[Any, Any]]) -> list[Any]:
+    """Each row as a request would bring it."""
+    rows = rows_of(table.features, specification)
+    return [msgspec.convert({FEATURES: row}, task.question_type) for row in rows]
 
 
 def content_of(path: Path) -> bytes:
