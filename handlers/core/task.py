@@ -164,6 +164,11 @@ class Task(ABC, Generic[Question, Outcome]):
         """Features that may stand in a store; None if a request must bring them all."""
         return None
 
+    @property
+    def row_features(self) -> Specification | None:
+        """Of a loaded task whose questions are rows of a table, the features of one; None for all others."""
+        return None
+
     def cost(self, questions: Sequence[Question]) -> int:
         """What a request of these questions costs, in `cost_unit`s."""
         return len(questions)

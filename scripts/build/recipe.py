@@ -455,14 +455,27 @@ def weight_faults(folder: Path, recipe: Recipe) -> list[str]:
     return faults
 
 
-def find_versions(store: Path) -> list[Version]:
-    """Every recipe below a model store, by model and version; raises UserError with the faults of all of them."""
+def find_versions(store: Path, model: str | None = None) -> list[Version]:
+    """Every recipe below a model store, or of one model, by model and version; of all models, those with `autostart`.
+
+    Raises UserError with the faults of all of them.
+    """
     versions, faults = [], []
-    for path in sorted(store.glob(f"*/*/{RECIPE_FILE}")):
+    for path in sorted(store.glob(f"{model or '*'}/*/{RECIPE_FILE}")):
         try:
-            versions.append(read_version(path.parent))
+            if model or starts(path):
+                versions.append(read_version(path.parent))
         except UserError as err:
             faults.append(str(err))
     if faults:
         raise UserError("\n".join(faults))
     return versions
+
+
+def starts(path: Path) -> bool:
+    """Whether a recipe has `autostart`: asked before it is read, since it may need libraries that nobody installed."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return True  # read_version tells what is wrong
+    return not isinstance(content, dict) or content.get("autostart") is not False

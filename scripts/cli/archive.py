@@ -139,11 +139,10 @@ def choose(recipes: Path, model: str | None, version: str | None) -> list[Any]:
 
     if model and version and (recipes / model / version).is_dir():
         return [read_version(recipes / model / version)]
-    everything = find_versions(recipes)
-    chosen = [v for v in everything if model in (None, v.model) and version in (None, v.version)]
+    chosen = [v for v in find_versions(recipes, model) if version in (None, v.version)]
     if not chosen:
         wanted = f"{recipes}/{model or '*'}/{version or '*'}/model.yaml"
-        there = ", ".join(map(str, everything)) or "none"
+        there = ", ".join(map(str, find_versions(recipes))) or "none"
         raise UserError(f"no recipe {wanted}; there are: {there}. Bring a model of your own with `marctl build --from`")
     return chosen
 

@@ -91,15 +91,16 @@ def train_on_table(version: Version, data: Path) -> None:
 @json_option
 @click.argument("model")
 @click.argument("versions", nargs=-1, required=True)
-@click.option("--data", type=FOLDER, help="Folder of SET/SPLIT.jsonl files.")
+@click.option("--data", type=PLACE, help="Folder of SET/SPLIT.jsonl files; or a table, .csv or .parquet.")
 @click.option("--split", default="dev", show_default=True, help="With --data: which files.")
 @click.option(
     "--file",
     "files",
     type=click.Path(dir_okay=False, path_type=Path),
     multiple=True,
-    help="A JSONL file; more than once.",
+    help="A JSONL file, or a table; more than once.",
 )
+@click.option("--target", metavar="COLUMN", help="Of a table, the column of labels [default: as in training].")
 @recipes_option
 @store_option
 @HTML
@@ -110,6 +111,7 @@ def evaluate(
     data: Path | None,
     split: str,
     files: tuple[Path, ...],
+    target: str | None,
     recipes: Path,
     store: Path,
     html: Path | None,
@@ -122,7 +124,10 @@ def evaluate(
     Rows are JSON lines of a request's fields and `label`, such as {"question", "choices", "label"}. Where train.jsonl
     stands beside a file, accuracy is also told without the rows that stand in it.
 
+    Of a table and two labels, the area under the ROC curve and figures by group of protected features are told, too.
+
     Example: marctl eval mcqa 1.0 2.0 --data ./data
+    Example: marctl eval credit 1.0 --data ./credit.csv
     """
     from scripts.build.reader import read_archive
     from scripts.build.recipe import read_version
@@ -133,17 +138,18 @@ def evaluate(
 
     if bool(data) == bool(files):
         raise click.UsageError("give either --data or --file")
-    paths = find_files(data, split) if data else list(files)
+    paths = list(files) if data is None else [data] if data.is_file() else find_files(data, split)
     table: dict[str, list[Score]] = {}
     for version in versions:
         path = store / f"{model}-{version}.mar"
         if not path.exists():
             raise UserError(f"{path}: not built; run: marctl build {model} {version}")
-        if learned_from(read_archive(path).metadata, paths):
-            note(f"{model} {version}: its calibration was learned from these rows; MODEL_CARD.md has held-out figures")
+        known = read_archive(path).metadata
+        if learned_from(known, paths):
+            note(f"{model} {version}: it has learned from these rows; MODEL_CARD.md has held-out figures")
         note(f"{model} {version}: loading")
         with open_archive(path) as pipeline:
-            table[version] = [score(pipeline, file) for file in paths]
+            table[version] = [score(pipeline, file, target or known.get("target"), known.get("groups")) for file in paths]
         if write:
             item = read_version(recipes / model / version)
             accuracy = item.metadata.get("accuracy", {}) | {split: {s.dataset: s.record() for s in table[version]}}
@@ -159,10 +165,11 @@ def evaluate(
 
 
 def learned_from(metadata: dict[str, Any], paths: Sequence[Path]) -> bool:
-    """Whether a version's calibration was learned from one of these files: it looks better there than elsewhere."""
+    """Whether a version, or its calibration, has learned from one of these files: it looks better there."""
     from scripts.build.build import digest
 
-    known = {file["sha256"] for file in metadata.get("calibration", {}).get("files", {}).values()}
+    files = (metadata.get("calibration", {}).get("files", {}), metadata.get("training_files", {}))
+    known = {file["sha256"] for some in files for file in some.values()}
     return bool(known) and any(path.exists() and digest(path) in known for path in paths)
 
 
@@ -185,6 +192,7 @@ def figures(score: Score) -> dict[str, Any]:
     return {
         **score.record(),
         **(score.reliability.record() if score.reliability else {}),
+        **({"groups": list(score.groups)} if score.groups else {}),
         "interval_95": round(score.interval, 4),
         "chance": round(score.chance, 4),
         "cpu_seconds_per_1000": round(1000 * score.cpu_seconds / score.questions, 2),
@@ -212,10 +220,34 @@ def report(model: str, table: dict[str, list[Score]]) -> str:
                 [f"  without {first.questions - first.unrepeated} repeats", f"{first.unrepeated:,}", "", *shares]
             )
     rows.append(["mean", "", "", *(f"{100 * mean_accuracy(scores):.1f}" for scores in table.values())])
-    rows += reliability_rows(table)
+    rows += area_rows(table) + reliability_rows(table)
     costs = [1000 * sum(s.cpu_seconds for s in scores) / sum(s.questions for s in scores) for scores in table.values()]
     rows.append(["CPU-s per 1,000 questions", "", "", *(f"{cost:.2f}" for cost in costs)])
-    return columns(rows)
+    return "\n".join([columns(rows), *(group_table(f"{model} {v}", scores) for v, scores in table.items())]).rstrip()
+
+
+def area_rows(table: dict[str, list[Score]]) -> list[list[str]]:
+    """Area under the ROC curve by data set; none where the versions give no event's probability."""
+    rows = []
+    for scores in zip(*table.values(), strict=True):
+        areas = [score.area for score in scores if score.area is not None]
+        if len(areas) == len(scores):
+            cells = [f"{area:.3f} ± {interval:.3f}" for area, interval in areas]
+            rows.append([f"AUC, {scores[0].dataset}", f"{scores[0].questions:,}", "", *cells])
+    return rows
+
+
+def group_table(name: str, scores: Sequence[Score]) -> str:
+    """Of a version, figures by group; empty where there are no groups."""
+    titles = [name, "rows", "share", "mean", "AUC", "Brier", "ECE", "predicted", "false pos.", "false neg."]
+    fields = ("share", "mean_probability", "auc", "brier", "ece", "predicted_share", "false_positive_rate")
+    rows = [
+        [f"{one['feature']} {one['group']}", f"{one['rows']:,}"]
+        + ["" if one[field] is None else f"{one[field]:.3f}" for field in (*fields, "false_negative_rate")]
+        for score in scores
+        for one in score.groups
+    ]
+    return f"\n{columns([titles, *rows])}" if rows else ""
 
 
 def reliability_rows(table: dict[str, list[Score]]) -> list[list[str]]:

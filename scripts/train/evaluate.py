@@ -7,7 +7,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import yaml
 
 from handlers.archive import load
@@ -26,9 +27,13 @@ from scripts.build.reader import read_archive
 from scripts.core.errors import UserError
 from scripts.core.progress import track
 from scripts.train.questions import dataset_name
+from scripts.train.ranking import area_interval, mean_area
 from scripts.train.reliability import Judged, Reliability
+from scripts.train.tables.groups import group_record, groups_of
+from scripts.train.tables.table import LabelledTable, is_table, questions_of, read_table
 
 BATCH = 32
+Edges = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Score:
     """Questions that do not stand in the training split; None where there is no training split or no repeat."""
     judged: Judged | None = None
     """None where the task gives no probabilities."""
+    ranks: bool = False
+    """Whether `judged` has the probabilities of one event, so that rows can be ordered by them."""
+    groups: tuple[dict[str, Any], ...] = ()
+    """Of rows of a table, the figures of each group of people."""
 
     @property
     def accuracy(self) -> float:
@@ -57,6 +66,14 @@ class Score:
         return 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.questions)
 
     @cached_property
+    def area(self) -> tuple[float, float] | None:
+        """Under the ROC curve, and half its 95 % interval; None where there is no event."""
+        if self.judged is None or not self.ranks:
+            return None
+        whole, judged = [np.arange(self.questions)], self.judged
+        return mean_area(judged.confidence, judged.hit, whole), area_interval(judged.confidence, judged.hit, whole)
+
+    @cached_property
     def reliability(self) -> Reliability | None:
         return None if self.judged is None else Reliability.of(self.judged)
 
@@ -66,6 +83,8 @@ class Score:
         record: dict[str, Any] = {"accuracy": round(self.accuracy, 4), "questions": self.questions}
         if self.unrepeated and self.right_unrepeated is not None:
             record["accuracy_without_repeats"] = round(self.right_unrepeated / self.unrepeated, 4)
+        if self.area is not None:
+            record |= {"auc": round(self.area[0], 4), "auc_interval_95": round(self.area[1], 4)}
         return record
 
 
@@ -123,9 +142,13 @@ def read_rows(path: Path, task: type[Task[Any, Any]], *, skip_refused: bool = Fa
     return found
 
 
-def evaluate(pipeline: Pipeline, path: Path) -> Score:
-    """Ask every row of a data file and count the right answers; raises UserError if one is refused."""
-    task, rows = type(pipeline.task), read_rows(path, type(pipeline.task))
+def evaluate(pipeline: Pipeline, path: Path, target: str | None = None, edges: Edges | None = None) -> Score:
+    """Ask every row of a data file and count the right answers; raises UserError if one is refused.
+
+    `target`: the column of a table that has the labels; `edges`: where the groups of its numeric features begin.
+    """
+    task, table = type(pipeline.task), table_of(pipeline, path, target)
+    rows = read_rows(path, task) if table is None else table_rows(pipeline, table)
     answers, cpu_seconds = ask(pipeline, path, rows, pipeline.predict)
     hits = [task.is_right(answer, row.label) for answer, row in zip(answers, rows, strict=True)]
     fresh = [hit for hit, repeated in zip(hits, repeats(path, rows, task), strict=True) if not repeated]
@@ -139,7 +162,40 @@ def evaluate(pipeline: Pipeline, path: Path) -> Score:
         right_unrepeated=sum(fresh) if some_repeat else None,
         unrepeated=len(fresh) if some_repeat else None,
         judged=judge(pipeline.task, rows, answers),
+        ranks=pipeline.task.gives_probabilities_of == "event",
+        groups=() if table is None else groups(pipeline, table, answers, edges or {}),
     )
+
+
+def table_of(pipeline: Pipeline, path: Path, target: str | None) -> LabelledTable | None:
+    """The rows of a CSV or Parquet file; None for other files. Raises UserError."""
+    if not is_table(path):
+        return None
+    task, specification = pipeline.task, pipeline.task.row_features
+    if specification is None or not task.classes:
+        raise UserError(f"{path}: {pipeline.model} answers no rows of a table with a label; give it a JSONL file")
+    if target is None:
+        raise UserError(f"{path}: which column holds the labels? Say it with --target COLUMN")
+    return read_table(path, specification, target, task.classes)
+
+
+def table_rows(pipeline: Pipeline, table: LabelledTable) -> list[Labelled]:
+    task = pipeline.task
+    assert task.row_features is not None
+    assert task.classes is not None
+    labels = (task.classes[place] for place in table.labels)
+    return [Labelled(*row) for row in zip(questions_of(table, task.row_features, type(task)), labels, strict=True)]
+
+
+def groups(pipeline: Pipeline, table: LabelledTable, answers: Sequence[Any], edges: Edges) -> tuple[dict[str, Any], ...]:
+    """Figures by group of an event's probabilities; none of several labels'."""
+    task = pipeline.task
+    if task.gives_probabilities_of != "event" or task.row_features is None or not task.classes:
+        return ()
+    probability = np.array([task.probabilities(answer)[1] for answer in answers])
+    predicted = np.array([task.is_right(answer, task.classes[1]) for answer in answers])
+    found = groups_of(table, task.row_features, edges)
+    return tuple(group_record(group, probability, table.labels.astype(float), predicted) for group in found)
 
 
 def ask(

@@ -63,6 +63,10 @@ class Tabular(Task[Asked, Outcome]):
             raise faulty(faults, "$.entity")
 
     @property
+    def row_features(self) -> Specification:
+        return self.features.specification
+
+    @property
     def stored_features(self) -> Specification | None:
         return self.features.specification if self.features.specification.entities else None
 

@@ -77,10 +77,9 @@ def band_order(name: str) -> tuple[float, str]:
         return (np.inf, name)
 
 
-def group_record(group: Group, probability: Floats, hit: Floats, cut: float) -> dict[str, Any]:
-    """Figures of a group's rows; `cut`: the probability from which the event is predicted."""
-    p, came = probability[group.rows], hit[group.rows]
-    predicted = p >= cut
+def group_record(group: Group, probability: Floats, hit: Floats, predicted: NDArray[np.bool_]) -> dict[str, Any]:
+    """Figures of a group's rows; `predicted`: whether the event was."""
+    p, came, predicted = probability[group.rows], hit[group.rows], predicted[group.rows]
     return {
         "feature": group.feature,
         "group": group.name,

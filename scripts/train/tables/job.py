@@ -18,7 +18,8 @@ from handlers.core.calibration import Calibration
 from handlers.core.messages import Model
 from handlers.features import write_features
 from scripts.build.adopt import own_answers, rounded
-from scripts.build.lone_file import MODEL, read_specification
+from scripts.build.lone_file import MODEL
+from scripts.build.specification import read_specification
 from scripts.build.recipe import Version, read_version
 from scripts.build.table_training import Learner, TableTraining
 from scripts.core.errors import UserError
@@ -26,6 +27,7 @@ from scripts.core.files import alone, write_atomically
 from scripts.train.calibrate import Learned, Rows, Unlearnable, learn
 from scripts.train.calibration_job import recipe_text
 from scripts.train.calibration_job import write as write_recipe
+from scripts.train.evaluate import Labelled, ask
 from scripts.train.job import write_metadata
 from scripts.train.reliability import Floats
 from scripts.train.tables.baselines import baselines
@@ -131,7 +133,7 @@ def cross_validation(
         "decisions": decisions(calibrated, table.labels, cut, pair),
         "reliability": reliability_table(calibrated, table.labels),
         "groups": [
-            group_record(group, calibrated, hit, cut)
+            group_record(group, calibrated, hit, calibrated >= cut)
             for group in groups_of(table, procedure.specification, training.groups)
         ],
     }
@@ -153,7 +155,8 @@ def write_model(version: Version, folder: Path, trained: Trained, suffix: str, t
     trained.model.save(folder / f"{MODEL}{suffix}")
     settings = msgspec.structs.replace(version.settings, calibration=None)
     pipeline = pipeline_of(version.task, folder, Model(version.model, version.version), settings, "cpu")
-    outcomes = pipeline.outcomes(questions_of(table, trained.features.specification, version.task))
+    questions = questions_of(table, trained.features.specification, version.task)
+    outcomes, _ = ask(pipeline, table.path, [Labelled(question, None) for question in questions], pipeline.outcomes)
     served = [pipeline.task.probabilities(outcome)[1] for outcome in outcomes]
     most = float(np.abs(np.array(served) - trained.probabilities(table)).max())
     if most > SAME:
