@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @json_option
 @click.argument("model")
 @click.argument("version")
-@click.option("--data", type=PLACE, required=True, help="Folder of SET/train.jsonl files; or a table, .csv or .parquet.")
+@click.option(
+    "--data", type=PLACE, required=True, help="Folder of SET/train.jsonl files; or a table, .csv or .parquet."
+)
 @recipes_option
 @store_option
 @click.option(
@@ -149,7 +151,9 @@ def evaluate(
             note(f"{model} {version}: it has learned from these rows; MODEL_CARD.md has held-out figures")
         note(f"{model} {version}: loading")
         with open_archive(path) as pipeline:
-            table[version] = [score(pipeline, file, target or known.get("target"), known.get("groups")) for file in paths]
+            table[version] = [
+                score(pipeline, file, target or known.get("target"), known.get("groups")) for file in paths
+            ]
         if write:
             item = read_version(recipes / model / version)
             accuracy = item.metadata.get("accuracy", {}) | {split: {s.dataset: s.record() for s in table[version]}}
@@ -273,7 +277,21 @@ def table_figures(found: Mapping[str, Any]) -> str:
     """Cross-validated figures of a version that was trained on a table, beside those of the baselines."""
     plain, after = found["uncalibrated"], found["calibrated"]
     rows = [["cross-validation", "AUC", "Brier score", "ECE"]]
-    rows.append(["this version", f"{plain['auc']:.3f} ± {plain['auc_interval_95']:.3f}", f"{plain['brier']:.3f}", f"{plain['ece']:.3f}"])
-    rows.append([f"calibrated ({found['calibration']['form']})", "", f"{after['brier']:.3f}", f"{after['ece']:.3f} ± {after['ece_interval_95']:.3f}"])
+    rows.append(
+        [
+            "this version",
+            f"{plain['auc']:.3f} ± {plain['auc_interval_95']:.3f}",
+            f"{plain['brier']:.3f}",
+            f"{plain['ece']:.3f}",
+        ]
+    )
+    rows.append(
+        [
+            f"calibrated ({found['calibration']['form']})",
+            "",
+            f"{after['brier']:.3f}",
+            f"{after['ece']:.3f} ± {after['ece_interval_95']:.3f}",
+        ]
+    )
     rows += [[name, f"{other['auc']:.3f}", f"{other['brier']:.3f}", ""] for name, other in found["baselines"].items()]
     return columns(rows)

@@ -187,7 +187,9 @@ def table_rows(pipeline: Pipeline, table: LabelledTable) -> list[Labelled]:
     return [Labelled(*row) for row in zip(questions_of(table, task.row_features, type(task)), labels, strict=True)]
 
 
-def groups(pipeline: Pipeline, table: LabelledTable, answers: Sequence[Any], edges: Edges) -> tuple[dict[str, Any], ...]:
+def groups(
+    pipeline: Pipeline, table: LabelledTable, answers: Sequence[Any], edges: Edges
+) -> tuple[dict[str, Any], ...]:
     """Figures by group of an event's probabilities; none of several labels'."""
     task = pipeline.task
     if task.gives_probabilities_of != "event" or task.row_features is None or not task.classes:

@@ -43,7 +43,9 @@ def result_lines(version: Version, found: Figures) -> list[str]:
     for name, other in found["baselines"].items():
         gain = f"{other['auc_gain']:+.3f} ± {other['auc_gain_interval_95']:.3f}"
         rows.append([f"{name}, same folds", f"{other['auc']:.3f}", gain, f"{other['brier']:.3f}"])
-    rows += [[f"{name}, as reported with the data", f"{auc:.3f}", "", ""] for name, auc in found["quoted_baselines"].items()]
+    rows += [
+        [f"{name}, as reported with the data", f"{auc:.3f}", "", ""] for name, auc in found["quoted_baselines"].items()
+    ]
     return [
         "",
         "## Cross-validation",

@@ -19,8 +19,8 @@ from handlers.core.messages import Model
 from handlers.features import write_features
 from scripts.build.adopt import own_answers, rounded
 from scripts.build.lone_file import MODEL
-from scripts.build.specification import read_specification
 from scripts.build.recipe import Version, read_version
+from scripts.build.specification import read_specification
 from scripts.build.table_training import Learner, TableTraining
 from scripts.core.errors import UserError
 from scripts.core.files import alone, write_atomically
@@ -160,7 +160,9 @@ def write_model(version: Version, folder: Path, trained: Trained, suffix: str, t
     served = [pipeline.task.probabilities(outcome)[1] for outcome in outcomes]
     most = float(np.abs(np.array(served) - trained.probabilities(table)).max())
     if most > SAME:
-        raise UserError(f"{version}: the written model's probabilities depart from the trained one's by up to {most:.1e}")
+        raise UserError(
+            f"{version}: the written model's probabilities depart from the trained one's by up to {most:.1e}"
+        )
 
 
 def answered(version: Version, model: Path, calibration: Calibration | None) -> list[dict[str, Any]]:

@@ -51,9 +51,7 @@ def fit(
         return Estimator(estimator_of(learner, columns, seed).fit(encoded, labels), len(columns))
 
 
-def estimator_of(
-    learner: LogisticRegression | HistogramBoosting, columns: Sequence[EncodedColumn], seed: int
-) -> Any:
+def estimator_of(learner: LogisticRegression | HistogramBoosting, columns: Sequence[EncodedColumn], seed: int) -> Any:
     if isinstance(learner, LogisticRegression):
         return Regression(C=learner.c, max_iter=MOST_ITERATIONS)
     return HistGradientBoostingClassifier(

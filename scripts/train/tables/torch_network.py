@@ -67,9 +67,7 @@ def fit(learner: Network, encoded: Encoded, labels: Labels, columns: Sequence[En
 def trained(learner: Network, rows: Tensor, labels: Tensor) -> nn.Module:
     """AdamW, the learning rate by one cycle (Smith and Topin 2018, arXiv:1708.07120)."""
     network = layers(learner, rows.shape[1])
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=learner.learning_rate, weight_decay=learner.weight_decay
-    )
+    optimiser = torch.optim.AdamW(network.parameters(), lr=learner.learning_rate, weight_decay=learner.weight_decay)
     steps = learner.epochs * -(-len(rows) // learner.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learner.learning_rate, total_steps=steps)
     for _ in range(learner.epochs):
