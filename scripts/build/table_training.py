@@ -77,7 +77,7 @@ class TableTraining(Struct, frozen=True, forbid_unknown_fields=True):
     """The feature specification, relative to the recipe; what it leaves open is learned from the table."""
     seed: int = 1
     folds: Annotated[int, Meta(ge=2, le=20)] = 5
-    """Of the cross-validation that the figures come from, and of the one within each fold that chooses the candidate."""
+    """Of the cross-validation that the figures come from, and of that within each fold, which chooses the candidate."""
     groups: dict[str, list[float]] = {}
     """By numeric feature, where its groups begin: [30, 40] makes `below 30`, `30 to 40` and `40 and above`. Protected
     features of the specification are reported by group in any case, numeric ones by quarters."""

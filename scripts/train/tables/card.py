@@ -115,8 +115,8 @@ def group_lines(version: Version, found: Figures) -> list[str]:
         "",
         "## By group",
         "",
-        "On the same held-out rows, calibrated; groups of fewer than 30 rows are left out. Small groups' figures are rough: of 100 rows, a share of 0.3 has an "
-        "interval of ± 0.09, and even exact probabilities an ECE of about 0.1.",
+        "On the same held-out rows, calibrated; groups of fewer than 30 rows are left out. Small groups' figures are "
+        "rough: of 100 rows, a share of 0.3 has an interval of ± 0.09.",
         "",
         *table([*titles, f"{first}, predicted {second}", f"{second}, predicted {first}"], rows),
     ]

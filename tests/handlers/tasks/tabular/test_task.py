@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from handlers.core.calibration import Temperature, softmax
 from handlers.core.errors import HandlerError, LoadError, Unavailable
 from handlers.core.messages import Request
 from handlers.core.pipeline import Pipeline
@@ -273,14 +274,19 @@ def test_probabilities_are_calibrated_and_the_threshold_is_of_these(
     assert answer["label"] == LABELS[wanted >= 0.5]
 
 
-def test_several_classes_have_no_calibration(tmp_path: Path) -> None:
+def test_several_classes_are_calibrated_by_a_temperature(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     save_xgboost(folder / "model.ubj", target=np.arange(300) % 3, objective="multi:softprob", num_class=3)
     write_features(specification(), folder)
-    calibration = {"method": "platt", "slope": 0.5, "intercept": -1.0}
-    with pytest.raises(LoadError, match="that of one event"):
-        load_tabular(folder, labels=["a", "b", "c"], calibration=calibration)
+    plain = load_tabular(folder, labels=["a", "b", "c"])
+    cooler = load_tabular(folder, labels=["a", "b", "c"], calibration={"method": "temperature", "temperature": 2.0})
+    assert plain.task.gives_probabilities_of == "choices"
+    [(_, before)], [(_, after)] = (ask(one, [{"features": ROW}]) for one in (plain, cooler))
+    assert after["probabilities"] == pytest.approx(softmax(np.log(before["probabilities"]), Temperature(2.0)), abs=1e-5)
+    assert after["label"] == before["label"]
+    with pytest.raises(LoadError, match="a temperature calibrates three"):
+        load_tabular(folder, labels=["a", "b", "c"], calibration={"method": "platt", "slope": 0.5, "intercept": -1.0})
 
 
 def test_words_of_a_command_line_are_features(tabular: Make) -> None:
