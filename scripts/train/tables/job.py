@@ -87,8 +87,8 @@ def train_table(version: Version, path: Path, notify: Notify) -> list[Path]:
         write_model(version, model, trained, training.suffix, table)
         calibration = measured.learned.calibration
         samples = answered(version, model, calibration)
+        write_recipe(version.folder, text, calibration, samples)  # which refuses if somebody changed it meanwhile
         files = replace_folder(version, model)
-    write_recipe(version.folder, text, calibration, samples)
     write_metadata(read_version(version.folder), record)
     return files
 
