@@ -283,7 +283,9 @@ def test_several_classes_are_calibrated_by_a_temperature(tmp_path: Path) -> None
     cooler = load_tabular(folder, labels=["a", "b", "c"], calibration={"method": "temperature", "temperature": 2.0})
     assert plain.task.gives_probabilities_of == "choices"
     [(_, before)], [(_, after)] = (ask(one, [{"features": ROW}]) for one in (plain, cooler))
-    assert after["probabilities"] == pytest.approx(softmax(np.log(before["probabilities"]), Temperature(2.0)), abs=1e-5)
+    assert after["probabilities"] == pytest.approx(
+        softmax(np.log(before["probabilities"]).tolist(), Temperature(2.0)), abs=1e-5
+    )
     assert after["label"] == before["label"]
     with pytest.raises(LoadError, match="a temperature calibrates three"):
         load_tabular(folder, labels=["a", "b", "c"], calibration={"method": "platt", "slope": 0.5, "intercept": -1.0})

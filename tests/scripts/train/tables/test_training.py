@@ -143,7 +143,7 @@ def test_what_is_not_trained_by_itself_is_refused(tmp_path: Path) -> None:
     for changes, said in (
         ({"labels": ["a", "b", "c"], "costs": None}, "expected two `labels`"),
         ({"weights": {}}, "name the folder"),
-        ({"table_training": {"candidates": []}}, "table_training.candidates"),
+        ({"table_training": {"candidates": []}}, "table_training"),
         ({"table_training": {"features": "none.yaml"}}, "no file"),
         ({"table_training": {"candidates": [*SMALL["xgboost"], *SMALL["pytorch"]]}}, "several kinds"),
         ({"table_training": {"groups": {"age": [40, 30]}}}, "each above the one before"),
@@ -155,7 +155,8 @@ def test_what_is_not_trained_by_itself_is_refused(tmp_path: Path) -> None:
 
 def test_versions_without_autostart_are_built_only_when_named(tmp_path: Path) -> None:
     recipe(tmp_path, "xgboost")
-    recipe(tmp_path, "pytorch", autostart=False, libraries=["not-installed-here"])
+    with pytest.raises(UserError, match="not-installed-here"):
+        recipe(tmp_path, "pytorch", autostart=False, libraries=["not-installed-here"])
     assert [version.version for version in find_versions(tmp_path)] == ["1.0"]
     with pytest.raises(UserError, match="not-installed-here"):
         find_versions(tmp_path, "loans")

@@ -15,7 +15,7 @@ from tests.tiny_tables import FEATURES, LABELS, loans
 
 SMALL: dict[str, list[dict[str, Any]]] = {
     "xgboost": [{"kind": "xgboost", "trees": 20, "depth": 2}, {"kind": "xgboost", "trees": 10, "depth": 3}],
-    "pytorch": [{"kind": "pytorch", "networks": 2, "width": 8, "epochs": 5, "batch": 64}],
+    "pytorch": [{"kind": "pytorch", "networks": 2, "width": 8, "epochs": 30, "batch": 64, "learning_rate": 0.02}],
     "scikit-learn": [{"kind": "histogram_boosting", "trees": 20}, {"kind": "logistic_regression"}],
 }
 SAMPLES = [
@@ -51,5 +51,6 @@ def recipe(folder: Path, learner: str = "xgboost", **changes: Any) -> Version:
         "samples": [{"request": request, "expected": {}} for request in SAMPLES],
         **changes,
     }
+    content = {name: value for name, value in content.items() if value is not None}
     (place / "model.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return read_version(place)
