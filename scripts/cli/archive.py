@@ -73,7 +73,7 @@ def build(
     precision: str | None,
     force: bool,
 ) -> None:
-    """Build the archives of all recipes, of one MODEL, or of one VERSION.
+    """Build the archives of all recipes with `autostart`, of one MODEL, or of one VERSION.
 
     Only what changed is built. Every archive is packed reproducibly, loaded again from the finished file, and asked its
     sample questions; one that answers otherwise than expected is not kept.

@@ -46,8 +46,9 @@ def train(
     With a section `table_training` it learns from the rows of a table: specification, model, calibration, and figures
     by cross-validation.
 
+    \b
     Example: marctl train mcqa 2.0 --data ./data
-    Example: marctl train credit 1.0 --data ./credit.csv
+             marctl train credit 1.0 --data ./credit.csv
     """
     from scripts.build.recipe import read_version
     from scripts.train.calibration_job import calibrate_trained
@@ -128,8 +129,9 @@ def evaluate(
 
     Of a table and two labels, the area under the ROC curve and figures by group of protected features are told, too.
 
+    \b
     Example: marctl eval mcqa 1.0 2.0 --data ./data
-    Example: marctl eval credit 1.0 --data ./credit.csv
+             marctl eval credit 1.0 --data ./credit.csv
     """
     from scripts.build.reader import read_archive
     from scripts.build.recipe import read_version

@@ -12,8 +12,6 @@ from scripts.train.ranking import area_interval, difference_interval, mean_area
 from scripts.train.reliability import Floats, Reliability, diagram
 from scripts.train.tables.cross_validation import Fold, judged
 
-RESAMPLES = 1000
-
 
 def figures(probability: Floats, labels: NDArray[np.intp], folds: Sequence[Fold]) -> dict[str, Any]:
     """Area under the ROC curve, Brier score, calibration error and log loss, with half the widths of 95 % intervals."""

@@ -28,4 +28,4 @@ def fit(learner: Learner, encoded: Encoded, labels: Labels, columns: Sequence[En
 
         return xgboost_trees.fit(chosen, encoded, labels, columns, seed)
     except ImportError as err:
-        raise UserError(f"training needs {err.name}; pip install 'torchserve-marctl[train]'") from err
+        raise UserError(f"training needs {err.name}; pip install this project with its extra train") from err
