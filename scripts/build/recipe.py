@@ -404,8 +404,11 @@ def meaning_faults(version: Version) -> list[str]:
 
 def calibration_faults(version: Version) -> list[str]:
     """A calibration that the task does not apply would be a promise that nobody keeps."""
-    kind, calibration = version.gives_probabilities_of, version.recipe.calibration
-    if calibration is None or (kind and isinstance(calibration, METHODS[kind])):
+    calibration = version.recipe.calibration
+    if calibration is None:
+        return []
+    kind = version.gives_probabilities_of
+    if kind and isinstance(calibration, METHODS[kind]):
         return []
     if kind is None:
         return [f"calibration: task {version.recipe.task} gives no probabilities; remove the section"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,8 @@ from handlers.features.encode import Encoded
 from scripts.build.table_training import Network
 from scripts.train.tables.fitted import Floats, Labels
 
+OF_THIS_MACHINE = (".debug_pkl", "serialization_id")
+"""Ends of names inside a TorchScript file: paths of source files, and what is computed from them; neither is needed."""
 FARTHEST = 5.0
 """Inputs beyond count as this. Of a standardised feature these are standard deviations: a network goes on in a straight
 line where it has seen no rows."""
@@ -44,10 +49,21 @@ class Networks:
         return found
 
     def save(self, path: Path) -> None:
-        with warnings.catch_warnings(), torch.no_grad():
-            # TorchScript is no longer developed; nothing else is loaded without unpickling.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            torch.jit.trace(self._mean, torch.zeros(2, self._n_columns)).save(str(path))
+        # A process of its own: TorchScript numbers the classes of a process, and the file has their names.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            process.submit(write, self._mean, self._n_columns, path).result()
+
+
+def write(mean: Mean, n_columns: int, path: Path) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        # TorchScript is no longer developed; nothing else is loaded without unpickling.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(mean, torch.zeros(2, n_columns))), str(path))
+    with zipfile.ZipFile(path) as file:
+        kept = {name: file.read(name) for name in file.namelist() if not name.endswith(OF_THIS_MACHINE)}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in kept.items():
+            file.writestr(zipfile.ZipInfo(name), content)
 
 
 def fit(learner: Network, encoded: Encoded, labels: Labels, columns: Sequence[EncodedColumn], seed: int) -> Networks:
