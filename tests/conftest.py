@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.redis_servers import TestRedis
 from tests.tiny_models import save_tiny
 
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")  # a busy machine is slow, and no property is about that
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where the processor is shared
 
 

@@ -78,7 +78,7 @@ def test_a_fault_fails_its_own_instance(step: str, caplog: pytest.LogCaptureFixt
     assert [record.error for record in log.records] == [None, error, error, None, None]
 
 
-@pytest.mark.parametrize("outcomes", [[], [1], [None] * 4, 3, None, iter([])], ids=str)
+@pytest.mark.parametrize("outcomes", [[], [1], [None] * 4, 3, None, iter([])], ids=lambda o: f"{o}".split(" at ")[0])
 def test_a_wrong_number_of_outcomes_is_a_fault(
     outcomes: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
