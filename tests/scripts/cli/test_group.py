@@ -16,7 +16,19 @@ from scripts.stack.ports import Ports
 from scripts.stack.state import Running, State
 
 HEAVY = {"torch", "transformers", "requests", "rich.table", "psutil", "msgspec", "yaml"}
-STACK_COMMANDS = ["up", "down", "status", "register", "scale", "default", "unregister", "rollback", "ask", "batch"]
+STACK_COMMANDS = [
+    "up",
+    "down",
+    "status",
+    "register",
+    "scale",
+    "default",
+    "unregister",
+    "rollback",
+    "ask",
+    "batch",
+    "logs",
+]
 
 
 def test_help_imports_nothing_heavy() -> None:
