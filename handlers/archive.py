@@ -164,6 +164,18 @@ def read_metadata(root: Path) -> dict[str, Any]:
     return metadata
 
 
+def handlers_digest(metadata: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, over the handler code of an archive with this metadata; empty if it does not say.
+
+    Versions whose code is the same can be served by one process.
+    """
+    files = metadata.get("files")
+    if not isinstance(files, Mapping):
+        return ""
+    code = sorted(f"{path}\0{sha256}\n" for path, sha256 in files.items() if path.startswith("handlers/"))
+    return hashlib.sha256("".join(code).encode()).hexdigest() if code else ""
+
+
 def check_libraries(root: Path) -> None:
     """Raise LoadError unless every library that the archive was verified with is here, in that version or later."""
     from packaging.version import Version

@@ -34,10 +34,10 @@ import numpy as np
 import torch
 
 from handlers.archive import pipeline_of
+from handlers.core.memory import keep_memory
 from handlers.core.messages import Model, Request
 from handlers.tasks.embedding.schema import LONGEST_TEXT, EmbeddingSettings
 from handlers.tasks.embedding.task import Embedding
-from handlers.torchserve.memory import keep_memory
 from loadtest.generator import Generator, Target
 from loadtest.questions import made
 from loadtest.stack import CpuMeter, running_stack

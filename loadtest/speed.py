@@ -29,6 +29,7 @@ import torch
 import yaml
 
 from handlers.archive import CONFIG_FILE, MODEL_FOLDER, pipeline_of
+from handlers.core.memory import keep_memory
 from handlers.core.messages import Model, Request
 from handlers.core.pipeline import Pipeline
 from handlers.tasks.multiple_choice.schema import Question, pairs
@@ -38,7 +39,6 @@ from handlers.text.hub import load_model
 from handlers.text.runtime import Processor
 from handlers.text.settings import TextSettings
 from handlers.text.torch_runtime import TorchRuntime
-from handlers.torchserve.memory import keep_memory
 from loadtest.questions import bodies
 
 BATCH = 32

@@ -44,12 +44,12 @@ import requests
 import torch
 
 from handlers.archive import pipeline_of
+from handlers.core.memory import keep_memory
 from handlers.core.messages import Model, Request
 from handlers.core.pipeline import Pipeline
 from handlers.features import Features, Specification, fit, resolve_table, specification_of, write_features
 from handlers.features.tables import rows_of
 from handlers.tasks import find_task
-from handlers.torchserve.memory import keep_memory
 from loadtest.generator import Generator, Target
 from loadtest.stack import CpuMeter, running_stack
 from scripts.build.adopt import adopt

@@ -33,6 +33,9 @@ START_HEADER = "x-request-start-ms"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 """How long the gateway waits for the answer, counted from there."""
 
+LOADING_HEADER = "x-loading"
+"""On a refusal: the version is being loaded, so that the gateway asks again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

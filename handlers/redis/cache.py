@@ -130,13 +130,18 @@ class Cache:
 
     def totals(self) -> dict[str, int]:
         """For the metrics page."""
+        counts = self.counts()
+        counts["handler_cache_errors_total"] += self._link.failures + self._link.refused
+        return counts | {"handler_cache_asking": int(self.asking)}
+
+    def counts(self) -> dict[str, int]:
+        """Of this version alone, where several share a link."""
         return {
             "handler_cache_hits_total": self.hits,
             "handler_cache_misses_total": self.misses,
             "handler_cache_stale_total": self.stale,
             "handler_cache_computed_total": self.computed,
-            "handler_cache_errors_total": self.damaged + self._link.failures + self._link.refused,
-            "handler_cache_asking": int(self.asking),
+            "handler_cache_errors_total": self.damaged,
         }
 
     @property
@@ -273,15 +278,15 @@ def sooner(item: Item, other: Item) -> bool:
     return (one.cost, -one.deadline) < (two.cost, -two.deadline)
 
 
-def open_cache(task: Task[Any, Any], model: Model, digest: str) -> Cache | None:
-    """The cache of a worker; None if its version is to have none, its task cannot, or there is no Redis.
+def open_cache(task: Task[Any, Any], model: Model, digest: str, link: RedisLink | None = None) -> Cache | None:
+    """The cache of a version; None if it is to have none, its task cannot, or there is no Redis.
 
-    `digest`: of the archive.
+    `digest`: of the archive. `link`: one that the versions of a process share; otherwise it has its own.
     """
     settings = task.settings.cache_settings
     if settings is None or not task.cached:
         return None
-    link = RedisLink.from_environment()
+    link = link or RedisLink.from_environment()
     return None if link is None else Cache(settings, task, model, digest, link)
 
 

@@ -138,13 +138,21 @@ def lacking(key: str, name: str, *, answered: bool) -> HandlerError:
     return Invalid(f"{key} has no usable {name} in the feature store; {place}")
 
 
-def open_features(task: Task[Any, Any]) -> Store | None:
-    """The store of a worker; None if its task has no stored features, or there is no Redis."""
+def features_link() -> RedisLink | None:
+    """To the Redis that holds features; None without one."""
+    variable = FEATURES_URL_VARIABLE if os.environ.get(FEATURES_URL_VARIABLE) else URL_VARIABLE
+    return RedisLink.from_environment(REPLY_TIMEOUT_S, variable)
+
+
+def open_features(task: Task[Any, Any], link: RedisLink | None = None) -> Store | None:
+    """The store of a version; None if its task has no stored features, or there is no Redis.
+
+    `link`: one that the versions of a process share; otherwise it has its own.
+    """
     specification = task.stored_features
     if specification is None or not specification.entities:
         return None
-    variable = FEATURES_URL_VARIABLE if os.environ.get(FEATURES_URL_VARIABLE) else URL_VARIABLE
-    link = RedisLink.from_environment(REPLY_TIMEOUT_S, variable)
+    link = link or features_link()
     if link is None:
         return None
     link.wait_available(START_S)

@@ -214,9 +214,10 @@ class PredictionLog:
         version: str,
         digest: str,
         link: RedisLink,
+        writer: LogWriter | None = None,
     ) -> None:
-        """`link`: of this log alone; its thread is the only one that asks it. The environment says where to spill
-        (handlers/redis/spill.py).
+        """`link`: of the writer's thread, which is the only one that asks it; `writer`: one of this log's own if left
+        out. The environment says where to spill (handlers/redis/spill.py).
 
         Raises LoadError for columns that the log cannot have.
         """
@@ -240,15 +241,13 @@ class PredictionLog:
         self._queue: deque[Entry] = deque()
         self._queued_bytes = 0
         self._lock = threading.Lock()
-        self._waiting = threading.Event()
-        self._closing = threading.Event()
         self._encode = msgspec.msgpack.Encoder(enc_hook=plain_number).encode
         self._encode_input = msgspec.json.Encoder().encode
         label_type, example = LABEL_TYPES[declaration.label_type]
         self._feedback_example = f'{{"prediction_id": "...", "label": {example}}}'
         self._decode_feedback = msgspec.json.Decoder(feedback_type(label_type)).decode
-        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
-        self._thread.start()
+        self._writer_thread = writer or LogWriter()
+        self._writer_thread.add(self)
 
     def add(self, record: Logged) -> None:
         """Remember what became of one question, unless it is outside of the sampled share: some microseconds, and never
@@ -305,9 +304,16 @@ class PredictionLog:
 
     def close(self) -> None:
         """Write what is queued, for at most a second."""
-        self._closing.set()
-        self._waiting.set()
-        self._thread.join(CLOSE_S)
+        self._writer_thread.close()
+
+    def leave(self) -> None:
+        """Write what is queued, without being waited for, and nothing afterwards: the version leaves this worker."""
+        self._writer_thread.remove(self)
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything is still to be written."""
+        return bool(self._queue or self._unsure)
 
     def _put(self, entry: Entry) -> None:
         """With the lock held."""
@@ -316,8 +322,7 @@ class PredictionLog:
         while len(self._queue) > QUEUE_RECORDS or self._queued_bytes > QUEUE_BYTES:
             self._queued_bytes -= weight(self._queue.popleft())
             self.dropped += 1
-        if not self._waiting.is_set():
-            self._waiting.set()
+        self._writer_thread.wake()
 
     def _take(self) -> list[Entry]:
         with self._lock:
@@ -325,26 +330,26 @@ class PredictionLog:
             self._queued_bytes -= sum(map(weight, entries))
         return entries
 
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            self._waiting.wait(None if self._unsure is None else RETRY_S)
-            self._closing.wait(GATHER_S)
-            self._waiting.clear()
-            try:
-                self._flush()
-            except Exception:
-                self._lose(0, "could not write records")
-        self._spill_unsure()
+    def flush(self, closing: threading.Event) -> None:
+        """Write what is queued, to Redis or else to the spill file. Without either it stays in the queue.
 
-    def _flush(self) -> None:
-        """Write what is queued, to Redis or else to the spill file. Without either it stays in the queue."""
-        while self._queue or self._unsure:
-            if self._link.available or (not self._closing.wait(RETRY_S) and self._link.available):
-                self._send_next()
-            elif self._spill is not None and self._queue:
-                self._spill_batch(self._next_batch())
-            elif self._closing.is_set() or self._spill is not None:
-                return
+        For the writer's thread, as is `spill_unsure`.
+        """
+        try:
+            while self.waits:
+                if self._link.available or (not closing.wait(RETRY_S) and self._link.available):
+                    self._send_next()
+                elif self._spill is not None and self._queue:
+                    self._spill_batch(self._next_batch())
+                elif closing.is_set() or self._spill is not None:
+                    return
+        except Exception:
+            self._lose(0, "could not write records")
+
+    @property
+    def unsure(self) -> bool:
+        """Whether a batch is to be sent again whose reply did not come."""
+        return self._unsure is not None
 
     def _send_next(self) -> None:
         """One batch. Without a reply it is kept, to be sent again; one that Redis refuses goes to the spill file."""
@@ -382,7 +387,7 @@ class PredictionLog:
         else:
             self._lose(len(batch))
 
-    def _spill_unsure(self) -> None:
+    def spill_unsure(self) -> None:
         """At the end a record that comes twice is better than none; readers can tell by writer and sequence."""
         if self._unsure is not None:
             self._spill_batch(self._unsure)
@@ -457,6 +462,63 @@ class PredictionLog:
         return spill
 
 
+class LogWriter:
+    """The thread that writes what the logs of a process have queued, one after the other."""
+
+    def __init__(self, gather_s: float = GATHER_S) -> None:
+        self._gather_s = gather_s
+        self._logs: list[PredictionLog] = []
+        self._leaving: list[PredictionLog] = []
+        self._lock = threading.Lock()
+        self._waiting = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def add(self, log: PredictionLog) -> None:
+        with self._lock:
+            self._logs.append(log)
+
+    def remove(self, log: PredictionLog) -> None:
+        """Once what it has queued is written."""
+        with self._lock:
+            self._leaving.append(log)
+        self.wake()
+
+    def wake(self) -> None:
+        if not self._waiting.is_set():
+            self._waiting.set()
+
+    def close(self) -> None:
+        """Write what is queued, for at most a second."""
+        self._closing.set()
+        self._waiting.set()
+        self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._waiting.wait(RETRY_S if any(log.unsure for log in self._all()) else None)
+            self._closing.wait(self._gather_s)
+            self._waiting.clear()
+            for log in self._all():
+                if log.waits:
+                    log.flush(self._closing)
+            self._forget()
+        for log in self._all():
+            log.spill_unsure()
+
+    def _all(self) -> list[PredictionLog]:
+        with self._lock:
+            return list(self._logs)
+
+    def _forget(self) -> None:
+        """Those that leave and have nothing left to write."""
+        with self._lock:
+            gone = [log for log in self._leaving if not log.waits]
+            self._leaving = [log for log in self._leaving if log not in gone]
+            self._logs = [log for log in self._logs if log not in gone]
+
+
 def weight(entry: Entry) -> int:
     return entry.record.size_bytes if isinstance(entry, Queued) else 0
 
@@ -491,14 +553,26 @@ def feedback_type(label_type: Any) -> Any:
     return msgspec.defstruct("Feedback", [("label", label_type)], bases=(Feedback,), frozen=True)
 
 
-def open_log(task: Task[Any, Any], model: Model, digest: str) -> PredictionLog | None:
-    """The log of a worker; None if it is to keep none, or has no Redis. Raises LoadError."""
+def open_log(
+    task: Task[Any, Any],
+    model: Model,
+    digest: str,
+    link: RedisLink | None = None,
+    writer: LogWriter | None = None,
+) -> PredictionLog | None:
+    """The log of a version; None if it is to keep none, or there is no Redis. Raises LoadError.
+
+    `link` and `writer`: those that the versions of a process share; otherwise it has its own.
+    """
     settings = task.settings.log
-    link = RedisLink.from_environment(REPLY_TIMEOUT_S) if settings.share > 0 else None
+    if settings.share <= 0:
+        return None
+    link = link or RedisLink.from_environment(REPLY_TIMEOUT_S)
     if link is None:
         return None
     label_types: list[LabelType] = [name for name, (kind, _) in LABEL_TYPES.items() if kind is task.label_type]
     declaration = Declaration(model.name, task.log_columns, *label_types)
-    opened = PredictionLog(settings, declaration, model.version, digest, link)
-    atexit.register(opened.close)
+    opened = PredictionLog(settings, declaration, model.version, digest, link, writer)
+    if writer is None:
+        atexit.register(opened.close)
     return opened

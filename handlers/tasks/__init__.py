@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from handlers.core.errors import LoadError
 from handlers.core.task import Task
@@ -67,12 +67,9 @@ def defined_in(file: Path, name: str) -> type[Task[Any, Any]]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as err:
+        del sys.modules[name]
         raise LoadError(f"{file.name}{line_of(err, file)}: {type(err).__name__}: {err}") from err
-    found = [
-        kind
-        for kind in vars(module).values()
-        if inspect.isclass(kind) and issubclass(kind, Task) and kind.__module__ == name
-    ]
+    found = [kind for kind in vars(module).values() if is_task_of(kind, name)]
     ready = [kind for kind in found if not inspect.isabstract(kind)]
     if len(ready) == 1:
         return ready[0]
@@ -89,6 +86,11 @@ def defined_in(file: Path, name: str) -> type[Task[Any, Any]]:
         f"{file.name} defines no task; expected a class like `class Sentiment(Task[Text, Label])`, "
         "with `from handlers import Task`"
     )
+
+
+def is_task_of(kind: Any, module: str) -> TypeGuard[type[Task[Any, Any]]]:
+    """Whether a module defines this task. (issubclass would go through all tasks that the process ever loaded.)"""
+    return inspect.isclass(kind) and kind.__module__ == module and Task in kind.__mro__
 
 
 def line_of(err: BaseException, file: Path) -> str:

@@ -13,35 +13,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import archive_digest, check_samples, load
-from handlers.core.errors import HandlerError, LoadError, ModelFault, NotSupported
-from handlers.core.forms import encode_json, refusal
+from handlers.core.errors import LoadError
 from handlers.core.log_lines import log_in_json
-from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline, printable
-from handlers.protocols.open_inference import forms
-from handlers.redis.cache import open_cache
-from handlers.redis.features import open_features
-from handlers.redis.log import open_log
+from handlers.core.memory import keep_memory, share_memory
+from handlers.core.messages import Model, Request
+from handlers.core.pipeline import Pipeline
+from handlers.serving import answer_all, open_version
+from handlers.shared.host import Host
+from handlers.shared.report import begin_report
+from handlers.shared.settings import SharedSettings
 from handlers.torchserve.heartbeat import begin_heartbeat
-from handlers.torchserve.memory import keep_memory
-from handlers.torchserve.metrics import WorkerMetrics, reserve
+from handlers.torchserve.host_metrics import FILE_BYTES, HostMetrics
+from handlers.torchserve.metrics import BatchMetrics, WorkerMetrics, reserve
 from handlers.torchserve.process_figures import begin_process_figures
 from handlers.torchserve.waiting import Wait, Waiting
 from handlers.torchserve.worker_socket import read_in_pieces
 
-log = logging.getLogger(__name__)
-
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 BODY_FIELDS = ("body", "data")
 """Where TorchServe puts a raw body, and the form fields in which its own clients send one."""
-FEEDBACK = "feedback"
-"""What follows a version's path where a true label comes instead of a question (TorchServe's header `url_path`)."""
 REPLY_SENT_S = 0.2
 """After this time a reply has left the process."""
 
-_pipeline: Pipeline | None = None
-_metrics: WorkerMetrics | None = None
+SHARED = "shared"
+"""Section of model-config.yaml of a worker that holds many versions."""
+
+_served: Pipeline | Host | None = None
+_metrics: BatchMetrics | None = None
 _waiting = Waiting()
 
 
@@ -50,17 +48,19 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
 
     Returns bytes only, one per request: any other type can end the worker (see ts/protocol/otf_message_handler.py).
     """
-    global _pipeline, _metrics
-    if _pipeline is None or _metrics is None:
-        _pipeline = initialize(context)
+    global _served, _metrics
+    if _served is None or _metrics is None:
+        _served = initialize(context)
         # By the name it is registered under: explainer workers are counted apart from those that predict.
-        _metrics = WorkerMetrics(context.model_name, _pipeline.model.version, _pipeline)
-        begin_process_figures(context.model_name, _pipeline.model.version)
+        name, version = context.model_name, context.manifest["model"]["modelVersion"]
+        _metrics = metrics_of(_served, name, version)
+        begin_process_figures(name, version)
     if data is None:
         return None
     requests = requests_of(data, context)
-    replies = _metrics.watch(partial(answer_all, _pipeline), requests)
-    if _pipeline.broken:
+    answer = _served.answer if isinstance(_served, Host) else partial(answer_all, _served)
+    replies = _metrics.watch(answer, requests)
+    if _served.broken:
         end_worker()
     for i, reply in enumerate(replies):
         if reply.code != 200:
@@ -72,32 +72,8 @@ def handle(data: list[dict[str, Any]] | None, context: Any) -> list[bytes] | Non
     return [reply.body for reply in replies]
 
 
-def answer_all(pipeline: Pipeline, requests: Sequence[Request]) -> list[Reply]:
-    """One reply per request, in order, whether it asks or brings a label."""
-    labels = [request.header("url_path") == FEEDBACK for request in requests]
-    if not any(labels):
-        return pipeline.answer(requests)
-    asked = [request for request, label in zip(requests, labels, strict=True) if not label]
-    answers = iter(pipeline.answer(asked))
-    return [
-        take_label(pipeline, request) if label else next(answers)
-        for request, label in zip(requests, labels, strict=True)
-    ]
-
-
-def take_label(pipeline: Pipeline, request: Request) -> Reply:
-    """Keep the true label of an earlier prediction in the log."""
-    headers = {"x-model-version": pipeline.model.version}
-    try:
-        if pipeline.log is None:
-            raise NotSupported(f"model {pipeline.model} keeps no prediction log, so it takes no labels")
-        feedback = pipeline.log.label(request.body)
-    except HandlerError as err:
-        return refusal(err, headers)
-    except Exception:
-        log.exception("%s: keeping a label failed, request %s", pipeline.model, printable(request.id))
-        return refusal(ModelFault(f"model {pipeline.model} failed on this label"), headers)
-    return Reply(encode_json(feedback), 202, "Accepted", headers)
+def metrics_of(served: Pipeline | Host, name: str, version: str) -> BatchMetrics:
+    return HostMetrics(name, version, served) if isinstance(served, Host) else WorkerMetrics(name, version, served)
 
 
 def requests_of(data: Sequence[Mapping[str, Any]], context: Any) -> list[Request]:
@@ -156,45 +132,48 @@ def as_bytes(body: Any) -> bytes | None:
     return None
 
 
-def initialize(context: Any) -> Pipeline:
-    """Load the version and ask its samples.
+def initialize(context: Any) -> Pipeline | Host:
+    """Load the version and ask its samples, or begin to hold many.
 
     A LoadError is logged as one line, which `marctl register` quotes, and ends the worker.
     """
     quiet_server_logs()
-    reserve()
-    read_in_pieces()
-    keep_memory()
-    properties = context.system_properties
+    config = context.model_yaml_config or {}
     named = context.manifest["model"]
     model = Model(named["modelName"], named["modelVersion"])
-    gpu = properties.get("gpu_id")
+    gpu = context.system_properties.get("gpu_id")
     device = "cpu" if gpu is None else f"cuda:{gpu}"
-    root = Path(properties["model_dir"])
+    root = Path(context.system_properties["model_dir"])
+    read_in_pieces()
     try:
-        pipeline = load(root, model, (context.model_yaml_config or {}).get("handler"), device)
-        os.nice(pipeline.settings.nice)
-        check_samples(pipeline, root)
-        open_stores(pipeline, archive_digest(root))
+        served = begin_host(root, config[SHARED], device) if SHARED in config else begin(root, model, config, device)
     except LoadError as err:
         print(f"LoadError: {model}: {err}", file=sys.stderr, flush=True)
         raise
     begin_heartbeat()
     # Until here TorchServe's own words, from which `marctl register` reads why a version failed.
     log_in_json("worker", model=context.model_name, version=model.version)
+    return served
+
+
+def begin(root: Path, model: Model, config: Mapping[str, Any], device: str) -> Pipeline:
+    """A worker of one version. Raises LoadError."""
+    reserve()
+    keep_memory()
+    pipeline = open_version(root, model, config.get("handler"), device)
+    os.nice(pipeline.settings.nice)
     return pipeline
 
 
-def open_stores(pipeline: Pipeline, digest: str) -> None:
-    """Cache, log, features and protocols: what a server adds. `digest`: of the archive."""
-    task, model = pipeline.task, pipeline.model
-    pipeline.forms.update(forms(pipeline))
-    pipeline.cache = open_cache(task, model, digest)
-    pipeline.log = open_log(task, model, digest)
-    task.store = open_features(task)
-    if pipeline.explainer is not None:
-        pipeline.explainer.log = pipeline.log
-        pipeline.explainer.task.store = task.store
+def begin_host(root: Path, section: Any, device: str) -> Host:
+    """A worker of many versions, none of which is loaded yet. Raises LoadError."""
+    reserve(file_bytes=FILE_BYTES)
+    share_memory()
+    settings = SharedSettings.load(section)
+    host = Host(root, settings, device)
+    os.nice(settings.nice)
+    begin_report(host, root)
+    return host
 
 
 def end_worker() -> None:

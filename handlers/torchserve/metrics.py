@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from handlers.core.messages import ROLE_HEADER, SAMPLE_HEADER, Reply, Request
 from handlers.core.pipeline import Exchange, Pipeline, Times
@@ -65,6 +65,14 @@ TEXTS = {
     "handler_features_asking": "1, or 0 while a worker leaves a feature store alone that did not answer.",
     "handler_member_failures_total": "Questions that a member of an ensemble failed on, or was too late for.",
     "handler_members_missing": "Members of an ensemble that could not be loaded.",
+    "handler_shared_loads_total": "Versions that shared workers loaded.",
+    "handler_shared_load_seconds_total": "Time that these loads took.",
+    "handler_shared_load_failures_total": "Loads that failed.",
+    "handler_shared_evictions_total": "Versions that left a shared worker's memory for others.",
+    "handler_shared_cold_requests_total": "Requests that found their version not loaded.",
+    "handler_shared_cold_refused_total": "Those of them that could not wait for the load.",
+    "handler_shared_resident_versions": "Versions that shared workers hold.",
+    "handler_shared_resident_bytes": "Memory that these take.",
     "handler_explanations_total": "Explanations given.",
     "handler_explanations_incomplete_total": "Explanations whose scores do not sum to the change that they explain.",
     "handler_explanation_seconds_total": "Time that explanations took.",
@@ -72,10 +80,12 @@ TEXTS = {
     "handler_imputed_total": "Values that were missing in questions and filled in.",
     "handler_clipped_total": "Values that were outside of their range and held to it.",
 }
+SUMMED = ("handler_shared_resident_versions", "handler_shared_resident_bytes")
+"""States that are added up over the workers."""
 BATCH_COUNTS = ("handler_batches_total", "handler_requests_total", "handler_seconds_total")
 
 
-def reserve(environ: MutableMapping[str, str] = os.environ) -> None:
+def reserve(environ: MutableMapping[str, str] = os.environ, file_bytes: int = FILE_BYTES) -> None:
     """Take the room of this process's files; to be called before prometheus_client is first imported.
 
     A memory-mapped file with holes ends its process by a signal when it finds the disk full. Without room there are no
@@ -89,7 +99,7 @@ def reserve(environ: MutableMapping[str, str] = os.environ) -> None:
             file = Path(folder, f"{kind}_{os.getpid()}.db")
             partial = file.with_suffix(".partial")
             with partial.open("wb") as opened:
-                os.posix_fallocate(opened.fileno(), 0, FILE_BYTES)
+                os.posix_fallocate(opened.fileno(), 0, file_bytes)
             os.replace(partial, file)
     except OSError as err:
         log.warning("no metrics of this worker: cannot write to %s (%s)", folder, err.strerror)
@@ -98,25 +108,25 @@ def reserve(environ: MutableMapping[str, str] = os.environ) -> None:
         del environ[FOLDER_VARIABLE]
 
 
-class WorkerMetrics:
-    """One worker's figures of one model."""
+class Counting(Protocol):
+    """What a worker serves, and what its parts count."""
 
-    def __init__(self, model: str, version: str, pipeline: Pipeline) -> None:
-        """`model`: the name that it is registered under. What the pipeline's parts count is written a second later,
-        for the log works on after a batch is answered."""
+    def totals(self) -> Mapping[str, float]: ...
+
+
+class BatchMetrics:
+    """One worker's figures of its batches, and of what it serves."""
+
+    def __init__(self, model: str, version: str, served: Counting) -> None:
+        """`model`: the name that it is registered under. What the served parts count is written a second later, for the
+        log works on after a batch is answered."""
         self._labels = (model, version)
-        self._pipeline = pipeline
+        self._served = served
         self._told: dict[str, float] = {}
         self._figures: dict[str, Any] = {name: self._figure(name) for name in BATCH_COUNTS}
-        self._by_role = RoleFamilies(pipeline.task)
-        self._roles: dict[str, RoleFigures] = {}
-        self._exemplars = Exemplars(model, version)
         self._began = 0.0
         self._answered = threading.Event()
         self._make_batch_figures()
-        for watched in (pipeline, pipeline.explainer):
-            if watched is not None:
-                watched.watcher = self
         threading.Thread(target=self._run, name="worker-metrics", daemon=True).start()
 
     def watch(self, answer: Callable[[Sequence[Request]], list[Reply]], requests: Sequence[Request]) -> list[Reply]:
@@ -127,28 +137,13 @@ class WorkerMetrics:
             replies = answer(requests)
         finally:
             self._inflight.dec()
-        seconds = time.monotonic() - self._began
-        self._count_requests([request.queue_ms for request in requests], replies, seconds)
+        self._count_batch(requests, replies, time.monotonic() - self._began)
         self._answered.set()
         return replies
 
-    def see(self, batch: Sequence[Exchange], times: Times) -> None:
-        """Count what the pipeline did for these requests, which have their answers; called within `watch`."""
-        if times.inference:
-            self._inference.observe(times.inference)
-        took_s = time.monotonic() - self._began
-        by_role: dict[str, list[Exchange]] = defaultdict(list)
-        for exchange in batch:
-            by_role[role_of(exchange.request.headers)].append(exchange)
-        for role, exchanges in by_role.items():
-            figures = self._roles.get(role)
-            if figures is None:
-                figures = self._roles[role] = RoleFigures(self._by_role, (*self._labels, role), self._exemplars)
-            figures.count(exchanges, times, took_s)
-
     def flush(self) -> None:
-        """Write what the pipeline's parts count: `..._total` by what it grew, states as they are."""
-        for name, value in self._pipeline.totals().items():
+        """Write what the served parts count: `..._total` by what it grew, states as they are."""
+        for name, value in self._served.totals().items():
             figure = self._figures.get(name)
             if figure is None:
                 figure = self._figures[name] = self._figure(name)
@@ -157,20 +152,20 @@ class WorkerMetrics:
             elif value > self._told.get(name, 0):
                 figure.inc(value - self._told.get(name, 0))
             self._told[name] = value
-        folder = os.environ.get(FOLDER_VARIABLE)
-        if folder is not None:
-            self._exemplars.write(Path(folder))
 
-    def _count_requests(self, waits: Sequence[float | None], replies: Sequence[Reply], seconds: float) -> None:
-        known = [wait / 1000 for wait in waits if wait is not None]
+    def _count_batch(self, requests: Sequence[Request], replies: Sequence[Reply], seconds: float) -> None:
+        known = [request.queue_ms / 1000 for request in requests if request.queue_ms is not None]
         observe(self._wait, known)
         # Without the gateway a request's time begins at the worker.
-        observe(self._latency, [wait + seconds for wait in known] + [seconds] * (len(waits) - len(known)))
+        observe(self._latency, [wait + seconds for wait in known] + [seconds] * (len(requests) - len(known)))
         self._size.observe(len(replies))
-        for status, count in Counter(reply.code for reply in replies).items():
-            self._requests.labels(*self._labels, str(status)).inc(count)
+        self._count_statuses(requests, replies)
         for name, value in zip(BATCH_COUNTS, (1, len(replies), seconds), strict=True):
             self._figures[name].inc(value)
+
+    def _count_statuses(self, requests: Sequence[Request], replies: Sequence[Reply]) -> None:
+        for status, count in Counter(reply.code for reply in replies).items():
+            self._requests.labels(*self._labels, str(status)).inc(count)
 
     def _figure(self, name: str) -> Any:
         """A counter or a state of this worker's model."""
@@ -180,7 +175,8 @@ class WorkerMetrics:
         text = TEXTS.get(name, name)
         if is_count(name):
             return Total(name, text, LABELS, registry=None).labels(*self._labels)
-        return Gauge(name, text, LABELS, registry=None, multiprocess_mode="livemin").labels(*self._labels)
+        mode: Literal["livesum", "livemin"] = "livesum" if name in SUMMED else "livemin"
+        return Gauge(name, text, LABELS, registry=None, multiprocess_mode=mode).labels(*self._labels)
 
     def _make_batch_figures(self) -> None:
         from prometheus_client import Counter as Total
@@ -210,6 +206,41 @@ class WorkerMetrics:
                 self.flush()
             except Exception:
                 log.exception("the worker's figures could not be written")
+
+
+class WorkerMetrics(BatchMetrics):
+    """The figures of a worker of one version."""
+
+    def __init__(self, model: str, version: str, pipeline: Pipeline) -> None:
+        """`model`: the name that it is registered under."""
+        self._by_role = RoleFamilies(pipeline.task)
+        self._roles: dict[str, RoleFigures] = {}
+        self._exemplars = Exemplars(model, version)
+        super().__init__(model, version, pipeline)
+        for watched in (pipeline, pipeline.explainer):
+            if watched is not None:
+                watched.watcher = self
+
+    def see(self, batch: Sequence[Exchange], times: Times) -> None:
+        """Count what the pipeline did for these requests, which have their answers; called within `watch`."""
+        if times.inference:
+            self._inference.observe(times.inference)
+        took_s = time.monotonic() - self._began
+        by_role: dict[str, list[Exchange]] = defaultdict(list)
+        for exchange in batch:
+            by_role[role_of(exchange.request.headers)].append(exchange)
+        for role, exchanges in by_role.items():
+            figures = self._roles.get(role)
+            if figures is None:
+                figures = self._roles[role] = RoleFigures(self._by_role, (*self._labels, role), self._exemplars)
+            figures.count(exchanges, times, took_s)
+
+    def flush(self) -> None:
+        """Write also the last request of each bucket."""
+        super().flush()
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if folder is not None:
+            self._exemplars.write(Path(folder))
 
 
 class RoleFamilies:

@@ -274,9 +274,12 @@ def schema_of(*types: type) -> dict[str, Any]:
 def server_config(version: Version) -> dict[str, Any]:
     """model-config.yaml: TorchServe's own keys (ModelConfig.java, 0.12.0), and the handler's section."""
     recipe = version.recipe
+    workers = 1 if recipe.workers == "shared" else recipe.workers
     return {
-        "minWorkers": recipe.workers,
-        "maxWorkers": max(recipe.workers, 1),
+        "minWorkers": workers,
+        "maxWorkers": workers,
+        # For the stack; TorchServe, which does not know it, starts a worker as for any other archive.
+        **({"shared": True} if recipe.workers == "shared" else {}),
         "batchSize": recipe.batching.batch_size,
         "maxBatchDelay": recipe.batching.max_delay_ms,
         "jobQueueSize": recipe.batching.queue_size,

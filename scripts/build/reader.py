@@ -61,6 +61,8 @@ class Archive:
     """As many as its own configuration asks for."""
     explainers: int | None = None
     """The same for workers that explain; None where its recipe asks for no explanations."""
+    shared: bool = False
+    """Whether it asks for a place in a worker that holds many versions."""
 
     @property
     def task(self) -> type[Task[Any, Any]]:
@@ -103,8 +105,9 @@ def read_archive(path: Path) -> Archive:
             manifest = json.loads(read_text(file, MANIFEST))
             samples = json.loads(read_text(file, SAMPLES_FILE)) if SAMPLES_FILE in files else []
             metadata = json.loads(read_text(file, METADATA)) if METADATA in files else {}
-            workers = worker_count(file, config_file(manifest, files))
-            explainers = worker_count(file, EXPLAIN_CONFIG) if EXPLAIN_CONFIG in files else None
+            config = read_config(file, config_file(manifest, files))
+            workers, shared = worker_count(config), config.get("shared") is True
+            explainers = worker_count(read_config(file, EXPLAIN_CONFIG)) if EXPLAIN_CONFIG in files else None
         with path.open("rb") as raw:
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
         name, version = manifest["model"]["modelName"], manifest["model"]["modelVersion"]
@@ -122,6 +125,7 @@ def read_archive(path: Path) -> Archive:
             files=files,
             workers=workers,
             explainers=explainers,
+            shared=shared,
         )
     except FileNotFoundError as err:
         raise UserError(f"{path}: no such file; expected a model archive (.mar)") from err
@@ -160,15 +164,23 @@ def config_file(manifest: dict[str, Any], files: Mapping[str, int]) -> str | Non
     return name if name in files else None
 
 
-def worker_count(file: zipfile.ZipFile, config: str | None) -> int:
-    """As TorchServe would start: `minWorkers`, or 1. Raises ValueError for YAML that grows when it is read."""
-    if config is None:
-        return 1
+def read_config(file: zipfile.ZipFile, name: str | None) -> dict[str, Any]:
+    """A configuration; empty where there is none. Raises ValueError, also for YAML that grows when it is read."""
+    if name is None:
+        return {}
     try:
-        content = read_yaml(read_text(file, config))
+        content = read_yaml(read_text(file, name))
     except YamlInvalid as err:
-        raise ValueError(f"{config}: {err}") from err
-    asked = content.get("minWorkers", 1) if isinstance(content, dict) else None
+        raise ValueError(f"{name}: {err}") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: expected a mapping, got {type(content).__name__}")
+    worker_count(content, name)
+    return content
+
+
+def worker_count(config: Mapping[str, Any], name: str = "") -> int:
+    """As TorchServe would start: `minWorkers`, or 1. Raises ValueError; `name`: of the configuration's file."""
+    asked = config.get("minWorkers", 1)
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 0:
-        raise ValueError(f"{config}: minWorkers must be a whole number, got {asked!r}")
+        raise ValueError(f"{name}: minWorkers must be a whole number, got {asked!r}")
     return asked

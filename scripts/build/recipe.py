@@ -159,7 +159,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     libraries: list[str] = []
     """Further distributions that a task of one's own needs; the archive asks for the versions that are installed."""
     threads: Positive = 1
-    workers: Positive = 1
+    workers: Positive | Literal["shared"] = 1
+    """`shared`: no process of its own, but a place in one that holds many small versions and loads them on demand."""
     batching: Batching = Batching()
     log: Log = Log()
     cache: CacheSettings | bool = CacheSettings()

@@ -103,6 +103,10 @@ def unregister(state: Path, reason: str, model: str, version: str, force: bool) 
     result(content, text)
 
 
+def described(asked: object) -> str:
+    return "a place in a shared worker" if asked == "shared" else f"{asked} workers"
+
+
 def tell(state: Path, change: Change, model: str, version: str, text: str) -> None:
     """The version as it is now; as it is declared where no stack runs."""
     from scripts.core.explainers import SUFFIX
@@ -112,9 +116,11 @@ def tell(state: Path, change: Change, model: str, version: str, text: str) -> No
     name = model.removesuffix(SUFFIX)
     declared = change.document.models[name].versions[version]
     is_default = model == name and change.document.models[name].default == version
-    asked = declared.workers if model == name else declared.explainers
+    asked: int | str | None = declared.workers if model == name else declared.explainers
     ready = 0
-    if change.followed:
+    if declared.shared:
+        asked, text = "shared", text if "{ready}" not in text else "is served by a shared worker"
+    elif change.followed:
         ready = Stack.open(State(state)).management.describe(model, version).ready
     content = {
         "model": model,
@@ -125,6 +131,6 @@ def tell(state: Path, change: Change, model: str, version: str, text: str) -> No
         "archive": declared.file,
         "revision": change.revision.revision,
     }
-    words = text.format(ready=ready) if change.followed else f"is declared, with {asked} workers; no stack runs"
+    words = text.format(ready=ready) if change.followed else f"is declared, with {described(asked)}; no stack runs"
     suffix = " (default)" if is_default and "default" not in words else ""
     result(content, f"{model} {version} {words}{suffix}")

@@ -199,7 +199,15 @@ def describe(content: dict[str, Any]) -> str:
     head += describe_log(content["log"])
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     rows = table([TITLES, *(cells(row) for row in content["versions"])])
-    return "\n".join([head + rows, "", *describe_declared(content), *describe_nodes(content)])
+    shared = [line for each in content["shared"] for line in describe_shared(each)]
+    return "\n".join([head + rows, "", *shared, *describe_declared(content), *describe_nodes(content)])
+
+
+def describe_shared(row: dict[str, Any]) -> list[str]:
+    """A shared worker and what it holds."""
+    processes = f"{row['workers_ready']}/{row['workers_asked']} processes ({' '.join(map(str, row['pids']))})"
+    held = f"{row['resident']} of {row['versions']} versions loaded, {row['resident_mb']} MiB of {row['memory_mb']}"
+    return [f"{row['worker']}: {processes}, {held}, queue {row['queue']}/{row['queue_size']}"]
 
 
 def describe_nodes(content: dict[str, Any]) -> list[str]:
@@ -263,9 +271,9 @@ def cells(row: dict[str, Any]) -> list[str]:
         row["model"],
         row["version"],
         "yes" if row["default"] else "",
-        f"{row['workers_ready']}/{row['workers_asked']}",
+        f"{row['workers_ready']}/{row['workers_asked']}" if "shared" not in row else "shared",
         " ".join(map(str, row["pids"])),
-        str(row["memory_mb"]),
+        str(row["memory_mb"]) if "shared" not in row else "loaded" if row["resident"] else "cold",
         f"{row['queue']}/{row['queue_size']}",
         f"{row['batch_size']}/{row['batch_delay_ms']} ms",
         row["archive"],

@@ -51,7 +51,7 @@ def show(state: Path, schema: bool, place: str | None) -> None:
 
         source = place_of(place)
         there = read_content(source.read(), source.name)
-        text = document.dump(document.Document(there.models), there.revision or 0)
+        text = document.dump(there.document, there.revision or 0)
         result(msgspec.to_builtins(there), text.rstrip())
         return
     now = State(state).history.current()
@@ -115,13 +115,13 @@ def diff(state: Path, file: Path) -> None:
     """
     import difflib
 
-    from scripts.stack.document import Document, dump
+    from scripts.stack.document import dump
     from scripts.stack.state import State
 
     now = State(state).history.current()
     wanted = read(file)
     before = dump(now.document, now.revision).splitlines()
-    after = dump(Document(wanted.models), now.revision).splitlines()
+    after = dump(wanted.document, now.revision).splitlines()
     lines = list(difflib.unified_diff(before, after, f"revision {now.revision}", str(file), lineterm=""))
     result({"revision": now.revision, "same": not lines, "diff": lines}, "\n".join(lines) or "no difference")
 

@@ -20,5 +20,5 @@ def is_explainer(name: str) -> bool:
 
 
 def models_in(names: Iterable[str]) -> list[str]:
-    """The models among registered names, sorted."""
+    """The models among the names of versions' workers, sorted."""
     return sorted(name for name in names if not is_explainer(name))

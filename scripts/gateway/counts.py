@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
+from handlers.core.messages import LOADING_HEADER
 from scripts.gateway.names import COUNTED, COUNTED_HEADER, MODEL_HEADER, Json, Role, extension
 
 STATS = "/stats/prometheus?usedonly&filter=%5E(version%5C.%7Chttp%5C.gateway%5C.downstream_rq)"
@@ -35,7 +36,8 @@ WHO = {
     "role": f"%METADATA(ROUTE:{COUNTED}:role)%",
     "host": "%UPSTREAM_HOST%",
 }
-WHAT = {"code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%"}
+WHAT = {"code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%", "cold": f"%RESP({LOADING_HEADER})%"}
+"""`cold` is 1 where a shared worker was still loading the version: no failure of it, and the request asks again."""
 
 
 class Failure(StrEnum):
@@ -123,6 +125,8 @@ def read(page: str) -> dict[Key, Attempts]:
     found: dict[Key, Attempts] = {}
     for name, labels, value in samples(page):
         if not name.startswith((ATTEMPTS, TIMES, SENDING)) or labels["host"].startswith(OWN_LISTENERS):
+            continue
+        if labels.get("cold") == "1":
             continue
         if labels["role"] not in ROLES:  # Envoy's own pages
             continue

@@ -28,7 +28,7 @@ from scripts.gateway.names import FALLBACK, GATEWAY, RESOLVE, Json, typed
 from scripts.gateway.policies import Served, Traffic
 from scripts.gateway.routes import MOST_PATHS, fallback_routes, gateway_routes
 from scripts.gateway.settings import GatewaySettings
-from scripts.gateway.traffic import resolver
+from scripts.gateway.traffic import NO_ADDRESSES, Addresses, resolver
 
 START_TIMEOUT_S = 30.0
 APPLY_TIMEOUT_S = 15.0
@@ -103,14 +103,14 @@ class Envoy:
             log=self.log,
         )
 
-    def start(self, served: Served, policies: Mapping[str, Traffic]) -> Identity:
+    def start(self, served: Served, policies: Mapping[str, Traffic], addresses: Addresses = NO_ADDRESSES) -> Identity:
         """Start Envoy with these routes and wait until it lets requests in; nothing is left running if that fails."""
         self._make_folder()
         start = bootstrap(self.folder, self.admin_port, self.port, dict(self.torchserve), self.settings)
         self._write(BOOTSTRAP, msgspec.json.encode(start))
         self._write(failure_log.LIMIT_FILE, msgspec.json.encode(failure_log.limit()))
         health.begin(self.folder)
-        watched = self.contents(served, policies)
+        watched = self.contents(served, policies, addresses)
         for name, content in watched.items():
             self._write(name, content.text)
         return self.program.start(lambda _: self.is_open(watched), START_TIMEOUT_S)
@@ -129,26 +129,38 @@ class Envoy:
             finally:
                 stop_tree(process)
 
-    def apply(self, served: Served, policies: Mapping[str, Traffic], *, keep: bool = False) -> None:
+    def apply(
+        self,
+        served: Served,
+        policies: Mapping[str, Traffic],
+        addresses: Addresses = NO_ADDRESSES,
+        *,
+        keep: bool = False,
+    ) -> None:
         """Bring new versions and traffic into force, with no moment at which a request is sent nowhere.
 
         New clusters come before the traffic for them, and those that went leave after; with `keep` they stay, for the
         requests that are under way. Raises GatewayFailed if Envoy refuses a file; the former ones are put back then.
         """
-        new, old = self.contents(served, policies), self._read(CLUSTERS)
+        new, old = self.contents(served, policies, addresses), self._read(CLUSTERS)
         steps = list(new.items())
         if old != new[CLUSTERS].text:
             steps[0] = CLUSTERS, together(old, new[CLUSTERS].text)
             steps += [] if keep else [(CLUSTERS, new[CLUSTERS])]
         self._change(steps)
 
-    def in_force(self, served: Served, policies: Mapping[str, Traffic]) -> bool:
+    def in_force(self, served: Served, policies: Mapping[str, Traffic], addresses: Addresses = NO_ADDRESSES) -> bool:
         """Whether Envoy follows exactly these, and its files say so, too."""
-        wanted = self.contents(served, policies)
+        wanted = self.contents(served, policies, addresses)
         return all(self._read(name) == content.text for name, content in wanted.items()) and self.is_open(wanted)
 
-    def contents(self, served: Served, policies: Mapping[str, Traffic]) -> dict[str, Discovery]:
-        """Watched file to its content, in the order in which they must come into force."""
+    def contents(
+        self, served: Served, policies: Mapping[str, Traffic], addresses: Addresses = NO_ADDRESSES
+    ) -> dict[str, Discovery]:
+        """Watched file to its content, in the order in which they must come into force.
+
+        `addresses`: where in the server versions are that are not under their own names there.
+        """
         models = {model: served[model] for model in models_in(served)}
         shown = models if len(models) <= MOST_PATHS else {}
         told = {model: self.declared(model, max(versions, key=version_order)) for model, versions in shown.items()}
@@ -158,7 +170,7 @@ class Envoy:
             CLUSTERS: Discovery.of([typed("envoy.config.cluster.v3.Cluster", **cluster) for cluster in clusters]),
             f"{FALLBACK}.json": Discovery.of([fallback_routes(open_inference.inner_routes())]),
             f"{GATEWAY}.json": Discovery.of([gateway_routes(served, further, told)]),
-            TRAFFIC_FILE: Discovery.of([resolver(served, policies)]),
+            TRAFFIC_FILE: Discovery.of([resolver(served, policies, addresses)]),
         }
 
     def is_open(self, watched: Mapping[str, Discovery]) -> bool:

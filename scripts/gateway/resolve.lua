@@ -35,6 +35,12 @@ local function numbers(text)
   return found
 end
 
+local function pairs_of(text)
+  local found = {}
+  for name, value in (text or ""):gmatch("([^,:]+):([^,]+)") do found[decoded(name)] = decoded(value) end
+  return found
+end
+
 -- A line of traffic.py; names are as clients write them, `clusters` as Envoy's clusters are called.
 local function parsed(line)
   local name, rest = line:match("^(%S+)(.*)$")
@@ -45,6 +51,7 @@ local function parsed(line)
     split = numbers(field.split), shadow = numbers(field.shadow), fallback = names(field.fallback),
     sticky = field.sticky, experiment = field.experiment, timeout_ms = tonumber(field.timeout_ms),
     explain_ms = tonumber(field.explain_ms), labels = decoded(field.labels), keepers = names(field.keepers),
+    at = pairs_of(field.at), explains_at = pairs_of(field.explains_at),
   }
   for version in each(field.versions) do model.clusters[decoded(version)] = name .. "|" .. version end
   for version in each(field.explainers) do model.explainers[decoded(version)] = name .. "-explain|" .. version end
@@ -260,10 +267,20 @@ local function copy_to(headers, versions, first)
   headers:replace("x-gateway-copies", table.concat(versions, ",", first))
 end
 
+-- Where in the server a version is: under its own names, or in a worker that it shares with others.
+local function place(model, version)
+  return model.at[version] or model.name .. "/" .. version
+end
+
+-- Such a worker may have to load a version: there are routes that wait for it.
+local function waiting(route, address)
+  return address and route .. "-shared" or route
+end
+
 local function predict(handle, headers, model, version, query, wanted, form, over)
   local pinned = version ~= nil
   version = version or drawn(model, headers)
-  headers:replace(":path", "/predictions/" .. model.name .. "/" .. version .. query)
+  headers:replace(":path", "/predictions/" .. place(model, version) .. query)
   headers:replace("x-model-version", version)
   local cluster, whole_ms = model.clusters[version], model.timeout_ms
   local route, attempt_ms = pinned and "pinned" or "split", whole_ms
@@ -276,23 +293,26 @@ local function predict(handle, headers, model, version, query, wanted, form, ove
     if copies[1] then copy_to(headers, copies, 1) end
   end
   if form then headers:replace("x-inference-protocol", form) end
+  if route ~= "guarded" then route = waiting(route, model.at[version]) end
   send(handle, headers, route .. over, model, version, cluster, attempt_ms, whole_ms)
 end
 
 local function explain(handle, headers, model, version, query)
   version = version or drawn(model, headers)
-  local workers = model.explainers[version] and model.name .. "-explain" or model.name
-  headers:replace(":path", "/explanations/" .. workers .. "/" .. version .. query)
+  local own = model.explainers[version] and model.name .. "-explain/" .. version
+  local shared = own and model.explains_at[version] or not own and model.at[version]
+  headers:replace(":path", "/explanations/" .. (shared or own or place(model, version)) .. query)
   headers:replace("x-model-version", version)
   local cluster = model.explainers[version] or model.clusters[version]
-  send(handle, headers, "explain", model, version, cluster, model.explain_ms, model.explain_ms)
+  send(handle, headers, waiting("explain", shared), model, version, cluster, model.explain_ms, model.explain_ms)
 end
 
 -- A worker of the model takes true labels to the prediction log, no matter of which version.
 local function label(handle, headers, model, query)
-  headers:replace(":path", "/predictions/" .. model.name .. "/" .. model.labels .. "/feedback" .. query)
+  local route, cluster = waiting("label", model.at[model.labels]), model.clusters[model.labels]
+  headers:replace(":path", "/predictions/" .. place(model, model.labels) .. "/feedback" .. query)
   headers:remove("x-model-version")
-  send(handle, headers, "label", model, model.labels, model.clusters[model.labels], model.timeout_ms, model.timeout_ms)
+  send(handle, headers, route, model, model.labels, cluster, model.timeout_ms, model.timeout_ms)
 end
 
 local function unavailable(handle)
@@ -303,7 +323,7 @@ end
 local function shadow(handle, headers, model, shadows, query)
   local first, others = shadows:match("^([^,]+),?(.*)$")
   if not model.clusters[first] then return unavailable(handle) end
-  headers:replace(":path", "/predictions/" .. model.name .. "/" .. first .. query)
+  headers:replace(":path", "/predictions/" .. place(model, first) .. query)
   headers:replace("x-shadow-version", first)
   if others ~= "" then copy_to(headers, { others }, 1) else headers:remove("x-gateway-copy") end
   local cluster = model.clusters[first] .. "|shadow"
@@ -311,9 +331,9 @@ local function shadow(handle, headers, model, shadows, query)
 end
 
 -- The place in the fallback list after the version that failed; its beginning for one that is not in it.
-local function place_after(model, failed)
-  for place, version in ipairs(model.fallback) do
-    if version == failed then return place + 1 end
+local function turn_after(model, failed)
+  for turn, version in ipairs(model.fallback) do
+    if version == failed then return turn + 1 end
   end
   return 1
 end
@@ -322,7 +342,7 @@ end
 local function stale(handle, headers, model, failed, query)
   local keeper = model.keepers[1] ~= failed and model.keepers[1] or model.keepers[2]
   if not keeper then return unavailable(handle) end
-  headers:replace(":path", "/predictions/" .. model.name .. "/" .. keeper .. query)
+  headers:replace(":path", "/predictions/" .. place(model, keeper) .. query)
   headers:replace("x-fallback-stale", "1")
   headers:replace("x-gateway-fallback", "stale")
   send(handle, headers, "stale", model, keeper, model.clusters[keeper], model.timeout_ms, model.timeout_ms)
@@ -330,18 +350,21 @@ end
 
 -- Each fallback has half of the time that the one above had, the last in the list all that is left.
 local function fall_back(handle, headers, model, failed, query)
-  local place = place_after(model, failed)
-  local version = model.fallback[place]
+  local turn = turn_after(model, failed)
+  local version = model.fallback[turn]
   if model.clusters[failed] and not headers:get("x-fallback-from") then headers:replace("x-fallback-from", failed) end
   if version == "stale" then return stale(handle, headers, model, failed, query) end
   local cluster = model.clusters[version]
   if not cluster then return unavailable(handle) end
-  headers:replace(":path", "/predictions/" .. model.name .. "/" .. version .. query)
+  headers:replace(":path", "/predictions/" .. place(model, version) .. query)
   headers:replace("x-model-version", version)
   headers:replace("x-gateway-fallback", version)
-  local whole_ms = model.timeout_ms / 2 ^ place
-  local attempt_ms = place == #model.fallback and whole_ms or whole_ms / 2
-  send(handle, headers, "fallback", model, version, cluster .. "|guarded", attempt_ms, whole_ms)
+  local whole_ms = model.timeout_ms / 2 ^ turn
+  local last = turn == #model.fallback
+  if last and model.at[version] then
+    return send(handle, headers, "fallback-shared", model, version, cluster, whole_ms, whole_ms)
+  end
+  send(handle, headers, "fallback", model, version, cluster .. "|guarded", last and whole_ms or whole_ms / 2, whole_ms)
 end
 
 -- On the inner listener: a copy, or a request that the version in its path failed.
@@ -353,6 +376,7 @@ local function again(handle, headers, path, query)
     return tell_readiness(handle, path, model, version ~= "" and version or nil)
   end
   name, version = path:match("^/predictions/([^/]+)/([^/]+)$")
+  if not name then name, version = path:match("^/predictions/_shared%-[^/]+/[^/]+/([^/]+)/([^/]+)$") end
   local model = name and model_named(name)
   if not model then return unavailable(handle) end
   local copies = headers:get("x-gateway-copies")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from handlers.core.messages import ROLE_HEADER, START_HEADER
+from handlers.core.messages import LOADING_HEADER, ROLE_HEADER, START_HEADER
 from scripts.core.explainers import models_in
 from scripts.gateway import openapi
 from scripts.gateway.names import (
@@ -55,6 +55,8 @@ DESCRIBING = "/v2(/health/.*|/models/[^/]+(/versions/[^/]+)?(/ready)?)?"
 BODY_NAMES_MODEL = "(/v1)?/(predict|explain)|/feedback"
 NAMING_MODELS = "/(predictions|explanations|v1/models|v2/models|grpc/v2/models|grpc/predictions)/.*|/embed"
 """Paths of requests that name a model in their body, and in the path; /embed always means the same one."""
+LOADING_TRIES = 150
+"""About ten seconds' worth; the request's own time may end sooner."""
 FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
 
@@ -201,18 +203,26 @@ def ways() -> dict[str, Json]:
         "describe": to_version(Role.OTHER),
         "explain": to_version(Role.EXPLAIN),
     }
+    over_http |= {
+        f"{name}-shared": to_version(role, waits_for_load())
+        for name, role in (("pinned", Role.PINNED), ("describe", Role.OTHER), ("explain", Role.EXPLAIN))
+    }
+    over_http["split-shared"] = copied(to_version(Role.SPLIT, waits_for_load()))
     over_grpc = {f"{name}-grpc": with_status(way) for name, way in over_http.items()}
     inside = with_status({"route": {"cluster": FALLBACK}})
-    return over_http | over_grpc | {"label": asked(Role.OTHER), "inside": inside}
+    labels = {"label": asked(Role.OTHER), "label-shared": asked(Role.OTHER, waits_for_load())}
+    return over_http | over_grpc | labels | {"inside": inside}
 
 
 def inner_ways() -> dict[str, Json]:
     """How they leave the inner one."""
     told = [label(FALLBACK_HEADER, f"%REQ({ANSWERED_HEADER})%")]
     fallback = to_version(Role.FALLBACK, falls_back())
+    last = to_version(Role.FALLBACK, waits_for_load())
     return {
         "shadow": copied(asked(Role.SHADOW)),
         "fallback": fallback | {"response_headers_to_add": [*fallback["response_headers_to_add"], *told]},
+        "fallback-shared": last | {"response_headers_to_add": [*last["response_headers_to_add"], *told]},
         "passed-over": asked(Role.FALLBACK),
         "stale": asked(Role.OTHER) | {"response_headers_to_add": told},
     }
@@ -278,6 +288,18 @@ def tries_again() -> Json:
         "num_retries": 1,
         "retry_host_predicate": [predicate],
         "host_selection_retry_max_attempts": 3,
+    }
+
+
+def waits_for_load() -> Json:
+    """The same of a version in a shared worker, which may have to load it: it is asked until it has."""
+    loading = {"name": LOADING_HEADER, "present_match": True}
+    again = tries_again()
+    return again | {
+        "retry_on": f"retriable-headers,{again['retry_on']}",
+        "retriable_headers": [loading],
+        "num_retries": LOADING_TRIES,
+        "retry_back_off": {"base_interval": "0.010s", "max_interval": "0.100s"},
     }
 
 

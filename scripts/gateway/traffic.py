@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from scripts.core.explainers import explainer_of, models_in
@@ -22,9 +23,15 @@ EXPLAIN_TIMEOUT_S = 60.0
 LUA = "envoy.extensions.filters.http.lua.v3.Lua"
 
 
-def resolver(served: Served, policies: Mapping[str, Traffic]) -> Json:
+Addresses = Mapping[tuple[str, str], str]
+"""Where in the server a version is, by the name and version that it would be registered under: for those that are in a
+shared worker."""
+NO_ADDRESSES: Addresses = MappingProxyType({})
+
+
+def resolver(served: Served, policies: Mapping[str, Traffic], addresses: Addresses = NO_ADDRESSES) -> Json:
     """The filter that finds each request's version; `policies` holds one for each served model."""
-    lines = "".join(f"{line(model, served, policies[model])}\n" for model in models_in(served))
+    lines = "".join(f"{line(model, served, policies[model], addresses)}\n" for model in models_in(served))
     code = f'local TRAFFIC = [[\n{lines}]]\nlocal MAIN_MODEL, EMBED_MODEL = "{MAIN_MODEL}", "{openapi.EMBED_MODEL}"\n'
     return lua_filter(RESOLVE, code + script())
 
@@ -40,7 +47,7 @@ def lua_filter(name: str, code: str) -> Json:
     return typed("envoy.config.core.v3.TypedExtensionConfig", **lua)
 
 
-def line(model: str, served: Served, policy: Traffic) -> str:
+def line(model: str, served: Served, policy: Traffic, addresses: Addresses = NO_ADDRESSES) -> str:
     """One model's traffic. A name has no character of the line's own: those are written as %XX."""
     fields = {
         "versions": names(sorted(served[model], key=version_order)),
@@ -55,6 +62,10 @@ def line(model: str, served: Served, policy: Traffic) -> str:
         "labels": name(takes_labels(policy)),
         "keepers": names(keepers(served[model], policy)),
     }
+    for field, workers in (("at", model), ("explains_at", explainer_of(model))):
+        found = ((v, addresses.get((workers, v))) for v in sorted(served.get(workers, ()), key=version_order))
+        if shared := ",".join(f"{name(version)}:{name(there)}" for version, there in found if there):
+            fields[field] = shared
     return " ".join([name(model), *(f"{key}={value}" for key, value in fields.items())])
 
 

@@ -6,9 +6,11 @@
         versions:
           "1.0": {archive: "sha256:9f86...", file: mcqa-1.0.mar, workers: 1}
           "2.0": {archive: "sha256:60303...", file: mcqa-2.0.mar, workers: 2, explainers: 1}
+          "3.0": {archive: "sha256:b5bb9...", file: mcqa-3.0.mar, workers: shared}
         traffic:
           split: {"1.0": 80, "2.0": 20}
           fallback: ["1.0"]
+    shared: {workers: 1, memory_mb: 2048}
 
 `marctl state show` prints it with its revision on top; a file that names a revision is applied onto that one only.
 """
@@ -16,7 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -31,6 +33,8 @@ from scripts.gateway.policies import Traffic, default_traffic, key_faults, meani
 
 MOST_WORKERS = 1024
 Count = Annotated[int, Meta(ge=0, le=MOST_WORKERS)]
+SHARED: Literal["shared"] = "shared"
+"""In the place of a version's number of workers: it has none of its own, but a place in one that holds many."""
 
 
 class DocumentInvalid(UserError):
@@ -44,10 +48,14 @@ class Version(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omi
     """What the file must contain: another content of the same name is not loaded."""
     file: Annotated[str, Meta(pattern=f"^{ARCHIVE_FILE.pattern}$", max_length=255)]
     """Its name in the store."""
-    workers: Count
-    """0 parks a version: registered, without a process."""
+    workers: Count | Literal["shared"]
+    """0 parks a version: registered, without a process. `shared`: in a process with others."""
     explainers: Count | None = None
-    """Workers that explain; left out where the archive cannot."""
+    """Workers that explain; left out where the archive cannot. Those of shared versions are shared, too."""
+
+    @property
+    def shared(self) -> bool:
+        return self.workers == SHARED
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -63,10 +71,33 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_
         return self.traffic or default_traffic(self.default)
 
 
-class Document(Struct, frozen=True, forbid_unknown_fields=True):
+class Pool(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The workers that shared versions are in; versions with other handler code have others of the same kind."""
+
+    workers: Annotated[int, Meta(ge=1, le=MOST_WORKERS)] = 1
+    """Processes. Each loads what it is asked for."""
+    memory_mb: Annotated[int, Meta(ge=16)] = 2048
+    """For the versions that one process holds; the one not asked for longest leaves."""
+    batch_size: Annotated[int, Meta(ge=1)] = 64
+    max_delay_ms: Annotated[int, Meta(ge=1)] = 2
+    queue_size: Annotated[int, Meta(ge=1)] = 1000
+    response_timeout_s: Annotated[int, Meta(ge=1)] = 60
+    cold_wait_ms: Annotated[float, Meta(ge=0)] = 20.0
+    load_seconds: Annotated[float, Meta(gt=0)] = 30.0
+    turn_ms: Annotated[float, Meta(gt=0)] = 20.0
+    batch_ms: Annotated[float, Meta(gt=0)] = 500.0
+    """The last four are explained in handlers/shared/settings.py."""
+
+    def runs_like(self, other: Pool | None) -> bool:
+        """Whether a process of the one is a process of the other."""
+        return other is not None and msgspec.structs.replace(self, workers=other.workers) == other
+
+
+class Document(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The whole. Structs are frozen, their dicts are replaced and never changed."""
 
     models: dict[str, Model] = {}
+    shared: Pool = Pool()
 
     def versions(self) -> Iterator[tuple[str, str, Version]]:
         """All versions, by model and in their order."""
@@ -82,7 +113,7 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True):
     def with_model(self, name: str, model: Model | None) -> Document:
         """The document with one model replaced, or taken out for None."""
         models = {key: value for key, value in self.models.items() if key != name}
-        return Document(models | ({name: model} if model else {}))
+        return msgspec.structs.replace(self, models=models | ({name: model} if model else {}))
 
     def with_version(self, model: str, version: str, content: Version | None) -> Document:
         """With one version replaced or added, or taken out for None; a model goes with its last version."""
@@ -97,11 +128,20 @@ class Declared(Struct, frozen=True, forbid_unknown_fields=True):
 
     revision: Annotated[int, Meta(ge=0)] | None = None
     models: dict[str, Model] = {}
+    shared: Pool = Pool()
+
+    @classmethod
+    def of(cls, document: Document, revision: int | None = None) -> Declared:
+        return cls(revision, document.models, document.shared)
+
+    @property
+    def document(self) -> Document:
+        return Document(self.models, self.shared)
 
 
 def faults(document: Document) -> list[str]:
     """Everything that is wrong with a document, each with its place and cure."""
-    return schema_faults(schema(), msgspec.to_builtins(Declared(None, document.models))) or meaning(document)
+    return schema_faults(schema(), msgspec.to_builtins(Declared.of(document))) or meaning(document)
 
 
 def refuse_faults(document: Document, origin: object) -> None:
@@ -159,7 +199,7 @@ def parse(text: str, origin: object) -> Declared:
         raise DocumentInvalid(f"{origin}: {err}") from err
     found = key_faults(content) or schema_faults(schema(), content)
     declared = Declared() if found else msgspec.convert(content, Declared)
-    found += meaning(Document(declared.models))
+    found += meaning(declared.document)
     if found:
         raise DocumentInvalid(listed(origin, found))
     return declared
@@ -167,5 +207,7 @@ def parse(text: str, origin: object) -> Declared:
 
 def dump(document: Document, revision: int) -> str:
     """The YAML form, which `parse` reads."""
-    content = whole(msgspec.to_builtins(Declared(revision, document.models)))
+    content = whole(msgspec.to_builtins(Declared.of(document, revision)))
+    if not content["shared"]:
+        del content["shared"]
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

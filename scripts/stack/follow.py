@@ -164,7 +164,7 @@ class Follower:
         self._parse(content)
         if self._declared is None:
             return self._faults
-        wanted = Document(self._declared.models)
+        wanted = self._declared.document
         newest = self._state.history.current()
         answered = status_of(self._state).observed >= newest.revision
         if newest.document == wanted:

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import psutil
 
+from handlers.shared.report import Held
 from scripts.core.errors import UserError
-from scripts.core.explainers import models_in
+from scripts.core.explainers import SUFFIX, explainer_of, is_explainer, models_in
 from scripts.core.order import version_order
+from scripts.core.shared import is_shared
 from scripts.records.keeper import figures_of
 from scripts.stack import redis_server
 from scripts.stack.document import Document
@@ -21,6 +23,7 @@ from scripts.stack.management import Management, NoSuchVersion, Served
 from scripts.stack.place import PlaceAway, Report, place_of
 from scripts.stack.report import Following
 from scripts.stack.servers import alive
+from scripts.stack.shared import held_by, members_in, unpacked_in
 from scripts.stack.state import Running, State
 from scripts.stack.up import reconciler_of
 
@@ -65,7 +68,7 @@ def status(state: State) -> dict[str, Any]:
     stack = Stack.open(state)
     running, reconciler = stack.running, reconciler_of(state)
     report = state.status()
-    served = every_version(stack)
+    served, shared = every_version(stack), shared_ones(stack)
     try:
         declared, document = state.history.current().revision, state.history.current().document
         trouble = ""
@@ -93,7 +96,11 @@ def status(state: State) -> dict[str, Any]:
         "log": msgspec.to_builtins(figures_of(state.prediction_log)),
         "store": running.store,
         "server_memory_mb": memory_mb(running.server.pid) if running.server else 0,
-        "versions": [row(version, document) for version in served],
+        "versions": [
+            *(row(version, document) for version in served),
+            *(member_row(key, shared, document) for key in sorted(shared.members, key=in_order)),
+        ],
+        "shared": [worker_row(each, shared) for each in shared.served],
         **({"follow": followed(following), "nodes": nodes(following)} if following else {}),
     }
 
@@ -140,9 +147,9 @@ def redis_status(state: State, running: Running, instance: redis_server.Instance
 
 
 def every_version(stack: Stack) -> list[Served]:
-    """By model and version; a model that goes meanwhile is left out."""
+    """By model and version, those in shared workers aside; a model that goes meanwhile is left out."""
     found: list[Served] = []
-    for model in sorted(stack.management.models()):
+    for model in sorted(name for name in stack.management.models() if not is_shared(name)):
         with suppress(NoSuchVersion):
             found += sorted(stack.management.versions(model), key=lambda served: version_order(served.version))
     return found
@@ -150,7 +157,68 @@ def every_version(stack: Stack) -> list[Served]:
 
 def served_models(stack: Stack) -> list[str]:
     """Those that predict."""
-    return models_in(stack.management.models())
+    return models_in(name for name in stack.management.models() if not is_shared(name))
+
+
+@dataclass(frozen=True)
+class SharedOnes:
+    """The shared workers of a stack, and the versions on their lists."""
+
+    served: list[Served]
+    members: dict[tuple[str, str], Served]
+    """Model and version to whose process it is in."""
+    held: set[str]
+    """`model/version` of all that a process has loaded."""
+    figures: dict[str, list[Held]]
+    """By the worker's name: what each of its processes holds."""
+
+
+def shared_ones(stack: Stack) -> SharedOnes:
+    unpacked = unpacked_in(stack.running)
+    served = [
+        served
+        for name in sorted(stack.management.models())
+        if is_shared(name)
+        for served in stack.management.versions(name)
+    ]
+    figures = {each.model: held_by(each, unpacked) for each in served}
+    members = {
+        (explainer_of(member.model) if is_explainer(each.model) else member.model, member.version): each
+        for each in served
+        for member in members_in(each, unpacked)
+    }
+    held = {name for each in figures.values() for one in each for name in one.versions}
+    return SharedOnes(served, members, held, figures)
+
+
+def member_row(key: tuple[str, str], shared: SharedOnes, document: Document) -> dict[str, Any]:
+    """A version in a shared worker: whose processes and queue those of the row are."""
+    model = document.models.get(key[0])
+    content = document.find(key[0].removesuffix(SUFFIX), key[1])
+    found = row(shared.members[key], document) | {"model": key[0], "version": key[1], "memory_mb": 0}
+    return found | {
+        "default": model is not None and model.default == key[1],
+        "archive": content.file if content else "",
+        "shared": shared.members[key].model,
+        "resident": f"{key[0].removesuffix(SUFFIX)}/{key[1]}" in shared.held,
+    }
+
+
+def worker_row(served: Served, shared: SharedOnes) -> dict[str, Any]:
+    """A shared worker: its processes, and what they hold."""
+    figures = shared.figures[served.model]
+    return {
+        "worker": served.model,
+        "workers_ready": served.ready,
+        "workers_asked": served.asked,
+        "pids": served.pids,
+        "memory_mb": sum(memory_mb(pid) for pid in served.pids),
+        "queue": served.queue,
+        "queue_size": served.queue_size,
+        "versions": sum(each is served for each in shared.members.values()),
+        "resident": len({name for each in figures for name in each.versions}),
+        "resident_mb": round(sum(each.bytes for each in figures) / MIB, 1),
+    }
 
 
 def row(served: Served, document: Document) -> dict[str, Any]:
@@ -171,6 +239,10 @@ def row(served: Served, document: Document) -> dict[str, Any]:
         "archive": served.archive,
         "loaded_since": min((worker.since for worker in served.workers), default=None),
     }
+
+
+def in_order(key: tuple[str, str]) -> tuple[Any, ...]:
+    return key[0], version_order(key[1])
 
 
 def memory_mb(pid: int) -> int:

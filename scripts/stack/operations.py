@@ -231,11 +231,22 @@ def scale(operator: Operator, model: str, version: str, workers: int) -> Change:
             if content.explainers is None:
                 raise NoSuchVersion(f"{name} {version} has no workers that explain; its recipe asks for none")
             return document.with_version(name, version, msgspec.structs.replace(content, explainers=workers))
+        refuse_shared(name, version, content)
         if workers == 0:
             refuse_parking(document.models[name], name, version)
         return document.with_version(name, version, msgspec.structs.replace(content, workers=workers))
 
     return operator.change(edit)
+
+
+def refuse_shared(model: str, version: str, content: Version) -> None:
+    """Raise NotReady for a version without workers of its own."""
+    if content.shared:
+        raise NotReady(
+            f"{model} {version} is in a shared worker and has none of its own. For more shared workers: `shared: "
+            "{workers: N}` by `marctl state edit`; for workers of its own: `workers: N` in the place of "
+            f"`workers: shared`, there or in its recipe"
+        )
 
 
 def refuse_parking(model: Model, name: str, version: str) -> None:
@@ -340,7 +351,7 @@ def require_gateway(state: State) -> None:
 def apply(operator: Operator, declared_: Declared) -> Change:
     """The whole document; onto the revision that it names, if it names one."""
     refuse_following(operator.state)
-    document = Document(declared_.models)
+    document = declared_.document
     running = operator.state.running()
     if running is not None:
         refuse_missing(operator.state.history.current().document, document, running)

@@ -30,7 +30,7 @@ from scripts.core.errors import UserError
 from scripts.core.files import alone, write_atomically
 from scripts.core.yaml_text import MOST_BYTES
 from scripts.stack import document
-from scripts.stack.document import Declared, Document, DocumentInvalid
+from scripts.stack.document import Declared, DocumentInvalid
 from scripts.stack.history import Conflict
 from scripts.stack.redis_server import shown
 from scripts.stack.report import Condition
@@ -290,5 +290,5 @@ def publish(place: Place, declared: Declared) -> int:
             f"{place.name} holds revision {now}, the document was made from revision {declared.revision}; "
             "look (marctl state show --from) and try again"
         )
-    place.replace(there, document.dump(Document(declared.models), now + 1).encode())
+    place.replace(there, document.dump(declared.document, now + 1).encode())
     return now + 1

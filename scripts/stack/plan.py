@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from scripts.build.reader import Archive, read_archive
 from scripts.core.order import version_order
-from scripts.stack.document import Document, Model, Version, refuse_faults
+from scripts.stack.document import SHARED, Document, Model, Version, refuse_faults
 from scripts.stack.history import Revision
 from scripts.stack.store import digest_of
 from scripts.stack.versions import Notify
@@ -56,7 +57,8 @@ def with_archive(document: Document, archive: Archive, known: Document, notify: 
         return document
     if before:
         notify(f"{name} {version}: its archive has another content than before")
-        kept = msgspec.structs.replace(before, archive=digest_of(archive), file=archive.path.name)
+        workers = before.workers if before.shared == archive.shared else declared(archive).workers
+        kept = msgspec.structs.replace(before, archive=digest_of(archive), file=archive.path.name, workers=workers)
         explainers = (
             archive.explainers if before.explainers is None or archive.explainers is None else before.explainers
         )
@@ -72,18 +74,19 @@ def with_archive(document: Document, archive: Archive, known: Document, notify: 
 
 def declared(archive: Archive, workers: int | None = None) -> Version:
     """An archive as the document has it, with its own number of workers unless another one is given."""
+    own: int | Literal["shared"] = SHARED if archive.shared else archive.workers
     return Version(
         archive=digest_of(archive),
         file=archive.path.name,
-        workers=archive.workers if workers is None else workers,
+        workers=own if workers is None else workers,
         explainers=archive.explainers,
     )
 
 
 def with_workers(document: Document, workers: int | None) -> Document:
-    """So many workers for every version that is not parked; unchanged for None."""
+    """So many workers for every version that has any of its own; unchanged for None."""
     for name, version, content in list(document.versions()) if workers is not None else ():
-        if content.workers:
+        if content.workers and not content.shared:
             changed = msgspec.structs.replace(content, workers=workers)
             document = document.with_version(name, version, changed)
     return document

@@ -16,21 +16,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from handlers.shared.members import Member
 from handlers.torchserve.heartbeat import FOLDER as HEARTBEATS
 from scripts.build.reader import Archive
 from scripts.core.errors import UserError, short_name
 from scripts.core.explainers import explainer_of, is_explainer
 from scripts.core.files import WriteFailed
 from scripts.core.process import StartFailed
+from scripts.core.shared import VERSION, address, is_shared
 from scripts.gateway.envoy import GatewayFailed
 from scripts.gateway.health import Health, Workers, routed
-from scripts.stack import versions
+from scripts.stack import shared, versions
 from scripts.stack.backoff import Backoff
-from scripts.stack.document import Document
+from scripts.stack.document import Document, Pool
 from scripts.stack.history import Conflict, HistoryDamaged, Revision
 from scripts.stack.java import NoJava
 from scripts.stack.journal import Journal
-from scripts.stack.management import Management, ManagementFailed, NoSuchVersion
+from scripts.stack.logs import Mark
+from scripts.stack.management import Management, ManagementFailed, NoSuchVersion, Served
 from scripts.stack.plan import TAKE_BACK
 from scripts.stack.ports import PortTaken
 from scripts.stack.redis_server import INSTANCES, Instance
@@ -39,8 +42,9 @@ from scripts.stack.report import Answer
 from scripts.stack.routing import Key, Routing, routing
 from scripts.stack.samples import ask_samples
 from scripts.stack.servers import Servers
+from scripts.stack.shared import SharedWorker
 from scripts.stack.state import State
-from scripts.stack.store import declared_archive
+from scripts.stack.store import declared_archive, forget_unpacked
 from scripts.stack.versions import Notify, Server
 
 ACTOR = "reconciler"
@@ -55,6 +59,8 @@ LOOK_S = 0.5
 COMPARE_S = 5.0
 """How often the gateway's files are compared with what Envoy has."""
 GOING_S = 0.5
+MEMBER_DRAIN_S = 1.0
+"""For the requests that were under way to a version in a shared worker when its routes were taken away."""
 DEATHS = 3
 """Of TorchServe, while a revision is brought into force, before that one is to blame."""
 
@@ -86,6 +92,8 @@ class Reconciler:
         """What the gateway was told last."""
         self._target: Revision | None = None
         self._deaths = 0
+        self._shown: set[tuple[str, str]] = set()
+        """Shared worker and digest of each version that answered its samples there: after a death it need not again."""
         self._dirty = True
         """Whether something is to be done at once."""
         self._ready = servers.adopted
@@ -215,7 +223,20 @@ class Reconciler:
         for model in management.models():
             with suppress(NoSuchVersion):
                 for served in management.versions(model):
-                    found[model, served.version] = Found.of(served, trusted=served.ready >= served.asked)
+                    there = Found.of(served, trusted=served.ready >= served.asked)
+                    found[model, served.version] = there
+                    if is_shared(model):
+                        found |= self._members_of(there)
+        return found
+
+    def _members_of(self, worker: Found) -> dict[Key, Found]:
+        """The versions of a shared worker that was there before."""
+        served, explain = worker.served, is_explainer(worker.served.model)
+        found: dict[Key, Found] = {}
+        for member in shared.members_in(served, self._unpacked):
+            key = (explainer_of(member.model) if explain else member.model, member.version)
+            described = shared.as_member(served, key, member)
+            found[key] = Found.of(described, trusted=worker.trusted, member=member, worker=served.model)
         return found
 
     def _load(self, document: Document) -> None:
@@ -227,7 +248,7 @@ class Reconciler:
         for explain in (False, True):
             begun: list[tuple[Wanted, Archive]] = []
             for each in wanted(document).values():
-                if each.explain == explain and not self._as_wanted(each):
+                if each.explain == explain and not each.shared and not self._as_wanted(each):
                     with self._blaming(each, document):
                         begun.append((each, self._begin(server, each, document)))
             for each, archive in begun:
@@ -237,21 +258,113 @@ class Reconciler:
                     self.journal.well(named(each.key))
                     if not self._is_new:
                         self._route(document)
+            self._load_shared(document, explain=explain)
 
-    def _as_wanted(self, each: Wanted) -> bool:
-        """Whether nothing is to be done for it now."""
+    def _load_shared(self, document: Document, *, explain: bool) -> None:
+        """Versions without workers of their own: into the lists of shared workers, which must answer for each of them.
+
+        The gateway is told once, of all.
+        """
+        server = self._server()
+        logs = server.mark()
+        newcomers: dict[SharedWorker, list[tuple[Wanted, Archive]]] = {}
+        for each in wanted(document).values():
+            if each.shared and each.explain == explain and not self._as_wanted(each, document.shared):
+                with self._blaming(each, document):
+                    worker, archive = self._begin_shared(server, each, document)
+                    newcomers.setdefault(worker, []).append((each, archive))
+        for worker, begun in newcomers.items():
+            faults = self._faults_of(server, worker, [archive for _, archive in begun], logs)
+            for each, archive in begun:
+                with self._blaming(each, document):
+                    if fault := faults.get(archive.sha256):
+                        raise fault
+                    self._shown.add((worker.name, archive.sha256))
+                    self._all()[each.key].proved = True
+                    self.journal.well(named(each.key))
+        if newcomers and not self._is_new:
+            self._route(document)
+        self._scale_shared(server, document)
+
+    def _begin_shared(self, server: Server, each: Wanted, document: Document) -> tuple[SharedWorker, Archive]:
+        """Unpacked, and known as a member; a former content, or workers of its own, make room for it."""
+        archive = self._archive(server, each)
+        worker = shared.worker_of(archive, document.shared, explain=each.explain)
+        there = self._all().get(each.key)
+        if there and (there.member is None or there.served.digest != each.digest):
+            self._replace(server, there, document)
+            there = None
+        member = server.run(lambda: shared.unpack_member(archive, server.unpacked, explain=each.explain))
+        if there is None or there.worker != worker.name or there.pool is None:
+            served = shared.as_member(shared.nobody(worker), each.key, member)
+            self._all()[each.key] = Found.of(served, member=member, worker=worker.name, pool=document.shared)
+        return worker, archive
+
+    def _faults_of(
+        self, server: Server, worker: SharedWorker, archives: list[Archive], logs: Mark
+    ) -> dict[str, UserError]:
+        """Why versions cannot be served, by digest: each is asked its samples, unless it answered them in this worker
+        before."""
+        asked = [archive for archive in archives if (worker.name, archive.sha256) not in self._shown]
+        server.notify(f"{worker.name}: {len(archives)} versions; the samples of {len(asked)} are asked")
+        try:
+            served = self._open_shared(server, worker, logs)
+            found = shared.prove(server, served, asked, explain=worker.explain)
+        except UserError as err:
+            return dict.fromkeys((archive.sha256 for archive in archives), err)
+        processes = f"{served.ready} of {served.asked} processes"
+        server.notify(f"{worker.name}: ready after {logs.elapsed_s():.1f} s, {processes}")
+        return {archive.sha256: fault for archive, fault in zip(asked, found, strict=True) if fault}
+
+    def _open_shared(self, server: Server, worker: SharedWorker, logs: Mark) -> Served:
+        """The worker, registered if it is not, with the list of its members."""
+        members = self._list_of(worker.name)
+        if worker.key not in self._all():
+            served = shared.begin(server, worker, Path(members[0].folder), logs)
+            self._all()[worker.key] = Found.of(served, proved=True)
+        self._tell_members(server, worker.name)
+        return self._all()[worker.key].served
+
+    def _list_of(self, worker: str) -> list[Member]:
+        return [each.member for each in self._all().values() if each.member and each.worker == worker]
+
+    def _tell_members(self, server: Server, worker: str) -> None:
+        """Its list to a shared worker, and its processes to each on it; nothing to do if it is not there any more."""
+        there = self._all().get((worker, VERSION))
+        if there is not None:
+            shared.write_members(shared.folder_of(there.served, server.unpacked), self._list_of(worker))
+            self._see_members(there.served)
+
+    def _see_members(self, served: Served) -> None:
+        """What TorchServe tells of a shared worker, to its versions."""
+        for key, each in self._all().items():
+            if each.member and each.worker == served.model:
+                each.see(shared.as_member(served, key, each.member))
+
+    def _scale_shared(self, server: Server, document: Document) -> None:
+        """As many processes as are declared."""
+        workers = document.shared.workers
+        for key, there in list(self._all().items()):
+            if is_shared(key[0]) and there.served.asked != workers and self._list_of(key[0]):
+                there.see(versions.scale(server, *key, workers))
+                self._see_members(there.served)
+
+    def _as_wanted(self, each: Wanted, pool: Pool | None = None) -> bool:
+        """Whether nothing is to be done for it now. `pool`: the settings of shared workers, for one that is in them."""
         if self.journal.waits(named(each.key)):
             return True
         found = self._all().get(each.key)
-        return bool(
-            found and found.proved and found.served.digest == each.digest and found.served.asked >= each.workers
-        )
+        if found is None or not found.proved or found.served.digest != each.digest:
+            return False
+        if each.shared:
+            return pool is not None and pool.runs_like(found.pool)
+        return found.member is None and found.served.asked >= each.workers
 
     def _begin(self, server: Server, each: Wanted, document: Document) -> Archive:
         """Registered and loading afterwards; a content that is not declared any more makes room for it."""
         archive = self._archive(server, each)
         there = self._all().get(each.key)
-        if there and there.served.digest != each.digest:
+        if there and (there.member or there.served.digest != each.digest):
             self._replace(server, there, document)
             there = None
         if there is None:
@@ -272,8 +385,15 @@ class Reconciler:
         """TorchServe takes no second archive of a version. Others answer meanwhile, where there are others."""
         there.doubt()
         self._route(document)
-        versions.drain(server, there.served)
+        self._drain(server, there)
         self._remove(server, (there.served.model, there.served.version))
+
+    def _drain(self, server: Server, there: Found) -> None:
+        """Until the requests that wait for it are answered, for whom it gets no more."""
+        if there.member:  # its queue is others', too, and never empty
+            server.pause(MEMBER_DRAIN_S)
+        else:
+            versions.drain(server, there.served)
 
     @contextmanager
     def _blaming(self, each: Wanted, document: Document) -> Iterator[None]:
@@ -290,7 +410,8 @@ class Reconciler:
                 raise ServerGone(f"TorchServe ended while {named(each.key)} was loaded: {err}") from err
             there = self._all().get(each.key)
             if there is not None and there is before and served_before:
-                there.see(self._server().management.describe(*each.key))
+                if there.member is None:
+                    there.see(self._server().management.describe(*each.key))
             else:
                 self._leave_out(document, each.key)
             if self._is_new:
@@ -299,7 +420,7 @@ class Reconciler:
 
     def _leave_out(self, document: Document, key: Key) -> None:
         """First the routes, then the version."""
-        if (there := self._all().get(key)) and not self._is_new:
+        if (there := self._all().get(key)) and not self._is_new and not there.member:
             there.doubt()
             self._route(document)
         self._remove(self._server(), key)
@@ -317,13 +438,15 @@ class Reconciler:
 
     def _ask(self, server: Server, each: Wanted, found: Found) -> None:
         archive = self._archive(server, each)
-        server.run(lambda: ask_samples(server.inference, archive, found.served.response_timeout_s))
+        at = address(found.worker, each.model, each.version) if found.member else ""
+        server.run(lambda: ask_samples(server.inference, archive, found.served.response_timeout_s, at))
 
     def _set_defaults(self, document: Document) -> None:
         """TorchServe's own, for those who ask it without a version."""
         management = self._server().management
         for name, model in document.models.items():
-            if (name, model.default) not in self._all() or self._defaults.get(name) == model.default:
+            there = self._all().get((name, model.default))
+            if there is None or there.member or self._defaults.get(name) == model.default:
                 continue
             if management.default_version(name) != model.default:
                 management.set_default(name, model.default)
@@ -333,7 +456,7 @@ class Reconciler:
         """The gateway's routes, to those versions alone that have proved themselves."""
         if self.servers.running.gateway is None:
             return
-        now = routing(document, self._answering(document))
+        now = routing(document, self._answering(document), self._addresses())
         if not self.servers.envoy_alive():
             self._start(ENVOY, lambda: self.servers.start_envoy(*now))
         elif now != self._routing or not self.servers.envoy.in_force(*now):
@@ -341,6 +464,14 @@ class Reconciler:
             self.servers.envoy.apply(*now, keep=bool(leaving))
         self._routing, self._compared = now, time.monotonic()
         self._tell_health()  # whoever is told next that all is ready may ask at once
+
+    def _addresses(self) -> dict[Key, str]:
+        """Where in the server the versions of shared workers are."""
+        return {
+            key: address(found.worker, found.member.model, found.member.version)
+            for key, found in self._all().items()
+            if found.member
+        }
 
     def _answering(self, document: Document) -> set[Key]:
         """What is declared, has proved itself and has the declared content."""
@@ -361,28 +492,35 @@ class Reconciler:
         server = self._server()
         for key, each in wanted(document).items():
             found = self._all().get(key)
-            if found and found.proved and found.served.asked > each.workers:
+            if found and found.proved and not found.member and found.served.asked > each.workers:
                 found.see(versions.scale(server, *key, each.workers))
 
     def _unload(self, document: Document) -> None:
-        """What is no longer declared, after the requests that wait for it."""
+        """What is no longer declared, after the requests that wait for it; then shared workers without a version."""
         server = self._server()
-        leaving = sorted(set(self._all()) - set(wanted(document)), key=lambda key: (not is_explainer(key[0]), key))
-        for key in leaving:
+        leaving = {key for key in self._all() if not is_shared(key[0])} - set(wanted(document))
+        for key in sorted(leaving, key=lambda key: (not is_explainer(key[0]), key)):
             server.notify(f"{named(key)}: unregistering")
-            versions.drain(server, self._all()[key].served)
+            self._drain(server, self._all()[key])
             self._remove(server, key)
             self.journal.well(named(key))
+        for key in [key for key in self._all() if is_shared(key[0]) and not self._list_of(key[0])]:
+            versions.drain(server, self._all()[key].served)
+            self._remove(server, key)
         if leaving:
             self._route(document)
 
     def _remove(self, server: Server, key: Key) -> None:
         """It may never have been registered; those that explain a version go before it."""
         for each in ((explainer_of(key[0]), key[1]), key):
+            there = self._all().pop(each, None)
+            if there is not None and there.member is not None:
+                self._tell_members(server, there.worker)
+                forget_unpacked(server.unpacked, there.served.digest, there.served.archive)
+                continue
             served = server.served(*each)
             if served is not None:
                 versions.remove(server, served)
-            self._all().pop(each, None)
             self._defaults.pop(each[0], None)
 
     # Waiting and watching
@@ -440,7 +578,7 @@ class Reconciler:
         """Which versions have a worker that can answer, for the gateway."""
         if self.servers.running.gateway is None or self._routing is None:
             return
-        served, policies = self._routing
+        served, policies, _ = self._routing
         keys = [(name, version) for name in sorted(served) for version in sorted(served[name])]
         found = {key: there.served.workers for key, there in (self._found or {}).items()}
         workers = [
@@ -453,7 +591,7 @@ class Reconciler:
     def _watch_workers(self) -> None:
         """TorchServe starts workers that ended again, and gives up after some minutes."""
         for key, found in list((self._found or {}).items()):
-            if found.well or time.monotonic() - found.looked < LOOK_S:
+            if found.member or found.well or time.monotonic() - found.looked < LOOK_S:
                 continue
             found.looked = time.monotonic()
             try:
@@ -469,9 +607,13 @@ class Reconciler:
             found.doubt()
             if served is None:
                 del self._all()[key]
+                for member in self._all().values():
+                    if member.worker == key[0]:
+                        member.doubt()
                 return
         before, manned = found.served.ready, found.manned
         found.see(served)
+        self._see_members(served)
         self._dirty = self._dirty or found.manned != manned or served.ready != before
         if found.proved and served.ready != before:
             ready = f"{served.ready} of {served.asked} workers ready"
@@ -543,13 +685,17 @@ class Reconciler:
         return Server(
             management=Management(running.management),
             inference=running.inference,
-            unpacked=Path(running.temp) / "archives",
+            unpacked=self._unpacked,
             server_log=self.state.server_log,
             workers_log=self.state.workers_log,
             notify=self.journal.note,
             pause=self.pause,
             wait=self.wait,
         )
+
+    @property
+    def _unpacked(self) -> Path:
+        return shared.unpacked_in(self.servers.running)
 
     def _all(self) -> dict[Key, Found]:
         """Everything that is registered; raises ServerGone where there is no server by now."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from handlers.shared.members import Member
 from scripts.core.explainers import explainer_of
 from scripts.core.process import Identity
 from scripts.stack.backoff import Backoff
-from scripts.stack.document import Document, Version
+from scripts.stack.document import Document, Pool, Version
 from scripts.stack.management import Served
 from scripts.stack.routing import Key
 from scripts.stack.store import DIGEST_LENGTH
@@ -32,8 +33,17 @@ class Wanted:
         return explainer_of(self.model) if self.explain else self.model, self.version
 
     @property
+    def shared(self) -> bool:
+        """Whether it has no workers of its own."""
+        return self.content.shared
+
+    @property
     def workers(self) -> int:
-        return (self.content.explainers or 0) if self.explain else self.content.workers
+        """Its own."""
+        if self.shared:
+            return 0
+        asked = self.content.explainers if self.explain else self.content.workers
+        return asked if isinstance(asked, int) else 0
 
     @property
     def digest(self) -> str:
@@ -46,7 +56,7 @@ def wanted(document: Document) -> dict[Key, Wanted]:
     all_of += [
         Wanted(model, version, content, explain=True)
         for model, version, content in document.versions()
-        if content.explainers is not None
+        if content.explainers is not None and not (content.shared and content.explainers == 0)
     ]
     return {each.key: each for each in all_of}
 
@@ -64,11 +74,26 @@ class Found:
     """Since when it has fewer workers than asked for, by the monotonic clock."""
     looked: float = 0.0
     """When TorchServe was asked about it last."""
+    member: Member | None = None
+    """Set for a version in a shared worker, as that one's list names it; None for one with workers of its own."""
+    worker: str = ""
+    """The shared worker's name."""
+    pool: Pool | None = None
+    """What the shared worker was configured by; None if that is not known."""
     pushed: Backoff = field(default_factory=lambda: Backoff(LOST_S, LONGEST_PUSH_S))
 
     @classmethod
-    def of(cls, served: Served, *, proved: bool = False, trusted: bool = False) -> Found:
-        found = cls(served, proved, trusted)
+    def of(
+        cls,
+        served: Served,
+        *,
+        proved: bool = False,
+        trusted: bool = False,
+        member: Member | None = None,
+        worker: str = "",
+        pool: Pool | None = None,
+    ) -> Found:
+        found = cls(served, proved, trusted, member=member, worker=worker, pool=pool)
         found.see(served)
         return found
 

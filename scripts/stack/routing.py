@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -13,15 +14,19 @@ from scripts.stack.document import Document, Model
 
 Key = tuple[str, str]
 """The name that something is registered under, and its version."""
-Routing = tuple[dict[str, set[str]], dict[str, Traffic]]
+Routing = tuple[dict[str, set[str]], dict[str, Traffic], dict[Key, str]]
+"""The third part: where in the server a version is that is not registered under its own names."""
 
 
-def routing(document: Document, answering: Collection[Key]) -> Routing:
+def routing(
+    document: Document, answering: Collection[Key], addresses: Mapping[Key, str] = MappingProxyType({})
+) -> Routing:
     """Versions by name, and the policy of each model, as the gateway is to follow them.
 
     A declared version that does not answer gets no traffic while another one of its model does, unless its policy has a
     fallback that answers: then it keeps its place, and the gateway falls back and says so. It comes back by itself. A
-    model of which none answers keeps its routes, for clients to be told 503 and not 404.
+    model of which none answers keeps its routes, for clients to be told 503 and not 404. `addresses`: where versions in
+    shared workers are.
     """
     served: dict[str, set[str]] = {}
     policies: dict[str, Traffic] = {}
@@ -34,7 +39,8 @@ def routing(document: Document, answering: Collection[Key]) -> Routing:
         explaining = {version for version in model.versions if (explainer_of(name), version) in answering}
         if explaining:
             served[explainer_of(name)] = explaining
-    return served, policies
+    known = {(name, version) for name, versions in served.items() for version in versions}
+    return served, policies, {key: there for key, there in addresses.items() if key in known}
 
 
 def covered(policy: Traffic, version: str, there: Collection[str]) -> bool:

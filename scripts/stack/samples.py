@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import requests
 
 from handlers.archive import differences
-from handlers.core.messages import SAMPLE_HEADER
+from handlers.core.messages import LOADING_HEADER, SAMPLE_HEADER
 from handlers.core.samples import Sample
 from handlers.core.task import Task
 from scripts.build.reader import Archive
@@ -16,6 +17,7 @@ from scripts.core.errors import UserError
 from scripts.core.http import local_session
 
 MARGIN_S = 10.0
+LOADING_S = 0.02
 COMPUTE = {"cache-control": "no-cache"}
 """What the cache remembers would prove nothing."""
 
@@ -24,11 +26,14 @@ class SampleFailed(UserError):
     """A version is up but does not answer as it did when it was built."""
 
 
-def ask_samples(inference: str, archive: Archive, response_timeout_s: float) -> int:
-    """How many questions were asked, none for an archive that carries none. Raises SampleFailed on the first miss."""
+def ask_samples(inference: str, archive: Archive, response_timeout_s: float, at: str = "") -> int:
+    """How many questions were asked, none for an archive that carries none. Raises SampleFailed on the first miss.
+
+    `at`: where in the server the version is, if not under its own names.
+    """
     with local_session() as session:
         for i, sample in enumerate(archive.samples):
-            answer = ask(session, inference, archive, i, response_timeout_s + MARGIN_S)
+            answer = ask(session, inference, archive, i, response_timeout_s + MARGIN_S, at)
             if faults := faults_of(archive, sample, answer):
                 raise SampleFailed(
                     f"{archive.name} {archive.version} answers its sample {i} wrongly: {'; '.join(faults)}"
@@ -36,13 +41,13 @@ def ask_samples(inference: str, archive: Archive, response_timeout_s: float) -> 
     return len(archive.samples)
 
 
-def ask_explanation(inference: str, archive: Archive, explainer: str, response_timeout_s: float) -> None:
+def ask_explanation(inference: str, archive: Archive, explainer: str, response_timeout_s: float, at: str = "") -> None:
     """Have the first sample explained, in the quickest way. Raises SampleFailed if its answer is another one."""
     if not archive.samples:
         return
     sample = archive.samples[0]
     request = sample.request | {"explain": dict(archive.task.quick_explanation)}
-    path = f"explanations/{explainer}/{archive.version}"
+    path = f"explanations/{at or f'{explainer}/{archive.version}'}"
     with local_session() as session:
         answer = post(session, f"{inference}/{path}", request, f"{explainer} {archive.version}", 0, response_timeout_s)
     if faults := faults_of(archive, sample, answer):
@@ -51,10 +56,12 @@ def ask_explanation(inference: str, archive: Archive, explainer: str, response_t
         )
 
 
-def ask(session: requests.Session, inference: str, archive: Archive, index: int, timeout_s: float) -> dict[str, object]:
+def ask(
+    session: requests.Session, inference: str, archive: Archive, index: int, timeout_s: float, at: str = ""
+) -> dict[str, object]:
     """The parsed answer to one sample's request."""
     who = f"{archive.name} {archive.version}"
-    url = f"{inference}/predictions/{archive.name}/{archive.version}"
+    url = f"{inference}/predictions/{at or f'{archive.name}/{archive.version}'}"
     request, raw = archive.samples[index].request, archive.metadata.get("input_schema", {}) is None
     if not raw:
         return post(session, url, request, who, index, timeout_s)
@@ -75,7 +82,7 @@ def post(
 ) -> dict[str, object]:
     """The parsed answer of a version to its sample `index`."""
     try:
-        reply = session.post(url, json=request, headers=COMPUTE | {SAMPLE_HEADER: "1"}, timeout=timeout_s)
+        reply = patient_post(session, url, request, timeout_s)
     except requests.RequestException as err:
         raise SampleFailed(
             f"{who} did not answer its sample {index} within {timeout_s:.0f} s: {type(err).__name__}"
@@ -89,6 +96,16 @@ def post(
     if not isinstance(answer, dict):
         raise SampleFailed(f"{who} answered its sample {index} with {type(answer).__name__}, expected an object")
     return answer
+
+
+def patient_post(session: requests.Session, url: str, request: dict[str, Any], timeout_s: float) -> requests.Response:
+    """Again and again while a shared worker loads the version."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        reply = session.post(url, json=request, headers=COMPUTE | {SAMPLE_HEADER: "1"}, timeout=timeout_s)
+        if LOADING_HEADER not in reply.headers or time.monotonic() > deadline:
+            return reply
+        time.sleep(LOADING_S)
 
 
 def curl(inference: str, model: str, sample: Sample | None) -> str:

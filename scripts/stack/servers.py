@@ -21,6 +21,7 @@ from scripts.core.process import Identity, reap
 from scripts.gateway.envoy import Envoy
 from scripts.gateway.policies import Served, Traffic
 from scripts.gateway.settings import GatewaySettings, read_settings
+from scripts.gateway.traffic import NO_ADDRESSES, Addresses
 from scripts.stack import batch_service, redis_server
 from scripts.stack.batch_service import BatchService
 from scripts.stack.java import find_java
@@ -132,14 +133,14 @@ class Servers:
     def torchserve_alive(self) -> bool:
         return alive(self.running.server)
 
-    def start_envoy(self, served: Served, policies: Mapping[str, Traffic]) -> None:
+    def start_envoy(self, served: Served, policies: Mapping[str, Traffic], addresses: Addresses = NO_ADDRESSES) -> None:
         """Before what is served. Raises StartFailed, PortTaken or GatewayFailed."""
         assert self.running.gateway is not None
         self.notify(f"starting Envoy, port {self.running.ports.gateway}")
         host = self.settings.address.strip("[]")
         self.running.ports.refuse_taken("gateway", host=host)
         self.running.ports.refuse_taken("admin")
-        process = self.envoy.start(served, policies)
+        process = self.envoy.start(served, policies, addresses)
         self._keep(gateway=msgspec.structs.replace(self.running.gateway, process=process))
 
     def envoy_alive(self) -> bool:

@@ -35,8 +35,8 @@ from handlers.redis.log import (
     declaration_id,
 )
 from handlers.redis.spill import DECLARATION, LABEL, PREDICTION, frames_of
+from handlers.serving import take_label
 from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Question
-from handlers.torchserve.adapter import take_label
 from tests.handlers.loading import load
 from tests.questions import some_questions
 from tests.redis_servers import TestRedis, memory_left

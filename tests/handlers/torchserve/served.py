@@ -59,7 +59,7 @@ class Served:
         self.batches: list[Any] = []
         self.returned: list[Any] = []
         counted = WorkerMetrics("small", "1.0", pipeline)
-        monkeypatch.setattr(adapter, "_pipeline", pipeline)
+        monkeypatch.setattr(adapter, "_served", pipeline)
         monkeypatch.setattr(adapter, "_metrics", counted)
         metrics = SimpleNamespace(request_ids=None, add_time=lambda *_: None)
         self.service = Service("small", "/", None, self._entry, None, 8, metrics_cache=metrics)

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from handlers import serving
 from handlers.core.errors import Invalid
 from handlers.core.messages import Binary, Model
 from handlers.core.pipeline import Pipeline
@@ -49,8 +50,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
 
 def log_of(served: Served) -> ListLog:
-    assert adapter._pipeline is not None
-    log = adapter._pipeline.log
+    assert adapter._served is not None
+    log = adapter._served.log
     assert isinstance(log, ListLog)
     return log
 
@@ -152,8 +153,8 @@ def test_a_label_goes_to_the_log_and_a_wrong_one_back(served: Served, monkeypatc
 
 
 def test_a_version_without_a_log_takes_no_labels(served: Served) -> None:
-    assert adapter._pipeline is not None
-    adapter._pipeline.log = None
+    assert adapter._served is not None
+    adapter._served.log = None
     [refused] = served.send((SERVER | {"url_path": "feedback"}, [Field("body", b"{}", JSON)]))
     assert (refused.code, refused.headers["x-model-version"]) == (501, "1.0")
 
@@ -292,7 +293,7 @@ def fuzzed() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         pipeline, _, _ = small(most=100)
         pipeline.forms.update(forms(pipeline))
-        patch.setattr(adapter.log, "disabled", True)
+        patch.setattr(serving.log, "disabled", True)
         yield Served(pipeline, patch)
 
 
@@ -324,7 +325,7 @@ def test_the_fuzz_can_fail(served: Served, monkeypatch: pytest.MonkeyPatch) -> N
     def answer(requests: Any) -> Any:
         raise FaultError
 
-    assert adapter._pipeline is not None
-    monkeypatch.setattr(adapter._pipeline, "answer", answer)
+    assert adapter._served is not None
+    monkeypatch.setattr(adapter._served, "answer", answer)
     with pytest.raises(AssertionError, match="Prediction failed"):
         served.send(plain())

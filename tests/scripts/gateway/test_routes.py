@@ -18,11 +18,14 @@ from scripts.gateway.routes import (
     inner_ways,
     openapi_within,
     tries_again,
+    waits_for_load,
     ways,
 )
 from tests.declared import declared_of
 
 LUA = Path(scripts.gateway.routes.__file__).parent
+SHARED = [f"{name}-shared" for name in ("split", "pinned", "describe", "explain", "label")]
+"""Ways of versions that a worker may have to load."""
 
 
 def test_only_the_pages_change_with_what_is_served() -> None:
@@ -45,10 +48,11 @@ def routes_of(matcher: dict[str, Any]) -> list[dict[str, Any]]:
 def test_every_way_that_the_scripts_name_is_there() -> None:
     """A request that is sent on a way that is not there would be a 500."""
     text = (LUA / "resolve.lua").read_text() + (LUA / "workers.lua").read_text()
+    assert set(SHARED) <= set(ways())
     named = set(re.findall(r'"(split|guarded|pinned|describe|explain|label|inside|passed-over)"', text))
     assert named <= set(ways())
     inner = set(re.findall(r'send\(handle, headers, "([a-z-]+)"', text)) - {"explain", "label"}
-    assert inner == {"shadow", "fallback", "stale"}
+    assert inner == {"shadow", "fallback", "fallback-shared", "stale"}
     assert inner | {"passed-over"} == set(inner_ways())
 
 
@@ -69,10 +73,15 @@ def test_the_scripts_call_headers_by_the_routes_names() -> None:
 def test_without_a_fallback_nothing_that_was_begun_is_asked_again() -> None:
     policy = tries_again()
     assert (policy["retry_on"], policy["num_retries"]) == ("connect-failure,reset-before-request", 1)
-    assert {name for name, way in ways().items() if way["route"].get("retry_policy", policy) != policy} == {
-        "guarded",
-        "guarded-grpc",
-    }
+    others = {name for name, way in ways().items() if way["route"].get("retry_policy", policy) != policy}
+    over_grpc = {f"{name}-grpc" for name in SHARED if name != "label-shared"}
+    assert others == {"guarded", "guarded-grpc", *SHARED, *over_grpc}
+
+
+def test_who_waits_for_a_load_is_asked_again_for_nothing_else_that_was_begun() -> None:
+    policy = waits_for_load()
+    assert set(policy["retry_on"].split(",")) == {"retriable-headers", *tries_again()["retry_on"].split(",")}
+    assert [header["name"] for header in policy["retriable_headers"]] == ["x-loading"]
 
 
 def test_below_the_last_rung_is_a_503() -> None:

@@ -26,6 +26,13 @@ def test_a_models_traffic_is_one_line() -> None:
     )
 
 
+def test_versions_in_shared_workers_have_their_address_in_the_line() -> None:
+    at = {("mcqa", "2.0"): "_shared-1/1/mcqa/2.0", (explainer_of("mcqa"), "2.0"): "_shared-2-explain/1/mcqa/2.0"}
+    told = line("mcqa", SERVED, Traffic(split={"2.0": 1}), at).split()
+    assert "at=2.0:_shared-1%2F1%2Fmcqa%2F2.0" in told
+    assert "explains_at=2.0:_shared-2-explain%2F1%2Fmcqa%2F2.0" in told
+
+
 def test_no_name_can_be_taken_for_something_else() -> None:
     """Not for a field, a further line, nor the end of the table."""
     name = "a b=c,d:e\n]]f%"

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from typing import Literal
+
+import msgspec
 import pytest
 
 from scripts.gateway.policies import Traffic
-from scripts.stack.document import Document, DocumentInvalid, Model, Version, dump, faults, parse
+from scripts.stack.document import Document, DocumentInvalid, Model, Pool, Version, dump, faults, parse
 
 DIGEST = "sha256:" + "ab" * 32
 
 
-def version(workers: int = 1, explainers: int | None = None) -> Version:
+def version(workers: int | Literal["shared"] = 1, explainers: int | None = None) -> Version:
     return Version(archive=DIGEST, file="mcqa-1.0.mar", workers=workers, explainers=explainers)
 
 
@@ -27,6 +30,26 @@ def test_what_is_printed_is_read_again() -> None:
     read = parse(dump(made, 7), "x")
     assert (read.revision, Document(read.models)) == (7, made)
     assert "80" in dump(made, 7)
+
+
+def test_shared_versions_and_their_workers_are_printed_and_read_again() -> None:
+    made = msgspec.structs.replace(document(v1_0=version("shared")), shared=Pool(workers=2, memory_mb=512))
+    text = dump(made, 7)
+    assert parse(text, "x").document == made
+    assert "workers: shared" in text
+    assert "shared:\n  workers: 2" in text
+    assert "shared" not in dump(document(v1_0=version()), 7)
+    assert made.with_version("mcqa", "2.0", version()).shared == made.shared
+
+
+def test_a_shared_version_may_be_the_default_and_have_traffic() -> None:
+    assert faults(with_traffic(Traffic(split={"1.0": 100}), v1_0=version("shared"))) == []
+
+
+@pytest.mark.parametrize("bad", ["{workers: 0}", "{memory_mb: 1}", "{turn_ms: 0}", "{colour: red}", "3"])
+def test_settings_of_shared_workers_are_checked(bad: str) -> None:
+    with pytest.raises(DocumentInvalid, match="shared"):
+        parse(f"models: {{}}\nshared: {bad}", "x")
 
 
 def test_versions_come_in_their_order() -> None:
@@ -48,7 +71,7 @@ def test_a_version_that_yaml_reads_as_a_number_is_told() -> None:
         parse("models: {mcqa: {versions: {1.10: {}}}}", "x")
 
 
-@pytest.mark.parametrize("bad", ["a\nb", "../evil", "", "a b", "x" * 101, "mcqa-explain", "-x", "a/b", "ä"])
+@pytest.mark.parametrize("bad", ["a\nb", "../evil", "", "a b", "x" * 101, "q-explain", "_shared-1", "-x", "a/b", "ä"])
 def test_names_that_could_mean_something_else_are_refused(bad: str) -> None:
     assert faults(Document({bad: Model(default="1.0", versions={"1.0": version()})}))
     if not bad.endswith("-explain"):

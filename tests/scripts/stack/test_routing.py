@@ -17,7 +17,7 @@ SPLIT = Traffic(split={"1": 95, "2": 5}, shadow={"3": 10}, fallback=["1", "stale
 
 
 def test_what_answers_is_routed_as_declared() -> None:
-    served, policies = routing(document(SPLIT, "1", "2", "3"), {*ALL, ("mcqa-explain", "1")})
+    served, policies, _ = routing(document(SPLIT, "1", "2", "3"), {*ALL, ("mcqa-explain", "1")})
     assert served == {"mcqa": {"1", "2", "3"}, "mcqa-explain": {"1"}}
     assert policies == {"mcqa": SPLIT}
 
@@ -26,7 +26,7 @@ def test_what_answers_is_routed_as_declared() -> None:
     ("missing", "split"), [("1", {"2": 5}), ("3", {"1": 95, "2": 5})], ids=["nobody stands in", "shadow"]
 )
 def test_a_version_that_does_not_answer_is_left_out_for_the_time_being(missing: str, split: dict[str, float]) -> None:
-    served, policies = routing(document(SPLIT, "1", "2", "3"), ALL - {("mcqa", missing)})
+    served, policies, _ = routing(document(SPLIT, "1", "2", "3"), ALL - {("mcqa", missing)})
     policy = policies["mcqa"]
     assert policy.split == split
     assert missing not in {*policy.shadow, *policy.fallback, *served["mcqa"]}
@@ -35,10 +35,10 @@ def test_a_version_that_does_not_answer_is_left_out_for_the_time_being(missing: 
 
 def test_a_version_with_a_fallback_that_answers_keeps_its_place() -> None:
     """The gateway falls back for it, and says so in the answer, the log and the counts."""
-    served, policies = routing(document(SPLIT, "1", "2", "3"), ALL - {("mcqa", "2")})
+    served, policies, _ = routing(document(SPLIT, "1", "2", "3"), ALL - {("mcqa", "2")})
     assert (served["mcqa"], policies["mcqa"]) == ({"1", "2", "3"}, SPLIT)
     split = Traffic(split={"3": 1}, fallback=["2", "1"])
-    served, policies = routing(document(split, "1", "2", "3"), {("mcqa", "1")})
+    served, policies, _ = routing(document(split, "1", "2", "3"), {("mcqa", "1")})
     assert (policies["mcqa"].split, policies["mcqa"].fallback) == ({"3": 1}, ["2", "1"])
     assert served["mcqa"] == {"1", "2", "3"}
 
@@ -52,4 +52,9 @@ def test_without_anyone_of_the_split_the_next_best_answers() -> None:
 
 def test_a_model_of_which_nobody_answers_keeps_its_routes() -> None:
     """So that clients are told that it is unavailable, not that there is no such model."""
-    assert routing(document(SPLIT, "1", "2", "3"), set()) == ({"mcqa": {"1", "2", "3"}}, {"mcqa": SPLIT})
+    assert routing(document(SPLIT, "1", "2", "3"), set())[:2] == ({"mcqa": {"1", "2", "3"}}, {"mcqa": SPLIT})
+
+
+def test_the_gateway_is_told_where_versions_in_shared_workers_are() -> None:
+    at = {("mcqa", "1"): "_shared-1/1/mcqa/1", ("gone", "1"): "_shared-1/1/gone/1"}
+    assert routing(document(SPLIT, "1", "2", "3"), ALL, at)[2] == {("mcqa", "1"): "_shared-1/1/mcqa/1"}

@@ -1,0 +1,1 @@
+"""Many small versions: what a shared worker costs and gives."""
