@@ -46,7 +46,7 @@ class ModelFile:
         if self.features is None:
             raise UserError(
                 f"{self.path}: --features is missing; a model for tables needs the specification of its features, see "
-                "the README's section Tables"
+                "handlers/README.md, section Tables"
             )
         folder = work / MODEL
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The README's commands do what it says, in its order, and print what it shows (`...` stands for anything)."""
+"""Commands in the READMEs do what is said, in their order, and print what is shown (`...` stands for anything)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from tests.tiny_tables import save_xgboost, specification
 
 pytestmark = pytest.mark.live
 
-README = (PROJECT / "README.md").read_text()
+GUIDES = ["handlers", "model_store", "scripts/gateway", "scripts/records", "scripts/batch", "scripts/stack"]
+TEXT = "\n".join((PROJECT / folder / "README.md").read_text() for folder in ["", *GUIDES])
+"""As somebody would read them, one after the other."""
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 300
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def run(checkout: Path, environ: dict[str, str]) -> Iterator[Callable[[str], str
             translate(line), shell=True, cwd=checkout, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S
         )
         assert done.returncode == 0, done.stderr
-        assert matches(translate(expected), done.stdout), f"$ {line}\n{done.stdout}\n--- the README shows:\n{expected}"
+        assert matches(translate(expected), done.stdout), f"$ {line}\n{done.stdout}\n--- shown is:\n{expected}"
         assert probabilities(done.stdout) == pytest.approx(probabilities(expected), abs=0.02)
         return done.stdout
 
