@@ -12,7 +12,6 @@ touches all alike.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from handlers.features.stored import StoredForm
 from handlers.redis.features import REPLY_TIMEOUT_S, Store
 from handlers.redis.link import RedisLink
 from loadtest.generator import Generator, Target
+from loadtest.measurements import Figures, Measure, measure_and_tell
 from loadtest.shapes import poisson_times
 from loadtest.stack import FREE_PORTS, MARCTL, PROJECT, CpuMeter, Stack, marctl
 from scripts.features.push import Push
@@ -42,7 +42,6 @@ from scripts.stack import redis_server
 from scripts.stack.redis_server import FEATURES
 from scripts.stack.state import Redis, State
 
-Figures = dict[str, Any]
 CUSTOMERS = 20_000
 N_FEATURES = 10
 BATCHES = (1, 8, 32)
@@ -246,29 +245,11 @@ def push(seconds: float, rounds: int) -> Iterator[Figures]:
             yield {**found, "rows_s": round(found["rows"] / found["seconds"]), "bytes_a_row": round(used / CUSTOMERS)}
 
 
-COMMANDS: dict[str, Callable[[float, int], Iterator[Figures]]] = {
-    "lookup": lookup,
-    "added": added,
-    "broken": broken,
-    "push": push,
-}
+COMMANDS: dict[str, Measure] = {"lookup": lookup, "added": added, "broken": broken, "push": push}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.features", description="Measure online features.")
-    parser.add_argument("command", choices=[*COMMANDS, "all"])
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, also here")
-    asked = parser.parse_args()
-    rows = []
-    for name in COMMANDS if asked.command == "all" else [asked.command]:
-        for row in COMMANDS[name](asked.seconds, asked.rounds):
-            rows.append({"measurement": name, **row})
-            sys.stdout.write(json.dumps(rows[-1]) + "\n")
-            sys.stdout.flush()
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+    measure_and_tell("python -m loadtest.features", "Measure online features.", COMMANDS)
     return 0
 
 

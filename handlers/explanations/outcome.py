@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 TOLERANCE = 0.02
 """Of the target's change from the baseline."""
@@ -39,3 +40,16 @@ class Found:
     @property
     def complete(self) -> bool:
         return abs(self.delta) <= self.bound
+
+    def figures(self, digits: int) -> dict[str, Any]:
+        """What every task's explanation tells of these scores, by field; numbers rounded to so many digits."""
+        return {
+            "value": round(self.value, digits),
+            "baseline_value": round(self.baseline_value, digits),
+            "delta": round(self.delta, digits),
+            "delta_bound": round(self.bound, digits),
+            "complete": self.complete,
+            "steps": self.steps,
+            "exact": self.exact,
+            "compute_ms": round(self.seconds * 1000, 3),
+        }

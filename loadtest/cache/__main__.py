@@ -12,15 +12,11 @@ all alike.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice, repeat
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -35,6 +31,7 @@ from handlers.tasks.multiple_choice.task import MultipleChoice
 from handlers.text.settings import TextSettings
 from handlers.text.tokenization import PairEncoder, Row
 from loadtest.generator import Generator, Target
+from loadtest.measurements import Figures, Measure, measure_and_tell
 from loadtest.outcomes import value_at
 from loadtest.questions import bodies
 from loadtest.shapes import poisson_times
@@ -43,7 +40,6 @@ from scripts.records.prediction_cache import purge
 from scripts.stack import redis_server
 from scripts.stack.state import State
 
-Figures = dict[str, Any]
 VERSION, NAME = "mcqa/1.0", "mcqa 1.0"
 BATCHES = (1, 8, 32)
 SHARES = (0.3, 0.9)
@@ -221,29 +217,11 @@ def since(before: Figures, now: Figures) -> Figures:
     return {name: now[counted] - before.get(counted, 0) for counted, name in names.items()}
 
 
-COMMANDS: dict[str, Callable[[float, int], Iterator[Figures]]] = {
-    "cost": cost,
-    "streams": streams,
-    "equal": equal,
-    "broken": broken,
-}
+COMMANDS: dict[str, Measure] = {"cost": cost, "streams": streams, "equal": equal, "broken": broken}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.cache", description="Measure the prediction cache.")
-    parser.add_argument("command", choices=[*COMMANDS, "all"])
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, also here")
-    asked = parser.parse_args()
-    rows = []
-    for name in COMMANDS if asked.command == "all" else [asked.command]:
-        for row in COMMANDS[name](asked.seconds, asked.rounds):
-            rows.append({"measurement": name, **row})
-            sys.stdout.write(json.dumps(rows[-1]) + "\n")
-            sys.stdout.flush()
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = measure_and_tell("python -m loadtest.cache", "Measure the prediction cache.", COMMANDS)
     return 1 if any(row.get("errors") for row in rows) else 0
 
 

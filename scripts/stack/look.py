@@ -204,17 +204,24 @@ def member_row(key: tuple[str, str], shared: SharedOnes, document: Document) -> 
     }
 
 
-def worker_row(served: Served, shared: SharedOnes) -> dict[str, Any]:
-    """A shared worker: its processes, and what they hold."""
-    figures = shared.figures[served.model]
+def workers_of(served: Served) -> dict[str, Any]:
+    """Its processes, and what waits for them."""
     return {
-        "worker": served.model,
         "workers_ready": served.ready,
         "workers_asked": served.asked,
         "pids": served.pids,
         "memory_mb": sum(memory_mb(pid) for pid in served.pids),
         "queue": served.queue,
         "queue_size": served.queue_size,
+    }
+
+
+def worker_row(served: Served, shared: SharedOnes) -> dict[str, Any]:
+    """A shared worker: its processes, and what they hold."""
+    figures = shared.figures[served.model]
+    return {
+        "worker": served.model,
+        **workers_of(served),
         "versions": sum(each is served for each in shared.members.values()),
         "resident": len({name for each in figures for name in each.versions}),
         "resident_mb": round(sum(each.bytes for each in figures) / MIB, 1),
@@ -228,12 +235,7 @@ def row(served: Served, document: Document) -> dict[str, Any]:
         "model": served.model,
         "version": served.version,
         "default": model is not None and model.default == served.version,
-        "workers_ready": served.ready,
-        "workers_asked": served.asked,
-        "pids": served.pids,
-        "memory_mb": sum(memory_mb(pid) for pid in served.pids),
-        "queue": served.queue,
-        "queue_size": served.queue_size,
+        **workers_of(served),
         "batch_size": served.batch_size,
         "batch_delay_ms": served.batch_delay_ms,
         "archive": served.archive,
