@@ -1,7 +1,7 @@
 """An archive extracted to a folder: its files, its digest, its libraries, its samples, and the task that it holds.
 
-The root holds `entry.py`, `model-config.yaml`, `samples.json`, `metadata.json`, the `handlers/` package and `model/`,
-and `task.py` where the task is the user's own. A version that is made of others has each of them under
+The root holds `entry.py`, `model-config.yaml`, `samples.json`, `metadata.json`, the package `marctl_handlers/` and
+`model/`, and `task.py` where the task is the user's own. A version that is made of others has each of them under
 `members/MODEL/VERSION/`, like such a root without the code. Nothing is fetched: a missing file stops the load.
 """
 
@@ -18,16 +18,18 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.core.composite import MEMBERS_FOLDER, Composite, CompositeSettings, member_names
-from handlers.core.errors import HandlerError, LoadError
-from handlers.core.messages import Model
-from handlers.core.pipeline import Pipeline
-from handlers.core.samples import SAMPLES_FILE, Sample, read_json, read_samples
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.tasks import OWN_TASK, find_task, line_of
+from marctl_handlers.core.composite import MEMBERS_FOLDER, Composite, CompositeSettings, member_names
+from marctl_handlers.core.errors import HandlerError, LoadError
+from marctl_handlers.core.messages import Model
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.samples import SAMPLES_FILE, Sample, read_json, read_samples
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks import OWN_TASK, find_task, line_of
 
 MODEL_FOLDER = "model"
+CODE_PREFIXES = ("marctl_handlers/", "handlers/")
+"""Where archives hold their copy of this package: the second ones were built when it had that name."""
 METADATA_FILE = "metadata.json"
 CONFIG_FILE = "model-config.yaml"
 TASK_FILE = "task.py"
@@ -172,7 +174,7 @@ def handlers_digest(metadata: Mapping[str, Any]) -> str:
     files = metadata.get("files")
     if not isinstance(files, Mapping):
         return ""
-    code = sorted(f"{path}\0{sha256}\n" for path, sha256 in files.items() if path.startswith("handlers/"))
+    code = sorted(f"{path}\0{sha256}\n" for path, sha256 in files.items() if path.startswith(CODE_PREFIXES))
     return hashlib.sha256("".join(code).encode()).hexdigest() if code else ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 try:
-    from handlers.torchserve.adapter import handle
+    from marctl_handlers.torchserve.adapter import handle
 except ImportError as err:
     # TorchServe answers an ImportError by looking for a built-in handler of the same name, and reports that instead.
     raise RuntimeError(f"LoadError: the archive's handlers need a library that is not installed: {err}") from err

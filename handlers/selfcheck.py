@@ -1,6 +1,6 @@
 """Answer the samples of an extracted archive, as a worker would but without a server, and compare the answers.
 
-    cd extracted-archive && python -m handlers.selfcheck [REFERENCE.json]
+    cd extracted-archive && python -m marctl_handlers.selfcheck [REFERENCE.json]
 
 Prints one JSON line: `{"answers": [...], "faults": [...]}`, or `{"error": ...}` with exit code 1 if the archive does
 not load. REFERENCE.json holds what the model's own library answers, per sample, and is compared, too.
@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.archive import answers, differences, load, read_metadata, tolerance_of
-from handlers.core.errors import LoadError
-from handlers.core.messages import Model
-from handlers.core.pipeline import Pipeline
-from handlers.core.samples import Sample, read_json, read_samples
+from marctl_handlers.archive import answers, differences, load, read_metadata, tolerance_of
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Model
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.samples import Sample, read_json, read_samples
 
 
 def check(root: Path, reference: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import archive_digest, check_samples, load
-from handlers.core.errors import HandlerError, ModelFault, NotSupported
-from handlers.core.forms import encode_json, refusal
-from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline, printable
-from handlers.protocols.open_inference import forms
-from handlers.redis.cache import open_cache
-from handlers.redis.features import open_features
-from handlers.redis.link import RedisLink
-from handlers.redis.log import LogWriter, PredictionLog, open_log
+from marctl_handlers.archive import archive_digest, check_samples, load
+from marctl_handlers.core.errors import HandlerError, ModelFault, NotSupported
+from marctl_handlers.core.forms import encode_json, refusal
+from marctl_handlers.core.messages import Model, Reply, Request
+from marctl_handlers.core.pipeline import Pipeline, printable
+from marctl_handlers.protocols.open_inference import forms
+from marctl_handlers.redis.cache import open_cache
+from marctl_handlers.redis.features import open_features
+from marctl_handlers.redis.link import RedisLink
+from marctl_handlers.redis.log import LogWriter, PredictionLog, open_log
 
 log = logging.getLogger(__name__)
 

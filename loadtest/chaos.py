@@ -40,12 +40,12 @@ import psutil
 import requests
 
 from loadtest.stack import MARCTL, PROJECT, cpu_seconds
-from scripts.stack.document import Document
-from scripts.stack.history import NOTHING
-from scripts.stack.look import Stack
-from scripts.stack.operations import Operator, change_traffic
-from scripts.stack.state import State
-from scripts.stack.up import reconciler_of
+from marctl.stack.document import Document
+from marctl.stack.history import NOTHING
+from marctl.stack.look import Stack
+from marctl.stack.operations import Operator, change_traffic
+from marctl.stack.state import State
+from marctl.stack.up import reconciler_of
 from tests.tiny_archives import REQUEST, tiny_archive
 
 SETTLE_TIMEOUT_S = 90.0

@@ -33,14 +33,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from handlers.archive import pipeline_of
-from handlers.core.memory import keep_memory
-from handlers.core.messages import Model, Request
-from handlers.tasks.embedding.schema import LONGEST_TEXT, EmbeddingSettings
-from handlers.tasks.embedding.task import Embedding
 from loadtest.generator import Generator, Target
 from loadtest.questions import made
 from loadtest.stack import CpuMeter, running_stack
+from marctl_handlers.archive import pipeline_of
+from marctl_handlers.core.memory import keep_memory
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.tasks.embedding.schema import LONGEST_TEXT, EmbeddingSettings
+from marctl_handlers.tasks.embedding.task import Embedding
 
 VERSION = "embed/1.0"
 MAX_TOKENS = 256

@@ -28,19 +28,19 @@ import psutil
 import pyarrow as pa
 import redis
 
-from handlers.features import Features, Specification, fit, resolve_table, specification_of
-from handlers.features.stored import StoredForm
-from handlers.redis.features import REPLY_TIMEOUT_S, Store
-from handlers.redis.link import RedisLink
 from loadtest.generator import Generator, Target
 from loadtest.measurements import Figures, Measure, measure_and_tell
 from loadtest.shapes import poisson_times
 from loadtest.stack import FREE_PORTS, MARCTL, PROJECT, CpuMeter, Stack, marctl
-from scripts.features.push import Push
-from scripts.features.table import Table
-from scripts.stack import redis_server
-from scripts.stack.redis_server import FEATURES
-from scripts.stack.state import Redis, State
+from marctl.features.push import Push
+from marctl.features.table import Table
+from marctl.stack import redis_server
+from marctl.stack.redis_server import FEATURES
+from marctl.stack.state import Redis, State
+from marctl_handlers.features import Features, Specification, fit, resolve_table, specification_of
+from marctl_handlers.features.stored import StoredForm
+from marctl_handlers.redis.features import REPLY_TIMEOUT_S, Store
+from marctl_handlers.redis.link import RedisLink
 
 CUSTOMERS = 20_000
 N_FEATURES = 10

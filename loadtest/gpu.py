@@ -26,13 +26,13 @@ from typing import Any
 import torch
 import yaml
 
-from handlers.archive import CONFIG_FILE, MODEL_FOLDER, pipeline_of
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.tasks.multiple_choice.task import MultipleChoice
-from handlers.text.settings import TextSettings
-from handlers.text.torch_runtime import TorchRuntime
 from loadtest.questions import bodies
+from marctl_handlers.archive import CONFIG_FILE, MODEL_FOLDER, pipeline_of
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
+from marctl_handlers.text.settings import TextSettings
+from marctl_handlers.text.torch_runtime import TorchRuntime
 
 DISTINCT = 64
 """Batches that a worker goes through in turn."""

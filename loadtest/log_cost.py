@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 import psutil
 
-from handlers.core.messages import Logged
-from handlers.core.settings import Log
-from handlers.redis.link import RedisLink
-from handlers.redis.log import PREDICTIONS, Declaration, PredictionLog
-from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Question
-from scripts.stack import redis_server
-from scripts.stack.state import State
+from marctl.stack import redis_server
+from marctl.stack.state import State
+from marctl_handlers.core.messages import Logged
+from marctl_handlers.core.settings import Log
+from marctl_handlers.redis.link import RedisLink
+from marctl_handlers.redis.log import PREDICTIONS, Declaration, PredictionLog
+from marctl_handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Question
 
 BATCH, PAUSE_S = 32, 0.01
 RATE, SECONDS = 1_000, 20.0
@@ -48,8 +48,8 @@ RECORD: dict[str, Any] = {
 KEEP = """
 import sys
 from pathlib import Path
-from scripts.records.keeper import Keeper, connector
-from scripts.records.kinds import pyarrow
+from marctl.records.keeper import Keeper, connector
+from marctl.records.kinds import pyarrow
 folder, url = sys.argv[1:]
 keeper = Keeper(Path(folder), connector(lambda: url), None, print)
 keeper.attend()

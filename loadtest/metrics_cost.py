@@ -26,8 +26,8 @@ from loadtest.generator import Generator, Target
 from loadtest.questions import bodies
 from loadtest.stack import CpuMeter, Stack, cpu_seconds, running_stack
 from loadtest.stages import difference, torchserve_counts
-from scripts.stack.state import State
-from scripts.stack.up import reconciler_of
+from marctl.stack.state import State
+from marctl.stack.up import reconciler_of
 
 MODEL, VERSION = "mcqa", "mcqa/1.0"
 SIZES = (1, 8, 32)
@@ -35,11 +35,11 @@ SCRAPE_EVERY_S = 15.0
 OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 COUNTING = """
 import json, sys, time
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.tasks.multiple_choice.schema import Choice
-from handlers.tasks.multiple_choice.task import MultipleChoice
-from handlers.torchserve.metrics import WorkerMetrics, reserve
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.multiple_choice.schema import Choice
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
+from marctl_handlers.torchserve.metrics import WorkerMetrics, reserve
 
 class Guessing(MultipleChoice):
     def predict(self, questions, deadline):

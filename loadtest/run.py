@@ -30,7 +30,7 @@ from loadtest.questions import bodies
 from loadtest.report import write_report
 from loadtest.shapes import SHAPES
 from loadtest.stack import CommandFailed, CpuMeter, Stack, marctl, running_stack
-from scripts.stack.state import State
+from marctl.stack.state import State
 
 SAMPLE_EVERY_S = 1.0
 FINISH_TIMEOUT_S = 60.0

@@ -28,18 +28,18 @@ import msgspec
 import torch
 import yaml
 
-from handlers.archive import CONFIG_FILE, MODEL_FOLDER, pipeline_of
-from handlers.core.memory import keep_memory
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.tasks.multiple_choice.schema import Question, pairs
-from handlers.tasks.multiple_choice.task import MultipleChoice
-from handlers.text.choose import dtype_of
-from handlers.text.hub import load_model
-from handlers.text.runtime import Processor
-from handlers.text.settings import TextSettings
-from handlers.text.torch_runtime import TorchRuntime
 from loadtest.questions import bodies
+from marctl_handlers.archive import CONFIG_FILE, MODEL_FOLDER, pipeline_of
+from marctl_handlers.core.memory import keep_memory
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.multiple_choice.schema import Question, pairs
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
+from marctl_handlers.text.choose import dtype_of
+from marctl_handlers.text.hub import load_model
+from marctl_handlers.text.runtime import Processor
+from marctl_handlers.text.settings import TextSettings
+from marctl_handlers.text.torch_runtime import TorchRuntime
 
 BATCH = 32
 REFERENCE = "padded-float32"
@@ -133,8 +133,8 @@ def compare(found: list[list[float]], expected: list[list[float]]) -> dict[str, 
 
 def accuracy(pipeline: Pipeline, folder: Path) -> dict[str, float]:
     """In %, by data set of the dev split in `folder`, and their mean, through the code of `marctl eval`."""
-    from scripts.train.evaluate import evaluate, mean_accuracy
-    from scripts.train.questions import find_files
+    from marctl.train.evaluate import evaluate, mean_accuracy
+    from marctl.train.questions import find_files
 
     scores = [evaluate(pipeline, path) for path in find_files(folder, "dev")]
     found = {score.dataset: score.accuracy for score in scores} | {"mean": mean_accuracy(scores)}

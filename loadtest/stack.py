@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[1]
 RECIPES = PROJECT / "model_store"
 ARCHIVES = RECIPES / "archives"
 FREE_PORTS = [f"--{name}" for name in ("gateway-port=0", "port=0", "management-port=0", "metrics-port=0")]
-MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
+MARCTL = [sys.executable, "-c", "from marctl.cli import main; main(prog_name='marctl')"]
 READY_TIMEOUT_S = 120.0
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import requests
 
 from loadtest.stack import Stack
-from scripts.gateway.counts import STATS, listener_totals, read, samples
-from scripts.gateway.names import GATEWAY
+from marctl.gateway.counts import STATS, listener_totals, read, samples
+from marctl.gateway.names import GATEWAY
 
 TIMEOUT_S = 10.0
 LONGEST_MERGE_S = 20.0

@@ -43,18 +43,18 @@ import pandas as pd
 import requests
 import torch
 
-from handlers.archive import pipeline_of
-from handlers.core.memory import keep_memory
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.features import Features, Specification, fit, resolve_table, specification_of, write_features
-from handlers.features.tables import rows_of
-from handlers.tasks import find_task
 from loadtest.generator import Generator, Target
 from loadtest.stack import CpuMeter, running_stack
-from scripts.build.adopt import adopt
-from scripts.build.lone_file import ModelFile
-from scripts.stack.ports import free_port
+from marctl.build.adopt import adopt
+from marctl.build.lone_file import ModelFile
+from marctl.stack.ports import free_port
+from marctl_handlers.archive import pipeline_of
+from marctl_handlers.core.memory import keep_memory
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.features import Features, Specification, fit, resolve_table, specification_of, write_features
+from marctl_handlers.features.tables import rows_of
+from marctl_handlers.tasks import find_task
 
 NUMBERS, CATEGORIES = 9, {"home": 6, "marital": 5, "records": 2, "job": 4}
 TRAINING_ROWS, BATCH, CONNECTIONS, WARM_UP_S, READY, READY_S = 3_000, 32, 64, 5.0, 40_000, 120.0
@@ -191,7 +191,7 @@ def plain(prepare: Any, columns: Sequence[str], model: Trained, bodies: Sequence
 
 
 def loaded(folder: Path, version: str, *, explain: bool = False) -> Pipeline:
-    from scripts.build.recipe import read_version
+    from marctl.build.recipe import read_version
 
     read = read_version(folder / version / "1.0")
     section = read.handler | ({"explanations": {}} if explain else {})

@@ -6,8 +6,9 @@ VENV="${VENV:-.venv}"
 prepare_environment() {
     local extra="${1:-}" python stamp wanted
     python=$(find_python)
-    wanted="$(cat setup.cfg pyproject.toml | cksum) $PWD"
+    wanted="$(cat setup.cfg setup.py pyproject.toml | cksum) $PWD"
     stamp="$VENV/.installed${extra:+-$extra}"
+    link_names
     # An environment with an extra serves those who need none.
     if [ -x "$VENV/bin/marctl" ] && cat "$stamp"* 2>/dev/null | grep -qxF "$wanted"; then
         return
@@ -17,6 +18,13 @@ prepare_environment() {
     "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" >&2
     echo "$wanted" >"$stamp"
+}
+
+# link_names: the folders by the names of their packages, for tools that read files and know no installed names (mypy).
+link_names() {
+    mkdir -p .names
+    ln -sfn ../scripts .names/marctl
+    ln -sfn ../handlers .names/marctl_handlers
 }
 
 # prepare_prometheus: Debian's Prometheus in $VENV/bin, for the tests of dashboards and alerts; not installed, only

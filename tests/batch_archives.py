@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from scripts.build.build import build
-from scripts.build.recipe import read_version
+from marctl.build.build import build
+from marctl.build.recipe import read_version
 
 DOUBLING = '''\
 import os
@@ -15,7 +15,7 @@ import time
 
 import msgspec
 
-from handlers import Invalid, Task
+from marctl_handlers import Invalid, Task
 
 
 class Number(msgspec.Struct):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from handlers.tasks import find_task
-from scripts.build.build import declared
+from marctl.build.build import declared
+from marctl_handlers.tasks import find_task
 
 
 def declared_of(**tasks: str) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 import requests
 import yaml
 
-from scripts.stack.ports import free_port
+from marctl.stack.ports import free_port
 
 DOCKER = Path(__file__).parents[1] / "docker"
 SCRAPE_S = 2

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import redis
 
-from scripts.stack import redis_server
-from scripts.stack.state import State
+from marctl.stack import redis_server
+from marctl.stack.state import State
 
 OWN, OLDEST = "own", "6.2"
 SERVERS = (OWN, OLDEST)

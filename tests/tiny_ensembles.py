@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from handlers.tasks.multiple_choice.reference import plain_answers
-from scripts.build.adopt import adopt
+from marctl.build.adopt import adopt
+from marctl_handlers.tasks.multiple_choice.reference import plain_answers
 
 REQUEST = {"question": "What do people use to cut bread?", "choices": ["a knife", "a pillow", "a cloud"]}
 MEMBERS: list[dict[str, Any]] = [{"version": "quiz/1.0", "weight": 0.3}, {"version": "quiz/2.0", "weight": 0.7}]

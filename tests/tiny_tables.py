@@ -13,7 +13,7 @@ import torch
 import xgboost
 from numpy.typing import NDArray
 
-from handlers.features import Features, Specification, fit, resolve_table, specification_of, write_features
+from marctl_handlers.features import Features, Specification, fit, resolve_table, specification_of, write_features
 
 ROWS = 300
 FEATURES: list[dict[str, Any]] = [

@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from msgspec import Meta
 
-from handlers.core.errors import LoadError
-from handlers.core.settings import Settings
-from handlers.core.task import Task
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
 
 MEMBERS_FOLDER = "members"
 VERSION = re.compile(r"[^/.][^/]*/[^/.][^/]*")

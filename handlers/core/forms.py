@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.errors import HandlerError, Unavailable
-from handlers.core.messages import ErrorBody, Predictions, Reply, Request
+from marctl_handlers.core.errors import HandlerError, Unavailable
+from marctl_handlers.core.messages import ErrorBody, Predictions, Reply, Request
 
 Result = msgspec.Struct | HandlerError
 """A question's answer, or why it has none."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.errors import HandlerError, Invalid, NotJson, TooLarge
-from handlers.core.forms import Decoded, Form, Result, in_json
-from handlers.core.messages import Reply, Request
+from marctl_handlers.core.errors import HandlerError, Invalid, NotJson, TooLarge
+from marctl_handlers.core.forms import Decoded, Form, Result, in_json
+from marctl_handlers.core.messages import Reply, Request
 
 DECODING = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What bytes that are no JSON, or no such JSON, make a decoder raise."""

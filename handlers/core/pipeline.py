@@ -18,11 +18,11 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from handlers.core.errors import Busy, HandlerError, ModelFault, NotSupported, OutOfTime, TooLarge, Unavailable
-from handlers.core.forms import Decoded, Form, Result, refusal, with_headers
-from handlers.core.json_form import JsonForm
-from handlers.core.log_lines import MAY_QUOTE
-from handlers.core.messages import (
+from marctl_handlers.core.errors import Busy, HandlerError, ModelFault, NotSupported, OutOfTime, TooLarge, Unavailable
+from marctl_handlers.core.forms import Decoded, Form, Result, refusal, with_headers
+from marctl_handlers.core.json_form import JsonForm
+from marctl_handlers.core.log_lines import MAY_QUOTE
+from marctl_handlers.core.messages import (
     PROTOCOL_HEADER,
     SAMPLE_HEADER,
     STALE_HEADER,
@@ -36,10 +36,10 @@ from handlers.core.messages import (
     Request,
     Stamp,
 )
-from handlers.core.raw_form import RawForm
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.core.trace import traceparent
+from marctl_handlers.core.raw_form import RawForm
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.core.trace import traceparent
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")

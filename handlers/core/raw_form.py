@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from handlers.core.errors import Invalid, NotJson, UnsupportedType
-from handlers.core.forms import Decoded, Form, Result, in_json
-from handlers.core.json_form import DECODING, plain, refuse_many, schema_error
-from handlers.core.messages import JSON, Binary, Reply, Request
+from marctl_handlers.core.errors import Invalid, NotJson, UnsupportedType
+from marctl_handlers.core.forms import Decoded, Form, Result, in_json
+from marctl_handlers.core.json_form import DECODING, plain, refuse_many, schema_error
+from marctl_handlers.core.messages import JSON, Binary, Reply, Request
 
 UNNAMED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Types of clients that name none: curl sends the last one unasked."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.errors import LoadError
+from marctl_handlers.core.errors import LoadError
 
 SAMPLES_FILE = "samples.json"
 

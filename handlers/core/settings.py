@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
-from handlers.core.calibration import Calibration
-from handlers.core.errors import LoadError
+from marctl_handlers.core.calibration import Calibration
+from marctl_handlers.core.errors import LoadError
 
 Count = Annotated[int, Meta(ge=1)]
 

@@ -33,14 +33,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import msgspec
 
-from handlers.core.columns import Column, LogColumn, log_columns_of
-from handlers.core.errors import HandlerError, NotSupported
-from handlers.core.messages import JSON, Stamp
-from handlers.core.settings import Settings
+from marctl_handlers.core.columns import Column, LogColumn, log_columns_of
+from marctl_handlers.core.errors import HandlerError, NotSupported
+from marctl_handlers.core.messages import JSON, Stamp
+from marctl_handlers.core.settings import Settings
 
 if TYPE_CHECKING:
-    from handlers.core.forms import Form
-    from handlers.features.specification import Specification
+    from marctl_handlers.core.forms import Form
+    from marctl_handlers.features.specification import Specification
 
 Question = TypeVar("Question", bound=msgspec.Struct)
 Row = Mapping[str, Any]

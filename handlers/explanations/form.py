@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.forms import Decoded, Form, Result
-from handlers.core.messages import HTML, Reply, Request
+from marctl_handlers.core.forms import Decoded, Form, Result
+from marctl_handlers.core.messages import HTML, Reply, Request
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """A page needs nothing but its own styles; whatever else may get into it does not run."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from handlers.core.errors import HandlerError
+from marctl_handlers.core.errors import HandlerError
 
 FOR, AGAINST = "0, 114, 178", "213, 94, 0"
 """Red, green, blue."""

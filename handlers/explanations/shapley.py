@@ -17,7 +17,7 @@ from captum.attr import ShapleyValueSampling
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handlers.explanations.outcome import Found
+from marctl_handlers.explanations.outcome import Found
 
 ALWAYS_EXACT = 256
 """Sets of players that are enumerated even if sampling would ask for fewer."""

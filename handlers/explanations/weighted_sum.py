@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from handlers.explanations.outcome import LEAST_CHANGE, TOLERANCE
+from marctl_handlers.explanations.outcome import LEAST_CHANGE, TOLERANCE
 
 
 def summed_figures(parts: Sequence[Any], weights: Sequence[float], digits: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """One definition of a model's features, used by training, serving, batch jobs and drift reports alike."""
 
-from handlers.features.encode import EncodedColumn, Features
-from handlers.features.entity import Entity
-from handlers.features.fit import fit
-from handlers.features.specification import (
+from marctl_handlers.features.encode import EncodedColumn, Features
+from marctl_handlers.features.entity import Entity
+from marctl_handlers.features.fit import fit
+from marctl_handlers.features.specification import (
     Feature,
     FeaturesInvalid,
     Specification,
@@ -11,8 +11,8 @@ from handlers.features.specification import (
     specification_of,
     write_features,
 )
-from handlers.features.tables import arrow_schema, resolve_table
-from handlers.features.values import Resolved
+from marctl_handlers.features.tables import arrow_schema, resolve_table
+from marctl_handlers.features.values import Resolved
 
 __all__ = [
     "EncodedColumn",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features.specification import Specification
+from marctl_handlers.features.specification import Specification
 
 if TYPE_CHECKING:
     import pyarrow as pa

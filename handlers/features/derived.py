@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features.specification import LARGEST, Feature
+from marctl_handlers.features.specification import LARGEST, Feature
 
 
 def derive(feature: Feature, parts: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features.specification import (
+from marctl_handlers.features.specification import (
     LARGEST,
     Bucket,
     Feature,
@@ -22,7 +22,7 @@ from handlers.features.specification import (
     Standardise,
     unfitted,
 )
-from handlers.features.values import Resolved, Values, column
+from marctl_handlers.features.values import Resolved, Values, column
 
 Encoded = NDArray[np.float32]
 """Shape (rows, columns), rows contiguous in memory."""

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features.encode import shown_value
-from handlers.features.specification import (
+from marctl_handlers.features.encode import shown_value
+from marctl_handlers.features.specification import (
     Bucket,
     Clip,
     Feature,
@@ -23,8 +23,8 @@ from handlers.features.specification import (
     derived_order,
     specification_of,
 )
-from handlers.features.tables import as_arrow, categories_of, cells_of, refuse_faulty, resolve_table
-from handlers.features.values import Matrix, Values
+from marctl_handlers.features.tables import as_arrow, categories_of, cells_of, refuse_faulty, resolve_table
+from marctl_handlers.features.values import Matrix, Values
 
 if TYPE_CHECKING:
     import pyarrow as pa

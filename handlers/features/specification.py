@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from handlers.core.errors import LoadError
-from handlers.features.entity import STAMP, Entity, Name
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.features.entity import STAMP, Entity, Name
 
 FEATURES_FILE = "features.json"
 LARGEST = 3.4e38

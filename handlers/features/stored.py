@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from handlers.features.entity import STAMP
-from handlers.features.specification import LARGEST, Feature, bounds_of, value_fault
+from marctl_handlers.features.entity import STAMP
+from marctl_handlers.features.specification import LARGEST, Feature, bounds_of, value_fault
 
 Texts = Sequence[bytes | None]
 AHEAD_S = 60.0

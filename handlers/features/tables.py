@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from handlers.features.specification import (
+from marctl_handlers.features.specification import (
     LONGEST_CATEGORY,
     MOST_CATEGORIES,
     Feature,
@@ -15,7 +15,7 @@ from handlers.features.specification import (
     Specification,
     told,
 )
-from handlers.features.values import NAN, UNKNOWN, Matrix, Resolved, Values, coding_of
+from marctl_handlers.features.values import NAN, UNKNOWN, Matrix, Resolved, Values, coding_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,8 +16,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features.derived import derive
-from handlers.features.specification import (
+from marctl_handlers.features.derived import derive
+from marctl_handlers.features.specification import (
     LARGEST,
     LONGEST_CATEGORY,
     Clip,

@@ -22,14 +22,14 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from handlers.core.columns import Column
-from handlers.core.errors import HandlerError, Invalid, NotJson, NotSupported
-from handlers.core.forms import Decoded, Form, Result
-from handlers.core.json_form import DECODING, plain, refuse_many, schema_error
-from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline, plain_form
-from handlers.core.task import Task
-from handlers.protocols.tensors import Tensor, check, flat, of_column, pack, text_of, unpack
+from marctl_handlers.core.columns import Column
+from marctl_handlers.core.errors import HandlerError, Invalid, NotJson, NotSupported
+from marctl_handlers.core.forms import Decoded, Form, Result
+from marctl_handlers.core.json_form import DECODING, plain, refuse_many, schema_error
+from marctl_handlers.core.messages import Model, Reply, Request
+from marctl_handlers.core.pipeline import Pipeline, plain_form
+from marctl_handlers.core.task import Task
+from marctl_handlers.protocols.tensors import Tensor, check, flat, of_column, pack, text_of, unpack
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
 BINARY = "application/octet-stream"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from handlers.core.columns import Column
-from handlers.core.errors import Invalid
+from marctl_handlers.core.columns import Column
+from marctl_handlers.core.errors import Invalid
 
 NUMBERS = {
     "BOOL": np.dtype("?"),

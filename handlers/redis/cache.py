@@ -27,12 +27,12 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.errors import Unavailable
-from handlers.core.messages import FAILED_HEADER, STALE_HEADER, Model
-from handlers.core.pipeline import Item, printable
-from handlers.core.settings import CacheSettings
-from handlers.core.task import Task
-from handlers.redis.link import RedisLink
+from marctl_handlers.core.errors import Unavailable
+from marctl_handlers.core.messages import FAILED_HEADER, STALE_HEADER, Model
+from marctl_handlers.core.pipeline import Item, printable
+from marctl_handlers.core.settings import CacheSettings
+from marctl_handlers.core.task import Task
+from marctl_handlers.redis.link import RedisLink
 
 log = logging.getLogger(__name__)
 

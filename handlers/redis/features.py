@@ -16,12 +16,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from handlers.core.errors import HandlerError, Invalid, Unavailable
-from handlers.core.task import Row, Task
-from handlers.features.entity import Entity
-from handlers.features.specification import Specification
-from handlers.features.stored import State, StoredForm
-from handlers.redis.link import URL_VARIABLE, RedisLink
+from marctl_handlers.core.errors import HandlerError, Invalid, Unavailable
+from marctl_handlers.core.task import Row, Task
+from marctl_handlers.features.entity import Entity
+from marctl_handlers.features.specification import Specification
+from marctl_handlers.features.stored import State, StoredForm
+from marctl_handlers.redis.link import URL_VARIABLE, RedisLink
 
 log = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from handlers.core.columns import LogColumn
-from handlers.core.errors import Invalid, LoadError, NotJson, Unavailable
-from handlers.core.json_form import plain
-from handlers.core.messages import (
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.errors import Invalid, LoadError, NotJson, Unavailable
+from marctl_handlers.core.json_form import plain
+from marctl_handlers.core.messages import (
     EXPERIMENT_HEADER,
     FAILED_HEADER,
     ROLE_HEADER,
@@ -41,11 +41,11 @@ from handlers.core.messages import (
     Logged,
     Model,
 )
-from handlers.core.settings import Log
-from handlers.core.task import Task
-from handlers.core.trace import traceparent
-from handlers.redis.link import RedisLink
-from handlers.redis.spill import LABEL, PREDICTION, Frame, Spill, open_spill
+from marctl_handlers.core.settings import Log
+from marctl_handlers.core.task import Task
+from marctl_handlers.core.trace import traceparent
+from marctl_handlers.redis.link import RedisLink
+from marctl_handlers.redis.spill import LABEL, PREDICTION, Frame, Spill, open_spill
 
 log = logging.getLogger(__name__)
 

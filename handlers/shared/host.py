@@ -21,21 +21,21 @@ from typing import Any
 
 import yaml
 
-from handlers.archive import CONFIG_FILE, handlers_digest, read_metadata
-from handlers.core.errors import Busy, HandlerError, LoadError, ModelFault, Unavailable
-from handlers.core.forms import refusal
-from handlers.core.messages import LOADING_HEADER, SAMPLE_HEADER, Reply, Request
-from handlers.core.pipeline import Exchange, Pipeline, Times, deadline_of
-from handlers.redis.features import features_link
-from handlers.redis.link import RedisLink
-from handlers.redis.log import REPLY_TIMEOUT_S, LogWriter
-from handlers.serving import PATH_HEADER, Stores, answer_all, close_stores, open_version
-from handlers.shared.blame import Blame
-from handlers.shared.members import Member, Members
-from handlers.shared.residents import Failure, Loading, Resident, Residents
-from handlers.shared.settings import SharedSettings
-from handlers.shared.turns import Waiting, in_turns
-from handlers.tasks import TASKS, find_task
+from marctl_handlers.archive import CONFIG_FILE, handlers_digest, read_metadata
+from marctl_handlers.core.errors import Busy, HandlerError, LoadError, ModelFault, Unavailable
+from marctl_handlers.core.forms import refusal
+from marctl_handlers.core.messages import LOADING_HEADER, SAMPLE_HEADER, Reply, Request
+from marctl_handlers.core.pipeline import Exchange, Pipeline, Times, deadline_of
+from marctl_handlers.redis.features import features_link
+from marctl_handlers.redis.link import RedisLink
+from marctl_handlers.redis.log import REPLY_TIMEOUT_S, LogWriter
+from marctl_handlers.serving import PATH_HEADER, Stores, answer_all, close_stores, open_version
+from marctl_handlers.shared.blame import Blame
+from marctl_handlers.shared.members import Member, Members
+from marctl_handlers.shared.residents import Failure, Loading, Resident, Residents
+from marctl_handlers.shared.settings import SharedSettings
+from marctl_handlers.shared.turns import Waiting, in_turns
+from marctl_handlers.tasks import TASKS, find_task
 
 log = logging.getLogger(__name__)
 MOST_STUCK = 4

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from handlers.core.messages import Model
-from handlers.tasks import OWN_TASK
+from marctl_handlers.core.messages import Model
+from marctl_handlers.tasks import OWN_TASK
 
 log = logging.getLogger(__name__)
 MEMBERS_FILE = "members.json"

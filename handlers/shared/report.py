@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from handlers.shared.host import Host
+    from marctl_handlers.shared.host import Host
 
 log = logging.getLogger(__name__)
 PREFIX = "held-"

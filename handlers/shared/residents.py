@@ -17,12 +17,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from handlers.archive import MODEL_FOLDER
-from handlers.core.errors import LoadError
-from handlers.core.memory import allocated_bytes, give_back
-from handlers.core.pipeline import Pipeline
-from handlers.shared.members import Member
-from handlers.shared.settings import SharedSettings
+from marctl_handlers.archive import MODEL_FOLDER
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.memory import allocated_bytes, give_back
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.shared.members import Member
+from marctl_handlers.shared.settings import SharedSettings
 
 log = logging.getLogger(__name__)
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from handlers.core.errors import LoadError
+from marctl_handlers.core.errors import LoadError
 
 Positive = Annotated[float, Meta(gt=0)]
 

@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from handlers.core.errors import LoadError
-from handlers.core.task import Task
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.task import Task
 
 TASKS = {
-    "embedding": "handlers.tasks.embedding.task:Embedding",
-    "ensemble": "handlers.tasks.ensemble.task:Ensemble",
-    "multiple_choice": "handlers.tasks.multiple_choice.task:MultipleChoice",
-    "tabular": "handlers.tasks.tabular.classification:Classification",
-    "tabular_regression": "handlers.tasks.tabular.regression:Regression",
+    "embedding": "marctl_handlers.tasks.embedding.task:Embedding",
+    "ensemble": "marctl_handlers.tasks.ensemble.task:Ensemble",
+    "multiple_choice": "marctl_handlers.tasks.multiple_choice.task:MultipleChoice",
+    "tabular": "marctl_handlers.tasks.tabular.classification:Classification",
+    "tabular_regression": "marctl_handlers.tasks.tabular.regression:Regression",
 }
 """Name in a recipe to module and class; a module is imported when its task is asked for."""
 OWN_TASK = "own"
@@ -68,7 +68,8 @@ def defined_in(file: Path, name: str) -> type[Task[Any, Any]]:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as err:
         del sys.modules[name]
-        raise LoadError(f"{file.name}{line_of(err, file)}: {type(err).__name__}: {err}") from err
+        cure = "; write `from marctl_handlers import Task`" if getattr(err, "name", "") == "handlers" else ""
+        raise LoadError(f"{file.name}{line_of(err, file)}: {type(err).__name__}: {err}{cure}") from err
     found = [kind for kind in vars(module).values() if is_task_of(kind, name)]
     ready = [kind for kind in found if not inspect.isabstract(kind)]
     if len(ready) == 1:
@@ -84,7 +85,7 @@ def defined_in(file: Path, name: str) -> type[Task[Any, Any]]:
         )
     raise LoadError(
         f"{file.name} defines no task; expected a class like `class Sentiment(Task[Text, Label])`, "
-        "with `from handlers import Task`"
+        "with `from marctl_handlers import Task`"
     )
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from handlers.core.errors import LoadError
-from handlers.text.hub import load_model
-from handlers.text.packed_bert import MODEL_TYPES, can_pack
-from handlers.text.packed_runtime import PackedRuntime
-from handlers.text.pooling import Pooling
-from handlers.text.runtime import Processor, Runtime
-from handlers.text.settings import Precision, TextSettings
-from handlers.text.tokenization import Row, RowEncoder
-from handlers.text.torch_runtime import TorchRuntime
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.text.hub import load_model
+from marctl_handlers.text.packed_bert import MODEL_TYPES, can_pack
+from marctl_handlers.text.packed_runtime import PackedRuntime
+from marctl_handlers.text.pooling import Pooling
+from marctl_handlers.text.runtime import Processor, Runtime
+from marctl_handlers.text.settings import Precision, TextSettings
+from marctl_handlers.text.tokenization import Row, RowEncoder
+from marctl_handlers.text.torch_runtime import TorchRuntime
 
 
 def load_runtime(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from handlers.core.errors import LoadError
+from marctl_handlers.core.errors import LoadError
 
 USUAL_TOKENS = 128
 RESERVED_POSITIONS = 2

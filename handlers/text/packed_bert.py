@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from handlers.text.linear import FloatFeedForward, FloatLinear, Int8FeedForward, Int8Linear, Linear, Watched
-from handlers.text.packing import Block, Packing
-from handlers.text.tokenization import PairTemplate, Row, TextTemplate
+from marctl_handlers.text.linear import FloatFeedForward, FloatLinear, Int8FeedForward, Int8Linear, Linear, Watched
+from marctl_handlers.text.packing import Block, Packing
+from marctl_handlers.text.tokenization import PairTemplate, Row, TextTemplate
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
 

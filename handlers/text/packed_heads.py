@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handlers.text.linear import FloatFeedForward, FloatLinear
-from handlers.text.packed_bert import Norm
-from handlers.text.packing import Packing
-from handlers.text.pooling import Pooling
+from marctl_handlers.text.linear import FloatFeedForward, FloatLinear
+from marctl_handlers.text.packed_bert import Norm
+from marctl_handlers.text.packing import Packing
+from marctl_handlers.text.pooling import Pooling
 
 
 @dataclass

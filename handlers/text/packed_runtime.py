@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handlers.core.errors import LoadError
-from handlers.text.linear import Watched
-from handlers.text.packed_bert import PackedBert
-from handlers.text.packed_heads import FirstTokenHead, PoolingHead
-from handlers.text.packing import Packing
-from handlers.text.pooling import Pooling
-from handlers.text.runtime import warm_up
-from handlers.text.settings import TextSettings
-from handlers.text.tokenization import Row, RowEncoder
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.text.linear import Watched
+from marctl_handlers.text.packed_bert import PackedBert
+from marctl_handlers.text.packed_heads import FirstTokenHead, PoolingHead
+from marctl_handlers.text.packing import Packing
+from marctl_handlers.text.pooling import Pooling
+from marctl_handlers.text.runtime import warm_up
+from marctl_handlers.text.settings import TextSettings
+from marctl_handlers.text.tokenization import Row, RowEncoder
 
 ROWS_PER_PASS = 128
 """If the version names none: a server batch of 32 questions in one pass, for each pass has a fixed cost."""

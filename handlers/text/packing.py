@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from handlers.text.tokenization import Row
+from marctl_handlers.text.tokenization import Row
 
 LONGEST = 1 << 16
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from handlers.text.settings import PoolingMode
+from marctl_handlers.text.settings import PoolingMode
 
 
 @dataclass(frozen=True, slots=True)

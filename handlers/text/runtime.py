@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from handlers.text.tokenization import Row
+from marctl_handlers.text.tokenization import Row
 
 
 class Runtime(Protocol):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
-from handlers.core.settings import Count, Settings
+from marctl_handlers.core.settings import Count, Settings
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 PoolingMode = Literal["mean", "cls", "max"]

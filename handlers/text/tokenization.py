@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from handlers.core.errors import LoadError
+from marctl_handlers.core.errors import LoadError
 
 PROBE = ("is water wet", "yes")
 MOST_KEPT_TOKENS = 100_000

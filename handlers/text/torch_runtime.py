@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handlers.text.first_token import use_first_token_only
-from handlers.text.pooling import Pooling
-from handlers.text.runtime import warm_up
-from handlers.text.settings import TextSettings
-from handlers.text.tokenization import Row, RowEncoder
+from marctl_handlers.text.first_token import use_first_token_only
+from marctl_handlers.text.pooling import Pooling
+from marctl_handlers.text.runtime import warm_up
+from marctl_handlers.text.settings import TextSettings
+from marctl_handlers.text.tokenization import Row, RowEncoder
 
 ROWS_PER_PASS = {"cpu": 16, "cuda": 256}
 """If the version names none: on a processor few, so that rows of one pass are alike in length."""

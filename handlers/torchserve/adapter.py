@@ -13,21 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from handlers.core.errors import LoadError
-from handlers.core.log_lines import log_in_json
-from handlers.core.memory import keep_memory, share_memory
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.serving import answer_all, open_version
-from handlers.shared.host import Host
-from handlers.shared.report import begin_report
-from handlers.shared.settings import SharedSettings
-from handlers.torchserve.heartbeat import begin_heartbeat
-from handlers.torchserve.host_metrics import FILE_BYTES, HostMetrics
-from handlers.torchserve.metrics import BatchMetrics, WorkerMetrics, reserve
-from handlers.torchserve.process_figures import begin_process_figures
-from handlers.torchserve.waiting import Wait, Waiting
-from handlers.torchserve.worker_socket import read_in_pieces
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.log_lines import log_in_json
+from marctl_handlers.core.memory import keep_memory, share_memory
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.serving import answer_all, open_version
+from marctl_handlers.shared.host import Host
+from marctl_handlers.shared.report import begin_report
+from marctl_handlers.shared.settings import SharedSettings
+from marctl_handlers.torchserve.heartbeat import begin_heartbeat
+from marctl_handlers.torchserve.host_metrics import FILE_BYTES, HostMetrics
+from marctl_handlers.torchserve.metrics import BatchMetrics, WorkerMetrics, reserve
+from marctl_handlers.torchserve.process_figures import begin_process_figures
+from marctl_handlers.torchserve.waiting import Wait, Waiting
+from marctl_handlers.torchserve.worker_socket import read_in_pieces
 
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 BODY_FIELDS = ("body", "data")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from handlers.core.messages import TRACE_HEADER, Request
-from handlers.core.trace import trace_id
+from marctl_handlers.core.messages import TRACE_HEADER, Request
+from marctl_handlers.core.trace import trace_id
 
 MOST_CHARACTERS = 128
 """Of an exemplar's labels, names and values together (OpenMetrics 1.0)."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from handlers.core.messages import Reply, Request
-from handlers.shared.host import Host
-from handlers.torchserve.metrics import BatchMetrics
+from marctl_handlers.core.messages import Reply, Request
+from marctl_handlers.shared.host import Host
+from marctl_handlers.torchserve.metrics import BatchMetrics
 
 FILE_BYTES = 4 << 20
 """Of each file: every version has counts of its own."""

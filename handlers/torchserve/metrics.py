@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from handlers.core.messages import ROLE_HEADER, SAMPLE_HEADER, Reply, Request
-from handlers.core.pipeline import Exchange, Pipeline, Times
-from handlers.core.task import Task
-from handlers.torchserve.exemplars import Exemplars
-from handlers.torchserve.predictions import Tally, classifier
+from marctl_handlers.core.messages import ROLE_HEADER, SAMPLE_HEADER, Reply, Request
+from marctl_handlers.core.pipeline import Exchange, Pipeline, Times
+from marctl_handlers.core.task import Task
+from marctl_handlers.torchserve.exemplars import Exemplars
+from marctl_handlers.torchserve.predictions import Tally, classifier
 
 log = logging.getLogger(__name__)
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
-from handlers.core.messages import FAILED_HEADER
-from handlers.core.pipeline import Exchange, Item
-from handlers.core.task import Task
+from marctl_handlers.core.messages import FAILED_HEADER
+from marctl_handlers.core.pipeline import Exchange, Item
+from marctl_handlers.core.task import Task
 
 MOST_CLASSES = 32
 OTHER = "other"

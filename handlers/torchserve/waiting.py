@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from handlers.core.messages import START_HEADER
-from handlers.core.pipeline import number_in
+from marctl_handlers.core.messages import START_HEADER
+from marctl_handlers.core.pipeline import number_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,15 +22,15 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.batch.answers import schema_of
-from scripts.batch.archive import describe, load
-from scripts.batch.ask import Ask
-from scripts.batch.folder import folder_of
-from scripts.batch.job import Job
-from scripts.batch.output import Output, digest_of
-from scripts.batch.plan import plan, unit_rows_for
-from scripts.batch.sources import scan_all
-from scripts.batch.unit import CALL_ROWS, UnitRunner
+from marctl.batch.answers import schema_of
+from marctl.batch.archive import describe, load
+from marctl.batch.ask import Ask
+from marctl.batch.folder import folder_of
+from marctl.batch.job import Job
+from marctl.batch.output import Output, digest_of
+from marctl.batch.plan import plan, unit_rows_for
+from marctl.batch.sources import scan_all
+from marctl.batch.unit import CALL_ROWS, UnitRunner
 
 ROUNDS = 3
 

@@ -30,7 +30,7 @@ from loadtest.batch.jobs import finish
 from loadtest.batch.rows import WRITERS, loan_archive
 from loadtest.generator import Generator, Target
 from loadtest.stack import ARCHIVES, PROJECT, CpuMeter, running_stack
-from scripts.batch.archive import extract
+from marctl.batch.archive import extract
 from tests.batch_archives import doubling_archive
 
 INSTANCES, CONNECTIONS = 8, 16

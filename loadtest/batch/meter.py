@@ -53,4 +53,4 @@ class Meter(threading.Thread):
 def kind_of(command: str) -> str:
     if "ray::MapWorker" in command:
         return "actors"
-    return "command" if "scripts.cli" in command else "Ray"
+    return "command" if "marctl.cli" in command else "Ray"

@@ -75,7 +75,7 @@ def loan_archive(folder: Path) -> Path:
     """A model of loans, trained on made ones, in an archive: `loans` 1.0."""
     import xgboost
 
-    from handlers.features import Features, fit, resolve_table, specification_of
+    from marctl_handlers.features import Features, fit, resolve_table, specification_of
 
     table = drawn(np.random.default_rng(1), TRAINED_ON, 0)
     numbers = [{"name": name, "type": "number", "missing": "median", "transform": ["standardise"]} for name in NUMBERS]

@@ -22,23 +22,23 @@ import psutil
 import torch
 from transformers import AutoTokenizer
 
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import CacheSettings
-from handlers.redis.cache import Cache
-from handlers.redis.link import RedisLink
-from handlers.tasks.multiple_choice.task import MultipleChoice
-from handlers.text.settings import TextSettings
-from handlers.text.tokenization import PairEncoder, Row
 from loadtest.generator import Generator, Target
 from loadtest.measurements import Figures, Measure, measure_and_tell
 from loadtest.outcomes import value_at
 from loadtest.questions import bodies
 from loadtest.shapes import poisson_times
 from loadtest.stack import ARCHIVES, CpuMeter, Stack, cpu_seconds, running_stack
-from scripts.records.prediction_cache import purge
-from scripts.stack import redis_server
-from scripts.stack.state import State
+from marctl.records.prediction_cache import purge
+from marctl.stack import redis_server
+from marctl.stack.state import State
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import CacheSettings
+from marctl_handlers.redis.cache import Cache
+from marctl_handlers.redis.link import RedisLink
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
+from marctl_handlers.text.settings import TextSettings
+from marctl_handlers.text.tokenization import PairEncoder, Row
 
 VERSION, NAME = "mcqa/1.0", "mcqa 1.0"
 BATCHES = (1, 8, 32)

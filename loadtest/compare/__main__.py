@@ -51,8 +51,8 @@ def arguments() -> argparse.ArgumentParser:
 @contextmanager
 def unpacked(version: str) -> Iterator[Model]:
     """The version's archive, built if need be, and its files."""
-    from scripts.build.build import build
-    from scripts.build.recipe import find_versions
+    from marctl.build.build import build
+    from marctl.build.recipe import find_versions
 
     recipe = next((v for v in find_versions(PROJECT / "model_store") if (v.model, v.version) == (MODEL, version)), None)
     if recipe is None:
@@ -71,8 +71,8 @@ def reference(model: Model) -> Reference:
     import torch
     from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-    from handlers.tasks.multiple_choice.reference import plain_probabilities
-    from scripts.build.weights import quiet_transformers
+    from marctl.build.weights import quiet_transformers
+    from marctl_handlers.tasks.multiple_choice.reference import plain_probabilities
 
     torch.set_num_threads(1)
     with quiet_transformers():

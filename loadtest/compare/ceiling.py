@@ -17,10 +17,10 @@ from statistics import median
 
 import yaml
 
-from handlers.archive import load
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
 from loadtest.questions import bodies
+from marctl_handlers.archive import load
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
 
 BATCH_SIZE = 32
 N_READY = 20_000

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.stack.java import find_java
-from scripts.stack.ports import free_port
-from scripts.stack.torchserve import server_home
+from marctl.stack.java import find_java
+from marctl.stack.ports import free_port
+from marctl.stack.torchserve import server_home
 
 SERVERS = Path(__file__).with_name("servers")
 PROJECT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def marctl_up(*options: str) -> Command:
         recipes = site.folder / "recipes" / MODEL
         recipes.mkdir(parents=True)
         (recipes / site.recipe.name).symlink_to(site.recipe.resolve())
-        up = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')", "up", *options]
+        up = [sys.executable, "-c", "from marctl.cli import main; main(prog_name='marctl')", "up", *options]
         up += ["--state", str(site.folder / "state"), "--recipes", str(recipes.parent)]
         up += ["--store", str(site.archive.parent), "--management-port", "0", "--metrics-port", "0"]
         return up + (

@@ -21,8 +21,8 @@ from loadtest.compare.environments import environment_python
 from loadtest.generator import Generator, Target
 from loadtest.processes import Usage
 from loadtest.questions import Stream
-from scripts.core.process import stop_tree
-from scripts.stack.ports import free_port
+from marctl.core.process import stop_tree
+from marctl.stack.ports import free_port
 
 START_TIMEOUT_S = 180.0
 ASK_TIMEOUT_S = 30.0

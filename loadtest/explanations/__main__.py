@@ -27,20 +27,20 @@ import numpy as np
 import torch
 from msgspec import structs
 
-from handlers.archive import pipeline_of
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import ExplanationSettings
-from handlers.tasks.multiple_choice.explain.cases import Case, cases_of
-from handlers.tasks.multiple_choice.explain.removal import Game
-from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, Options
-from handlers.tasks.multiple_choice.schema import first_text
-from handlers.tasks.multiple_choice.task import MultipleChoice
 from loadtest.machine import describe
 from loadtest.questions import made
 from loadtest.stack import running_stack
-from scripts.build.recipe import read_version
-from scripts.build.weights import load_weights
+from marctl.build.recipe import read_version
+from marctl.build.weights import load_weights
+from marctl_handlers.archive import pipeline_of
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import ExplanationSettings
+from marctl_handlers.tasks.multiple_choice.explain.cases import Case, cases_of
+from marctl_handlers.tasks.multiple_choice.explain.removal import Game
+from marctl_handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, Options
+from marctl_handlers.tasks.multiple_choice.schema import first_text
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
 
 METHODS: tuple[Method, ...] = ("integrated_gradients", "gradient_x_input", "shapley", "occlusion")
 SHARES = [i / 10 for i in range(8)]

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.core.http import HOST
-from scripts.gateway.envoy import binary
-from scripts.gateway.names import extension, socket_address, typed
-from scripts.stack.ports import free_port
+from marctl.core.http import HOST
+from marctl.gateway.envoy import binary
+from marctl.gateway.names import extension, socket_address, typed
+from marctl.stack.ports import free_port
 
 START_TIMEOUT_S = 20.0
 

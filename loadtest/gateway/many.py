@@ -31,11 +31,11 @@ from rich.table import Table
 from loadtest.gateway.constant import constant_server
 from loadtest.machine import describe
 from loadtest.stack import cpu_seconds
-from scripts.gateway.envoy import Envoy
-from scripts.gateway.health import Health, Workers, routed
-from scripts.gateway.policies import Traffic
-from scripts.gateway.settings import GatewaySettings
-from scripts.stack.ports import free_port
+from marctl.gateway.envoy import Envoy
+from marctl.gateway.health import Health, Workers, routed
+from marctl.gateway.policies import Traffic
+from marctl.gateway.settings import GatewaySettings
+from marctl.stack.ports import free_port
 
 VERSIONS = ["1.0", "2.0"]
 PIPELINED = 50

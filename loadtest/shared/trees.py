@@ -11,10 +11,10 @@ import numpy as np
 import xgboost
 import yaml
 
-from handlers.features import specification_of, write_features
 from loadtest.shared.archives import Files, read_files, write_version
-from scripts.build.build import build
-from scripts.build.recipe import read_version
+from marctl.build.build import build
+from marctl.build.recipe import read_version
+from marctl_handlers.features import specification_of, write_features
 
 FEATURES = [f"f{i}" for i in range(20)]
 ROWS = 4000

@@ -12,16 +12,16 @@ import msgspec
 import pyarrow as pa
 from msgspec import Struct
 
-from scripts.batch.answers import schema_of
-from scripts.batch.archive import Description, extract
-from scripts.batch.ask import Ask
-from scripts.batch.folder import folder_of
-from scripts.batch.job import Job
-from scripts.batch.output import Output, Report, digest_of
-from scripts.batch.plan import Unit
-from scripts.batch.unit import UnitRunner
-from scripts.batch.workspace import workspace
-from scripts.core.errors import UserError
+from marctl.batch.answers import schema_of
+from marctl.batch.archive import Description, extract
+from marctl.batch.ask import Ask
+from marctl.batch.folder import folder_of
+from marctl.batch.job import Job
+from marctl.batch.output import Output, Report, digest_of
+from marctl.batch.plan import Unit
+from marctl.batch.unit import UnitRunner
+from marctl.batch.workspace import workspace
+from marctl.core.errors import UserError
 
 MOST_TRIES = 4
 """Of a unit in one attempt, before its rows are taken for what ends the process."""
@@ -55,7 +55,7 @@ class Actor:
 
     def __init__(self, setup: bytes, archive: list[Any]) -> None:
         """`archive`: a reference to the archive file's bytes, for a machine that does not have it extracted."""
-        logging.getLogger("handlers").setLevel(logging.ERROR)
+        logging.getLogger("marctl_handlers").setLevel(logging.ERROR)
         self._setup = msgspec.json.decode(setup, type=Setup)
         self._output = Output(folder_of(self._setup.output))
         self._failure: str | None = None

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from scripts.batch.archive import Column
-from scripts.batch.formats.block import Block
-from scripts.batch.job import Job
-from scripts.core.errors import UserError
+from marctl.batch.archive import Column
+from marctl.batch.formats.block import Block
+from marctl.batch.job import Job
+from marctl.core.errors import UserError
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
 """For values that are the same in many rows."""

@@ -1,6 +1,6 @@
 """A version's archive, extracted: asked what its task takes and gives, and loaded for predicting.
 
-Nothing here imports `handlers`: in an actor it is the archive's own copy, as in a worker of TorchServe.
+Nothing here imports the handlers by name: in an actor they are the archive's own copy, as in a worker of TorchServe.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from scripts.core.errors import UserError
+from marctl.core.archive_code import code_package
+from marctl.core.errors import UserError
 
 DESCRIBE_TIMEOUT_S = 120
 
@@ -71,7 +73,7 @@ def describe(root: Path, title: str) -> Description:
     """Raises UserError."""
     script = Path(__file__).with_name("describe.py")
     done = subprocess.run(
-        [sys.executable, "-P", str(script)],
+        [sys.executable, "-P", str(script), code_package(root)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -90,18 +92,17 @@ def describe(root: Path, title: str) -> Description:
 
 
 def load(root: Path, model: str, version: str, device: str, *, explains: bool) -> Any:
-    """The archive's Pipeline, in this process, which must not have imported `handlers` before. Raises UserError."""
+    """The archive's Pipeline, in this process, which must not have imported its handlers before. Raises UserError."""
     import yaml
 
     sys.path.insert(0, str(root))
-    from handlers import archive
-    from handlers.core.errors import LoadError
-    from handlers.core.messages import Model
-
-    if Path(archive.__file__).parent.parent != root:
-        raise RuntimeError(f"handlers was imported from {archive.__file__} before the archive was loaded")
+    package = code_package(root)
+    archive = import_module(f"{package}.archive")
+    errors, messages = import_module(f"{package}.core.errors"), import_module(f"{package}.core.messages")
+    if Path(archive.__file__ or "").parent.parent != root:
+        raise RuntimeError(f"{package} was imported from {archive.__file__} before the archive was loaded")
     config = yaml.safe_load((root / ("explain-config.yaml" if explains else "model-config.yaml")).read_text())
     try:
-        return archive.load(root, Model(model, version), config.get("handler"), device)
-    except LoadError as err:
+        return archive.load(root, messages.Model(model, version), config.get("handler"), device)
+    except errors.LoadError as err:
         raise UserError(f"{model} {version} does not load: {err}") from err

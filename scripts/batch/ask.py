@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from scripts.batch.archive import load
-from scripts.batch.job import Job
-from scripts.core.errors import UserError
+from marctl.batch.archive import load
+from marctl.batch.job import Job
+from marctl.core.errors import UserError
 
 ROLE = "batch"
 """How records of the prediction log are marked."""
@@ -92,7 +92,7 @@ class Ask:
     # --- the prediction log
 
     def _records(self, ids: Sequence[str]) -> list[Any]:
-        from handlers.core.messages import ROLE_HEADER, Request
+        from marctl_handlers.core.messages import ROLE_HEADER, Request
 
         return [Request(None, one, headers={ROLE_HEADER: ROLE}) for one in ids]
 
@@ -106,8 +106,8 @@ class Ask:
 
 def open_log(pipeline: Any, root: Path, redis: str | None) -> None:
     """Raises UserError if the version keeps none."""
-    from handlers.archive import archive_digest
-    from handlers.redis import log
+    from marctl_handlers.archive import archive_digest
+    from marctl_handlers.redis import log
 
     os.environ["REDIS_URL"] = redis or ""
     pipeline.log = log.open_log(pipeline.task, pipeline.model, archive_digest(root))

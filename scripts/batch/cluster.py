@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from scripts.batch.actor import Actor, Outcome, Setup
-from scripts.batch.plan import Unit
-from scripts.core.errors import UserError
+from marctl.batch.actor import Actor, Outcome, Setup
+from marctl.batch.plan import Unit
+from marctl.core.errors import UserError
 
 OBJECT_STORE_BYTES = 80 << 20
 """Units and reports are all that passes through it; Ray takes no less."""

@@ -1,6 +1,6 @@
-"""Tells what an extracted archive's task asks and answers, from a process that sees the archive's own `handlers/`.
+"""Tells what an extracted archive's task asks and answers, from a process that sees the archive's own handlers.
 
-    cd extracted-archive && PYTHONPATH=. python -P .../scripts/batch/describe.py
+    cd extracted-archive && PYTHONPATH=. python -P .../scripts/batch/describe.py marctl_handlers
 
 Prints one JSON line (`Description`), or `{"error": ...}` with exit code 1. No model is loaded.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import typing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ STAMP = ("prediction_id", "model", "model_version", "latency_ms")
 ARROW = {int: "int64", float: "double", str: "string", bool: "bool"}
 
 
-def described(root: Path) -> dict[str, Any]:
+def described(root: Path, package: str) -> dict[str, Any]:
     """Raises LoadError."""
     import yaml
 
-    from handlers.archive import task_of
-    from handlers.core.columns import plain_type
-
+    task_of = import_module(f"{package}.archive").task_of
+    plain_type = import_module(f"{package}.core.columns").plain_type
     config = yaml.safe_load((root / "model-config.yaml").read_text())
     task = task_of(root, config.get("handler"))
     questions, answers = typing.get_type_hints(task.question_type), typing.get_type_hints(task.answer_type)
@@ -38,7 +38,7 @@ def described(root: Path) -> dict[str, Any]:
             }
             for field in msgspec.structs.fields(task.question_type)
         ]
-        + features_of(root / "model"),
+        + features_of(root / "model", package),
         "columns": [
             {"name": field.name, "type": arrow_type(plain_type(answers[field.name]))}
             for field in msgspec.structs.fields(task.answer_type)
@@ -49,11 +49,11 @@ def described(root: Path) -> dict[str, Any]:
     }
 
 
-def features_of(folder: Path) -> list[dict[str, Any]]:
+def features_of(folder: Path, package: str) -> list[dict[str, Any]]:
     """The features that a request may bring; none for a task without a specification."""
     if not (folder / "features.json").is_file():
         return []
-    from handlers.features import read_features
+    read_features = import_module(f"{package}.features").read_features
 
     return [
         {
@@ -80,7 +80,7 @@ def arrow_type(kind: Any) -> str:
 
 if __name__ == "__main__":
     try:
-        result = described(Path.cwd())
+        result = described(Path.cwd(), sys.argv[1])
     except Exception as err:
         result = {"error": f"{type(err).__name__}: {err}" if type(err).__name__ != "LoadError" else str(err)}
     sys.stdout.write(msgspec.json.encode(result).decode() + "\n")

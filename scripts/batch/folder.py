@@ -18,9 +18,9 @@ import psutil
 import pyarrow.fs as pafs
 from msgspec import Struct
 
-from scripts.batch.places import Place, info_of, place_of
-from scripts.core.errors import UserError
-from scripts.core.files import WriteFailed, replacing, write_atomically, write_failed
+from marctl.batch.places import Place, info_of, place_of
+from marctl.core.errors import UserError
+from marctl.core.files import WriteFailed, replacing, write_atomically, write_failed
 
 LOCK = "_job/lock"
 BEAT_S = 10.0

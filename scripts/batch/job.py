@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
 
 
 class JobChanged(UserError):

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.batch.formats.block import ArrowBlock, Block
-from scripts.batch.places import place_of
-from scripts.core.errors import UserError
+from marctl.batch.formats.block import ArrowBlock, Block
+from marctl.batch.places import place_of
+from marctl.core.errors import UserError
 
 TIME = "time"
 MOMENT = pa.timestamp("us", tz="UTC")
@@ -45,7 +45,7 @@ class Histories:
         return found
 
     def _join(self, entity: str, ids: list[Any], times: list[float | str], found: list[Any]) -> None:
-        from handlers.features.as_of import as_of
+        from marctl_handlers.features.as_of import as_of
 
         asked = [(i, time) for i, time in enumerate(times) if not isinstance(time, str) and ids[i] is not None]
         named, times_s = [ids[i] for i, _ in asked], [time for _, time in asked]

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-from scripts.batch.folder import Folder
-from scripts.batch.formats.block import BadRow
-from scripts.batch.job import Job
-from scripts.batch.plan import Unit
+from marctl.batch.folder import Folder
+from marctl.batch.formats.block import BadRow
+from marctl.batch.job import Job
+from marctl.batch.plan import Unit
 
 JOB, ATTEMPT, MANIFEST, ERRORS = "_job/job.json", "_job/attempt", "manifest.json", "errors.jsonl"
 PARTS, UNIT_ERRORS, TRIES = "predictions", "_job/errors", "_job/tries"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 WILDCARDS = re.compile(r"[*?\[]")

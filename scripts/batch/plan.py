@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from msgspec import Struct
 
-from scripts.batch.formats import parquet
-from scripts.batch.formats.block import Mask
-from scripts.batch.formats.scan import STEP_ROWS
-from scripts.batch.job import Job, Source
-from scripts.batch.places import place_of
-from scripts.batch.sources import PARQUET, Range, Scanned, read
-from scripts.batch.where import Condition
+from marctl.batch.formats import parquet
+from marctl.batch.formats.block import Mask
+from marctl.batch.formats.scan import STEP_ROWS
+from marctl.batch.job import Job, Source
+from marctl.batch.places import place_of
+from marctl.batch.sources import PARQUET, Range, Scanned, read
+from marctl.batch.where import Condition
 
 MOST_UNIT_ROWS = 16_384
 """A unit is what a kill can cost, and a file of the output: at most so many rows ..."""

@@ -12,10 +12,10 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
-from scripts.batch.output import Planned, Report
-from scripts.batch.plan import Unit
-from scripts.core.files import write_atomically
-from scripts.core.progress import track
+from marctl.batch.output import Planned, Report
+from marctl.batch.plan import Unit
+from marctl.core.files import write_atomically
+from marctl.core.progress import track
 
 WRITE_EVERY_S = 1.0
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from scripts.batch.archive import Field
-from scripts.batch.formats.block import Block
-from scripts.batch.offline import Histories
-from scripts.core.errors import UserError
+from marctl.batch.archive import Field
+from marctl.batch.formats.block import Block
+from marctl.batch.offline import Histories
+from marctl.core.errors import UserError
 
 FEATURES = "features"
 """The field of a question that holds a row's features."""

@@ -6,8 +6,8 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scripts.batch.places import SCHEME, Place, place_of
-from scripts.core.errors import UserError
+from marctl.batch.places import SCHEME, Place, place_of
+from marctl.core.errors import UserError
 
 FORBIDDEN = "?#%@\\"
 """In a URI: a query could name another server to ask, and an escaped character another path than the one that is

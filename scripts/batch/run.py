@@ -15,24 +15,24 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.batch.actor import Setup
-from scripts.batch.answers import key_fields, schema_of
-from scripts.batch.archive import Description, describe, extract
-from scripts.batch.cluster import cluster, outcomes
-from scripts.batch.folder import folder_of
-from scripts.batch.formats.scan import digest_at
-from scripts.batch.job import Job, refuse_change
-from scripts.batch.output import Output, Planned, Report, digest_of, encoded, part_name
-from scripts.batch.places import find_files, place_of
-from scripts.batch.plan import Unit, plan, unit_rows_for
-from scripts.batch.progress import Progress
-from scripts.batch.questions import columns_for
-from scripts.batch.roots import refuse_files_outside, refuse_outside
-from scripts.batch.sources import DELIMITED, PARQUET, Scanned, scan
-from scripts.batch.where import Condition
-from scripts.batch.workspace import workspace
-from scripts.build.reader import Archive, read_archive
-from scripts.core.errors import UserError
+from marctl.batch.actor import Setup
+from marctl.batch.answers import key_fields, schema_of
+from marctl.batch.archive import Description, describe, extract
+from marctl.batch.cluster import cluster, outcomes
+from marctl.batch.folder import folder_of
+from marctl.batch.formats.scan import digest_at
+from marctl.batch.job import Job, refuse_change
+from marctl.batch.output import Output, Planned, Report, digest_of, encoded, part_name
+from marctl.batch.places import find_files, place_of
+from marctl.batch.plan import Unit, plan, unit_rows_for
+from marctl.batch.progress import Progress
+from marctl.batch.questions import columns_for
+from marctl.batch.roots import refuse_files_outside, refuse_outside
+from marctl.batch.sources import DELIMITED, PARQUET, Scanned, scan
+from marctl.batch.where import Condition
+from marctl.batch.workspace import workspace
+from marctl.build.reader import Archive, read_archive
+from marctl.core.errors import UserError
 
 Notify = Callable[[str], None]
 SETTINGS = ("mapping", "keys", "where", "sample", "limit", "explain", "log", "features", "as_of", "unit_rows")

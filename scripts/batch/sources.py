@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from scripts.batch.formats import delimited, jsonl, parquet
-from scripts.batch.formats.block import Block
-from scripts.batch.formats.scan import Scan
-from scripts.batch.job import Source
-from scripts.batch.places import Place, find_files, info_of, place_of
-from scripts.core.errors import UserError
+from marctl.batch.formats import delimited, jsonl, parquet
+from marctl.batch.formats.block import Block
+from marctl.batch.formats.scan import Scan
+from marctl.batch.job import Source
+from marctl.batch.places import Place, find_files, info_of, place_of
+from marctl.core.errors import UserError
 
 FORMATS: Mapping[str, ModuleType] = {
     ".parquet": parquet,

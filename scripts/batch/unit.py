@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from scripts.batch.answers import Table
-from scripts.batch.archive import Description
-from scripts.batch.ask import Ask
-from scripts.batch.formats.block import BadRow, Block
-from scripts.batch.job import Job
-from scripts.batch.offline import Histories
-from scripts.batch.output import Output, Report
-from scripts.batch.plan import Unit, sampled
-from scripts.batch.questions import Questions, text_length
-from scripts.batch.sources import read
-from scripts.batch.where import Condition
+from marctl.batch.answers import Table
+from marctl.batch.archive import Description
+from marctl.batch.ask import Ask
+from marctl.batch.formats.block import BadRow, Block
+from marctl.batch.job import Job
+from marctl.batch.offline import Histories
+from marctl.batch.output import Output, Report
+from marctl.batch.plan import Unit, sampled
+from marctl.batch.questions import Questions, text_length
+from marctl.batch.sources import read
+from marctl.batch.where import Condition
 
 CALL_ROWS = 512
 """Questions of one `predict`: enough to fill the model's passes with rows of one length, few enough to hold at once."""

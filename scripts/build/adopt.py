@@ -11,20 +11,20 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.archive import MODEL_FOLDER, answers, pipeline_of
-from handlers.core.composite import Composite
-from handlers.core.errors import LoadError
-from handlers.core.messages import Binary, Model
-from handlers.core.pipeline import example_of
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.tasks import TASKS, find_task
-from scripts.build.build import lay_out_model
-from scripts.build.lone_file import ModelFile
-from scripts.build.recipe import RECIPE_FILE, Explanations, Recipe, Sample, Version, Weights, own_file, read_version
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
-from scripts.core.names import NAME
+from marctl.build.build import lay_out_model
+from marctl.build.lone_file import ModelFile
+from marctl.build.recipe import RECIPE_FILE, Explanations, Recipe, Sample, Version, Weights, own_file, read_version
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
+from marctl.core.names import NAME
+from marctl_handlers.archive import MODEL_FOLDER, answers, pipeline_of
+from marctl_handlers.core.composite import Composite
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Binary, Model
+from marctl_handlers.core.pipeline import example_of
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks import TASKS, find_task
 
 BESIDE = ("label", "id", "expected")
 """What may stand beside a request's fields in a file of samples."""
@@ -136,7 +136,7 @@ def own_answers(
     task: type[Task[Any, Any]], model: Path, requests: Sequence[dict[str, Any]], settings: Settings
 ) -> list[dict[str, Any]]:
     """What the task answers, without what every answer carries."""
-    from scripts.build.weights import quiet_transformers
+    from marctl.build.weights import quiet_transformers
 
     with quiet_transformers():
         given = answers(pipeline_of(task, model, Model("adopted", "0"), settings, "cpu"), list(requests))

@@ -24,19 +24,20 @@ import msgspec
 import yaml
 from safetensors import SafetensorError
 
-import handlers
-from handlers.archive import METADATA_FILE, MODEL_FOLDER, TASK_FILE
-from handlers.core.composite import MEMBERS_FOLDER
-from handlers.core.messages import Binary
-from handlers.core.samples import SAMPLES_FILE
-from handlers.core.task import Task
-from handlers.tasks import OWN_TASK
-from scripts.build.reader import EXPLAIN_CONFIG, MANIFEST, Archive, read_archive
-from scripts.build.recipe import Explanations, Version, Weights, find_versions
-from scripts.build.sources import locate
-from scripts.build.verify import verify
-from scripts.core.errors import UserError
-from scripts.core.files import sync
+import marctl_handlers
+from marctl.build.reader import EXPLAIN_CONFIG, MANIFEST, Archive, read_archive
+from marctl.build.recipe import Explanations, Version, Weights, find_versions
+from marctl.build.sources import locate
+from marctl.build.verify import verify
+from marctl.core.archive_code import CODE_PREFIXES, PACKAGE
+from marctl.core.errors import UserError
+from marctl.core.files import sync
+from marctl_handlers.archive import METADATA_FILE, MODEL_FOLDER, TASK_FILE
+from marctl_handlers.core.composite import MEMBERS_FOLDER
+from marctl_handlers.core.messages import Binary
+from marctl_handlers.core.samples import SAMPLES_FILE
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks import OWN_TASK
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip file can hold; archives must not tell when they were built."""
@@ -44,7 +45,7 @@ TEMP = tempfile.gettempdir()
 CREATED_ON = "01/01/1980 00:00:00"
 LIBRARIES = ("msgspec", "numpy", "packaging", "prometheus-client", "PyYAML")
 """What every archive needs at run time, besides its task's own libraries."""
-HANDLERS = Path(handlers.__file__).parent
+HANDLERS = Path(marctl_handlers.__file__).parent
 ENTRY_FILE = "entry.py"
 
 Notify = Callable[[str], None]
@@ -114,7 +115,7 @@ def source_digest(version: Version, members: Sequence[Archive]) -> str:
         "metadata": version.metadata,
         "libraries": library_versions(version),
     }
-    parts |= {f"handlers/{path}": digest(HANDLERS / path) for path in handler_files()}
+    parts |= {f"{PACKAGE}/{path}": digest(HANDLERS / path) for path in handler_files()}
     if version.task_file:
         parts["task"] = digest(version.task_file)
     parts |= {f"members/{member.name}/{member.version}": member.sha256 for member in members}
@@ -151,8 +152,8 @@ def lay_out(version: Version, stage: Path, sources: str, members: Sequence[Archi
     for member in members:
         lay_out_member(member, stage / MEMBERS_FOLDER / member.name / member.version)
     for path in handler_files():
-        (stage / "handlers" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(HANDLERS / path, stage / "handlers" / path)
+        (stage / PACKAGE / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(HANDLERS / path, stage / PACKAGE / path)
     if version.task_file:
         shutil.copyfile(version.task_file, stage / TASK_FILE)
     recipe, requests = version.recipe, version.requests
@@ -173,7 +174,7 @@ def lay_out_model(version: Version, folder: Path) -> None:
         if version.recipe.weights != Weights():
             shutil.copytree(locate(version), folder, dirs_exist_ok=True)
         return
-    from scripts.build.weights import load_weights, quiet_transformers
+    from marctl.build.weights import load_weights, quiet_transformers
 
     model, tokenizer = load_weights(version)
     with quiet_transformers():
@@ -192,7 +193,7 @@ def lay_out_member(member: Archive, folder: Path) -> None:
     """All of a member's archive but its code: the version that it is part of has that once for all."""
     with zipfile.ZipFile(member.path) as archive:
         for name in archive.namelist():
-            if not name.startswith(("handlers/", "MAR-INF/")) and name != ENTRY_FILE:
+            if not name.startswith((*CODE_PREFIXES, "MAR-INF/")) and name != ENTRY_FILE:
                 archive.extract(name, folder)
 
 

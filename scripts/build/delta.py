@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
 
 VALUES, SCALES = ".int8", ".scale"
 

@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from handlers.core.task import Task
-from handlers.features import (
+from marctl.build.specification import read_specification
+from marctl.core.errors import UserError
+from marctl_handlers.core.task import Task
+from marctl_handlers.features import (
     Features,
     FeaturesInvalid,
     Specification,
@@ -20,9 +22,7 @@ from handlers.features import (
     resolve_table,
     write_features,
 )
-from handlers.features.tables import BACKGROUND_FILE, rows_of
-from scripts.build.specification import read_specification
-from scripts.core.errors import UserError
+from marctl_handlers.features.tables import BACKGROUND_FILE, rows_of
 
 MODEL = "model"
 BACKGROUND_ROWS = 100

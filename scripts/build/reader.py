@@ -16,15 +16,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import DEFAULT_TOLERANCE
-from handlers.core.composite import Composite
-from handlers.core.samples import SAMPLES_FILE, Sample
-from handlers.core.task import Task
-from handlers.tasks import TASKS, find_task
-from scripts.core.errors import UserError
-from scripts.core.faults import listed
-from scripts.core.names import name_faults
-from scripts.core.yaml_text import YamlInvalid, read_yaml
+from marctl.core.errors import UserError
+from marctl.core.faults import listed
+from marctl.core.names import name_faults
+from marctl.core.yaml_text import YamlInvalid, read_yaml
+from marctl_handlers.archive import DEFAULT_TOLERANCE
+from marctl_handlers.core.composite import Composite
+from marctl_handlers.core.samples import SAMPLES_FILE, Sample
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks import TASKS, find_task
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 METADATA = "metadata.json"

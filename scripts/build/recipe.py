@@ -18,17 +18,17 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from handlers.core.calibration import METHODS, Calibration
-from handlers.core.composite import Composite, member_names
-from handlers.core.errors import LoadError
-from handlers.core.messages import Binary
-from handlers.core.settings import CacheSettings, Log, Settings
-from handlers.core.task import Task
-from handlers.tasks import OWN_TASK, find_task
-from scripts.build.table_training import TableTraining
-from scripts.core.errors import UserError
-from scripts.core.faults import listed, schema_faults
-from scripts.core.names import name_faults
+from marctl.build.table_training import TableTraining
+from marctl.core.errors import UserError
+from marctl.core.faults import listed, schema_faults
+from marctl.core.names import name_faults
+from marctl_handlers.core.calibration import METHODS, Calibration
+from marctl_handlers.core.composite import Composite, member_names
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Binary
+from marctl_handlers.core.settings import CacheSettings, Log, Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks import OWN_TASK, find_task
 
 RECIPE_FILE = "model.yaml"
 METADATA_FILE = "metadata.yaml"

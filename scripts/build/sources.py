@@ -6,8 +6,8 @@ import hashlib
 import importlib.metadata
 from pathlib import Path
 
-from scripts.build.recipe import Version, Weights
-from scripts.core.errors import UserError
+from marctl.build.recipe import Version, Weights
+from marctl.core.errors import UserError
 
 
 def locate(version: Version) -> str:

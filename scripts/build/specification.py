@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from handlers.features import FeaturesInvalid, Specification, specification_of
-from scripts.core.errors import UserError
-from scripts.core.faults import listed
-from scripts.core.yaml_text import YamlInvalid, read_yaml
+from marctl.core.errors import UserError
+from marctl.core.faults import listed
+from marctl.core.yaml_text import YamlInvalid, read_yaml
+from marctl_handlers.features import FeaturesInvalid, Specification, specification_of
 
 
 class SpecificationInvalid(UserError):

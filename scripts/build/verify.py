@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.build.reader import Archive, read_archive
-from scripts.core.errors import UserError
+from marctl.build.reader import Archive, read_archive
+from marctl.core.archive_code import code_package
+from marctl.core.errors import UserError
 
 TIMEOUT_S = 600
 REFERENCE_FILE = "reference.json"
@@ -40,7 +41,7 @@ def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
 def selfcheck(path: Path, title: str, reference: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """`answers` to the samples, `faults`, and the `log` of what failed.
 
-    From a process that sees the archive's own copy of `handlers/` alone.
+    From a process that sees the archive's own copy of the handlers alone.
     """
     with tempfile.TemporaryDirectory(prefix="marctl-verify-") as work:
         root, beside = Path(work, "archive"), Path(work, REFERENCE_FILE)
@@ -56,7 +57,7 @@ def selfcheck(path: Path, title: str, reference: Sequence[Mapping[str, Any]] = (
         }
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "handlers.selfcheck", str(beside)],
+                [sys.executable, "-m", f"{code_package(root)}.selfcheck", str(beside)],
                 cwd=root,
                 env=env,
                 capture_output=True,

@@ -12,12 +12,12 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from handlers.core.errors import LoadError
-from handlers.text.hub import first_line, load_tokenizer, needed, refuse_other_head
-from scripts.build.delta import apply_delta, read_delta
-from scripts.build.recipe import Version
-from scripts.build.sources import locate
-from scripts.core.errors import UserError
+from marctl.build.delta import apply_delta, read_delta
+from marctl.build.recipe import Version
+from marctl.build.sources import locate
+from marctl.core.errors import UserError
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.text.hub import first_line, load_tokenizer, needed, refuse_other_head
 
 
 def load_weights(version: Version) -> tuple[PreTrainedModel, Any]:

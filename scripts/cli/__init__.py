@@ -14,33 +14,33 @@ from typing import Any
 
 import click
 
-from scripts.cli.output import WANTS_JSON, emit_json
-from scripts.core.errors import UserError, short_name
+from marctl.cli.output import WANTS_JSON, emit_json
+from marctl.core.errors import UserError, short_name
 
 COMMANDS = {
-    "build": "scripts.cli.archive:build",
-    "inspect": "scripts.cli.archive:inspect",
-    "up": "scripts.cli.server:up",
-    "down": "scripts.cli.server:down",
-    "status": "scripts.cli.server:status",
-    "register": "scripts.cli.models:register",
-    "scale": "scripts.cli.models:scale",
-    "default": "scripts.cli.models:default",
-    "unregister": "scripts.cli.models:unregister",
-    "route": "scripts.cli.route:route",
-    "state": "scripts.cli.state:state",
-    "history": "scripts.cli.history:history",
-    "rollback": "scripts.cli.history:rollback",
-    "ask": "scripts.cli.ask:ask",
-    "batch": "scripts.cli.batch:batch",
-    "log": "scripts.cli.log:log",
-    "logs": "scripts.cli.logs:logs",
-    "shadow": "scripts.cli.shadow:shadow",
-    "cache": "scripts.cli.cache:cache",
-    "features": "scripts.cli.features:features",
-    "train": "scripts.cli.training:train",
-    "eval": "scripts.cli.training:evaluate",
-    "calibrate": "scripts.cli.calibration:calibrate",
+    "build": "marctl.cli.archive:build",
+    "inspect": "marctl.cli.archive:inspect",
+    "up": "marctl.cli.server:up",
+    "down": "marctl.cli.server:down",
+    "status": "marctl.cli.server:status",
+    "register": "marctl.cli.models:register",
+    "scale": "marctl.cli.models:scale",
+    "default": "marctl.cli.models:default",
+    "unregister": "marctl.cli.models:unregister",
+    "route": "marctl.cli.route:route",
+    "state": "marctl.cli.state:state",
+    "history": "marctl.cli.history:history",
+    "rollback": "marctl.cli.history:rollback",
+    "ask": "marctl.cli.ask:ask",
+    "batch": "marctl.cli.batch:batch",
+    "log": "marctl.cli.log:log",
+    "logs": "marctl.cli.logs:logs",
+    "shadow": "marctl.cli.shadow:shadow",
+    "cache": "marctl.cli.cache:cache",
+    "features": "marctl.cli.features:features",
+    "train": "marctl.cli.training:train",
+    "eval": "marctl.cli.training:evaluate",
+    "calibrate": "marctl.cli.calibration:calibrate",
 }
 """In the order of the help; `module:function`, imported when it is needed."""
 

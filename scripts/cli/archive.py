@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from scripts.cli.output import json_option, note, recipes_option, result, store_option
-from scripts.core.errors import UserError
+from marctl.cli.output import json_option, note, recipes_option, result, store_option
+from marctl.core.errors import UserError
 
 BRIEF = 200
 
@@ -84,10 +84,10 @@ def build(
              marctl build --from ./my_model --name my-qa --version 1.0
              marctl build --from model.json --features features.yaml --name risk --version 1.0
     """
-    from scripts.build.adopt import adopt, default_task, read_samples
-    from scripts.build.build import build as build_version
-    from scripts.build.lone_file import ModelFile
-    from scripts.build.reader import read_archive
+    from marctl.build.adopt import adopt, default_task, read_samples
+    from marctl.build.build import build as build_version
+    from marctl.build.lone_file import ModelFile
+    from marctl.build.reader import read_archive
 
     if source is not None:
         if not name or not new_version or model:
@@ -122,7 +122,7 @@ def build(
 
 def setting(text: str) -> tuple[str, Any]:
     """Name and value of `labels=[good, bad]`. Raises UsageError."""
-    from scripts.core.yaml_text import YamlInvalid, read_yaml
+    from marctl.core.yaml_text import YamlInvalid, read_yaml
 
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
@@ -135,7 +135,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 def choose(recipes: Path, model: str | None, version: str | None) -> list[Any]:
     """The recipes meant by the arguments; raises UserError telling which there are."""
-    from scripts.build.recipe import find_versions, read_version
+    from marctl.build.recipe import find_versions, read_version
 
     if model and version and (recipes / model / version).is_dir():
         return [read_version(recipes / model / version)]
@@ -156,8 +156,8 @@ def inspect(file: Path, check: bool) -> None:
 
     Example: marctl inspect model_store/archives/mcqa-2.0.mar
     """
-    from scripts.build.reader import read_archive
-    from scripts.build.verify import verify
+    from marctl.build.reader import read_archive
+    from marctl.build.verify import verify
 
     archive = read_archive(file)
     if check and archive.samples:

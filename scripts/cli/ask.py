@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from scripts.cli.explained import explained
-from scripts.cli.output import common, result
-from scripts.core.errors import UserError
+from marctl.cli.explained import explained
+from marctl.cli.output import common, result
+from marctl.core.errors import UserError
 
 DEFAULT_MODEL = "mcqa"
 TIMEOUT_S = 60
@@ -45,9 +45,9 @@ def ask(
     """
     import requests
 
-    from scripts.stack.client import client_session
-    from scripts.stack.look import Stack, served_models
-    from scripts.stack.state import State
+    from marctl.stack.client import client_session
+    from marctl.stack.look import Stack, served_models
+    from marctl.stack.state import State
 
     options = {name: value for name, value in (("method", method), ("target", target)) if value}
     if options and not explain:
@@ -75,7 +75,7 @@ def ask(
 
 def task_of(stack: Any, model: str, version: str | None) -> Any:
     """The task of the version to be asked, which knows how to write a request and show an answer."""
-    from scripts.build.reader import read_archive
+    from marctl.build.reader import read_archive
 
     served = stack.management.describe(model, version or stack.management.default_version(model))
     return read_archive(Path(stack.running.store) / served.archive).task

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from scripts.cli.output import common, note, result, store_option
-from scripts.core.errors import UserError
+from marctl.cli.output import common, note, result, store_option
+from marctl.core.errors import UserError
 
 
 @click.command()
@@ -79,8 +79,8 @@ def batch(
     Example: marctl batch mcqa/2.0 questions.parquet out/ --key id
              marctl batch mcqa/2.0 's3://bucket/2024-*/*.csv' s3://bucket/out --map question=prompt
     """
-    from scripts.batch.run import Interrupted, Request, run
-    from scripts.stack.up import terminable
+    from marctl.batch.run import Interrupted, Request, run
+    from marctl.stack.up import terminable
 
     if unit_rows is not None and unit_rows % 256:
         raise click.UsageError(f"--unit-rows {unit_rows} is no multiple of 256")
@@ -144,8 +144,8 @@ def options_of(text: str) -> dict[str, Any]:
 
 def log_url(state: Path) -> str:
     """Of the stack that runs, or REDIS_URL. Raises UserError."""
-    from scripts.stack.state import State
-    from scripts.stack.up import redis_url
+    from marctl.stack.state import State
+    from marctl.stack.up import redis_url
 
     found = redis_url(State(state)) or os.environ.get("REDIS_URL")
     if not found:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import common, result, table
+from marctl.cli.output import common, result, table
 
 if TYPE_CHECKING:
-    from scripts.stack.look import Stack
+    from marctl.stack.look import Stack
 
 TITLES = ["model", "version", "entries", "hits", "misses", "hit share", "stale", "errors"]
 
@@ -30,8 +30,8 @@ def stats(state: Path) -> None:
 
     Example: marctl cache stats --json
     """
-    from scripts.records.prediction_cache import open_redis
-    from scripts.records.prediction_cache import stats as figures
+    from marctl.records.prediction_cache import open_redis
+    from marctl.records.prediction_cache import stats as figures
 
     stack = opened(state)
     with open_redis(stack) as client:
@@ -48,8 +48,8 @@ def purge(state: Path, model: str, version: str | None) -> None:
 
     Example: marctl cache purge mcqa 1.0
     """
-    from scripts.records.prediction_cache import open_redis
-    from scripts.records.prediction_cache import purge as forget
+    from marctl.records.prediction_cache import open_redis
+    from marctl.records.prediction_cache import purge as forget
 
     with open_redis(opened(state)) as client:
         count = forget(client, model, version)
@@ -58,8 +58,8 @@ def purge(state: Path, model: str, version: str | None) -> None:
 
 
 def opened(state: Path) -> Stack:
-    from scripts.stack.look import Stack
-    from scripts.stack.state import State
+    from marctl.stack.look import Stack
+    from marctl.stack.state import State
 
     return Stack.open(State(state))
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scripts.cli.output import FOLDER, json_option, note, recipes_option, result, store_option, table
+from marctl.cli.output import FOLDER, json_option, note, recipes_option, result, store_option, table
 
 if TYPE_CHECKING:
-    from scripts.train.calibration_job import Calibrated
+    from marctl.train.calibration_job import Calibrated
 
 HTML = click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write reliability diagrams to this file, too."
@@ -35,8 +35,8 @@ def calibrate(model: str, version: str, data: Path, split: str, html: Path | Non
 
     Example: marctl calibrate mcqa 2.0 --data ./data
     """
-    from scripts.train.calibration_job import calibrate as learn
-    from scripts.train.questions import find_files
+    from marctl.train.calibration_job import calibrate as learn
+    from marctl.train.questions import find_files
 
     note(f"{model} {version}: loading")
     found = learn(recipes / model / version, store / f"{model}-{version}.mar", find_files(data, split))
@@ -47,8 +47,8 @@ def calibrate(model: str, version: str, data: Path, split: str, html: Path | Non
 
 
 def write_page(path: Path, title: str, found: Calibrated) -> None:
-    from scripts.core.files import write_atomically
-    from scripts.train.reliability_page import page
+    from marctl.core.files import write_atomically
+    from marctl.train.reliability_page import page
 
     learned = found.learned
     states = {
@@ -60,7 +60,7 @@ def write_page(path: Path, title: str, found: Calibrated) -> None:
 
 def report(found: Calibrated) -> str:
     """What was chosen, then a row per data set: calibration error before and after, on held-out rows."""
-    from scripts.train.reliability import Reliability
+    from marctl.train.reliability import Reliability
 
     learned = found.learned
     tried = ", ".join(f"{name} {loss:.4f}" for name, loss in learned.log_losses.items())

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import common, note, result, store_option, table
-from scripts.core.errors import UserError
+from marctl.cli.output import common, note, result, store_option, table
+from marctl.core.errors import UserError
 
 if TYPE_CHECKING:
-    from handlers.features import Specification
-    from scripts.features.table import Table
+    from marctl.features.table import Table
+    from marctl_handlers.features import Specification
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -63,9 +63,9 @@ def push(
 
     Example: marctl features push credit 1.0 customers.csv --ttl 604800
     """
-    from scripts.features.push import Push
-    from scripts.features.store import opened
-    from scripts.stack.state import State
+    from marctl.features.push import Push
+    from marctl.features.store import opened
+    from marctl.stack.state import State
 
     found = opened_table(words, state, store, spec, entity, time_column)
     with opened(State(state)) as client:
@@ -89,9 +89,9 @@ def get(words: tuple[str, ...], state: Path, store: Path, spec: Path | None) -> 
 
     Example: marctl features get credit 1.0 customer=123
     """
-    from scripts.features.look import look, named
-    from scripts.features.store import opened
-    from scripts.stack.state import State
+    from marctl.features.look import look, named
+    from marctl.features.store import opened
+    from marctl.stack.state import State
 
     specification, word = parted(words, state, store, spec)
     entity, entity_id = named(specification, word)
@@ -129,9 +129,9 @@ def check(
 
     Example: marctl features check credit 1.0 train.csv --limit 0.01
     """
-    from scripts.features.check import check as compare
-    from scripts.features.store import opened
-    from scripts.stack.state import State
+    from marctl.features.check import check as compare
+    from marctl.features.store import opened
+    from marctl.stack.state import State
 
     found = opened_table(words, state, store, spec, entity, time_column)
     with opened(State(state)) as client:
@@ -154,9 +154,9 @@ COLUMNS = ("feature", "rows", "share", "missing", "stale", "invalid", "extra", "
 
 def parted(words: tuple[str, ...], state: Path, store: Path, spec: Path | None) -> tuple[Specification, str]:
     """The specification that the words or --spec name, and the last word."""
-    from scripts.build.specification import read_specification
-    from scripts.features.source import of_version
-    from scripts.stack.state import State
+    from marctl.build.specification import read_specification
+    from marctl.features.source import of_version
+    from marctl.stack.state import State
 
     if len(words) != (1 if spec else 3):
         expected = "one word after --spec" if spec else "MODEL VERSION and one word more, or --spec FILE"
@@ -167,8 +167,8 @@ def parted(words: tuple[str, ...], state: Path, store: Path, spec: Path | None) 
 def opened_table(
     words: tuple[str, ...], state: Path, store: Path, spec: Path | None, entity: str | None, time_column: str | None
 ) -> Table:
-    from scripts.features.source import entity_of
-    from scripts.features.table import Table, columns_of
+    from marctl.features.source import entity_of
+    from marctl.features.table import Table, columns_of
 
     specification, name = parted(words, state, store, spec)
     path = Path(name)

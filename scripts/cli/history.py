@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from scripts.cli.output import common, operator, reason_option, result, table
+from marctl.cli.output import common, operator, reason_option, result, table
 
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
@@ -24,7 +24,7 @@ def history(context: click.Context, state: Path, when: datetime | None) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from scripts.stack.state import State
+    from marctl.stack.state import State
 
     revisions = State(state).history
     if when is not None:
@@ -52,7 +52,7 @@ def utc(when: datetime) -> datetime:
 def show_at(found: Any) -> None:
     import msgspec
 
-    from scripts.stack.document import dump
+    from marctl.stack.document import dump
 
     result(msgspec.to_builtins(found), f"# {found}\n{dump(found.document, found.revision).rstrip()}")
 
@@ -64,9 +64,9 @@ def verify(state: Path) -> None:
 
     Example: marctl history verify
     """
-    from scripts.core.faults import listed
-    from scripts.stack.history import HistoryDamaged
-    from scripts.stack.state import State
+    from marctl.core.faults import listed
+    from marctl.stack.history import HistoryDamaged
+    from marctl.stack.state import State
 
     revisions = State(state).history
     faults = revisions.verify()
@@ -85,7 +85,7 @@ def rollback(state: Path, reason: str, revision: int | None) -> None:
 
     Example: marctl rollback 41 --reason "2.0 answers worse"
     """
-    from scripts.cli.state import tell
-    from scripts.stack.operations import rollback
+    from marctl.cli.state import tell
+    from marctl.stack.operations import rollback
 
     tell(rollback(operator(state, reason), revision))

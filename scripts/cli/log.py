@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import FOLDER, WANTS_JSON, common, emit_json, note, result
+from marctl.cli.output import FOLDER, WANTS_JSON, common, emit_json, note, result
 
 if TYPE_CHECKING:
-    from handlers.redis.log import PredictionRecord
-    from scripts.records.keeper import Figures
-    from scripts.records.kinds import Entry
+    from marctl.records.keeper import Figures
+    from marctl.records.kinds import Entry
+    from marctl_handlers.redis.log import PredictionRecord
 
 WAIT_MS = 1000
 MIB, GIB = 1 << 20, 1 << 30
@@ -48,10 +48,10 @@ def drain(state: Path, folder: Path | None, follow: bool, every: float, step: in
 
     Example: marctl log drain --to /data/log --follow
     """
-    from scripts.records import drain as draining
-    from scripts.records.files import QUARANTINE
-    from scripts.records.streams import answering, connect
-    from scripts.stack.state import State
+    from marctl.records import drain as draining
+    from marctl.records.files import QUARANTINE
+    from marctl.records.streams import answering, connect
+    from marctl.stack.state import State
 
     home = State(state)
     folder = folder or home.prediction_log
@@ -70,8 +70,8 @@ def drain(state: Path, folder: Path | None, follow: bool, every: float, step: in
 
 def keep_draining(home: Any, folder: Path, client: Any, every: float, step: int) -> None:
     """Until Ctrl-C."""
-    from scripts.records.keeper import Keeper
-    from scripts.records.kinds import pyarrow
+    from marctl.records.keeper import Keeper
+    from marctl.records.kinds import pyarrow
 
     pyarrow()
     note(f"draining to {folder}; stop it with Ctrl-C")
@@ -88,9 +88,9 @@ def status(state: Path, folder: Path | None) -> None:
     """
     import msgspec
 
-    from scripts.core.errors import UserError
-    from scripts.records.keeper import figures_of
-    from scripts.stack.state import State
+    from marctl.core.errors import UserError
+    from marctl.records.keeper import figures_of
+    from marctl.stack.state import State
 
     folder = folder or State(state).prediction_log
     figures = figures_of(folder)
@@ -113,8 +113,8 @@ def keep(state: Path, folder: Path | None, days: float | None, gib: float | None
     """
     import msgspec
 
-    from scripts.records.keeper import limits_of, save_limits
-    from scripts.stack.state import State
+    from marctl.records.keeper import limits_of, save_limits
+    from marctl.stack.state import State
 
     if days is None and gib is None:
         raise click.UsageError("give --days, or --gib, or both")
@@ -142,10 +142,10 @@ def tail(state: Path, count: int, follow: bool, model: str | None, version: str 
 
     Example: marctl log tail --follow
     """
-    from scripts.records.declarations import Declarations
-    from scripts.records.kinds import PREDICTION_KIND
-    from scripts.records.streams import after, answering, connect, last_id, newest_records
-    from scripts.stack.state import State
+    from marctl.records.declarations import Declarations
+    from marctl.records.kinds import PREDICTION_KIND
+    from marctl.records.streams import after, answering, connect, last_id, newest_records
+    from marctl.stack.state import State
 
     home = State(state)
     client, stream, declarations = connect(home), PREDICTION_KIND.stream, Declarations(home.prediction_log)
@@ -180,12 +180,12 @@ def label(state: Path, file: Path | None, prediction_id: str | None, label: str 
     """
     import msgspec
 
-    from handlers.redis.log import Feedback
-    from scripts.core.errors import UserError
-    from scripts.records.declarations import Declarations
-    from scripts.records.labels import read_labels, send_labels, typed
-    from scripts.records.streams import answering, connect
-    from scripts.stack.state import State
+    from marctl.core.errors import UserError
+    from marctl.records.declarations import Declarations
+    from marctl.records.labels import read_labels, send_labels, typed
+    from marctl.records.streams import answering, connect
+    from marctl.stack.state import State
+    from marctl_handlers.redis.log import Feedback
 
     one = prediction_id is not None and label is not None
     if one == (file is not None) or (not one and (prediction_id, label) != (None, None)):
@@ -208,8 +208,8 @@ def label(state: Path, file: Path | None, prediction_id: str | None, label: str 
 
 def drained(folder: Path, count: int, model: str | None, version: str | None) -> list[Entry]:
     """The last records of the files; none where nothing can have been drained."""
-    from scripts.records.kinds import PyarrowMissing
-    from scripts.records.reader import recent
+    from marctl.records.kinds import PyarrowMissing
+    from marctl.records.reader import recent
 
     try:
         return recent(folder, count, model, version) if count > 0 else []

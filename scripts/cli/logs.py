@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scripts.cli.output import WANTS_JSON, common, emit_json
+from marctl.cli.output import WANTS_JSON, common, emit_json
 
 if TYPE_CHECKING:
-    from scripts.stack.log_lines import Line
+    from marctl.stack.log_lines import Line
 
 PARTS = ("envoy", "torchserve", "worker", "reconciler", "redis")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -51,9 +51,9 @@ def logs(state: Path, follow: bool, since: datetime | None, parts: tuple[str, ..
 
     Example: marctl logs --follow --part worker
     """
-    from scripts.core.errors import UserError
-    from scripts.stack.log_lines import Follower, read_lines
-    from scripts.stack.state import State
+    from marctl.core.errors import UserError
+    from marctl.stack.log_lines import Follower, read_lines
+    from marctl.stack.state import State
 
     folder, wanted = State(state).logs, parts or PARTS
     if not folder.is_dir():

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from scripts.cli.output import common, operator, reason_option, result, store_option
+from marctl.cli.output import common, operator, reason_option, result, store_option
 
 if TYPE_CHECKING:
-    from scripts.stack.operations import Change
+    from marctl.stack.operations import Change
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,8 +38,8 @@ def register(
 
     Example: marctl register mcqa-2.1.mar --default
     """
-    from scripts.stack.operations import register
-    from scripts.stack.state import State
+    from marctl.stack.operations import register
+    from marctl.stack.state import State
 
     running = State(state).running()
     place = Path(running.store) if running else store
@@ -61,7 +61,7 @@ def scale(state: Path, reason: str, model: str, version: str, workers: int) -> N
 
     Example: marctl scale mcqa 2.0 2
     """
-    from scripts.stack.operations import scale
+    from marctl.stack.operations import scale
 
     change = scale(operator(state, reason), model, version, workers)
     tell(state, change, model, version, "has {ready} workers")
@@ -76,8 +76,8 @@ def default(state: Path, reason: str, model: str, version: str) -> None:
 
     Example: marctl default mcqa 2.0
     """
-    from scripts.cli.output import note
-    from scripts.stack.operations import make_default
+    from marctl.cli.output import note
+    from marctl.stack.operations import make_default
 
     change = make_default(operator(state, reason), model, version)
     if change.document.models[model].traffic is not None:
@@ -95,7 +95,7 @@ def unregister(state: Path, reason: str, model: str, version: str, force: bool) 
 
     Example: marctl unregister mcqa 1.0
     """
-    from scripts.stack.operations import unregister
+    from marctl.stack.operations import unregister
 
     change = unregister(operator(state, reason), model, version, force=force)
     text = f"{model} {version} is no longer " + ("served" if change.followed else "declared; no stack runs")
@@ -109,9 +109,9 @@ def described(asked: object) -> str:
 
 def tell(state: Path, change: Change, model: str, version: str, text: str) -> None:
     """The version as it is now; as it is declared where no stack runs."""
-    from scripts.core.explainers import SUFFIX
-    from scripts.stack.look import Stack
-    from scripts.stack.state import State
+    from marctl.core.explainers import SUFFIX
+    from marctl.stack.look import Stack
+    from marctl.stack.state import State
 
     name = model.removesuffix(SUFFIX)
     declared = change.document.models[name].versions[version]

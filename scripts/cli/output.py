@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from scripts.stack.operations import Operator
+    from marctl.stack.operations import Operator
 
 PLACE = click.Path(path_type=Path)
 """A file or a folder."""
@@ -71,8 +71,8 @@ def reason_option(command: Function) -> Function:
 
 def operator(state: Path, reason: str) -> Operator:
     """Whoever runs this command, as the history names it."""
-    from scripts.stack.operations import Operator
-    from scripts.stack.state import State
+    from marctl.stack.operations import Operator
+    from marctl.stack.state import State
 
     context = click.get_current_context()
     path = context.command_path.split(maxsplit=1)

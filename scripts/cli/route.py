@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import common, note, operator, reason_option, result, table
+from marctl.cli.output import common, note, operator, reason_option, result, table
 
 if TYPE_CHECKING:
-    from scripts.gateway.policies import Traffic
-    from scripts.stack.state import State
+    from marctl.gateway.policies import Traffic
+    from marctl.stack.state import State
 
 
 @click.group()
@@ -35,9 +35,9 @@ def show(state: Path, model: str | None) -> None:
     """
     import msgspec
 
-    from scripts.gateway.policies import dump
-    from scripts.stack.operations import require_gateway, the_model
-    from scripts.stack.state import State
+    from marctl.gateway.policies import dump
+    from marctl.stack.operations import require_gateway, the_model
+    from marctl.stack.state import State
 
     home = State(state)
     require_gateway(home)
@@ -57,9 +57,9 @@ def set_(state: Path, reason: str, file: Path) -> None:
 
     Example: marctl route set traffic.yaml
     """
-    from scripts.gateway.policies import parse, read
-    from scripts.stack.operations import set_traffic
-    from scripts.stack.state import State
+    from marctl.gateway.policies import parse, read
+    from marctl.stack.operations import set_traffic
+    from marctl.stack.state import State
 
     document = State(state).history.current().document
     policies = parse(read(file), str(file), {name: list(model.versions) for name, model in document.models.items()})
@@ -146,7 +146,7 @@ def history_(state: Path, model: str | None) -> None:
 
     Example: marctl route history mcqa
     """
-    from scripts.stack.state import State
+    from marctl.stack.state import State
 
     steps = list(changes_of(State(state), model))
     rows = [["revision", "at (UTC)", "model", "by", "command", "before", "after"]]
@@ -203,7 +203,7 @@ def shares(words: tuple[str, ...]) -> dict[str, float]:
 
 def change(state: Path, reason: str, model: str, changes: dict[str, Any] | None) -> None:
     """Replace fields of a model's policy; None forgets the policy."""
-    from scripts.stack.operations import change_traffic
+    from marctl.stack.operations import change_traffic
 
     done = change_traffic(operator(state, reason), model, changes)
     tell({model: done.document.models[model].policy})
@@ -213,7 +213,7 @@ def tell(policies: dict[str, Traffic]) -> None:
     """What is in force now."""
     import msgspec
 
-    from scripts.gateway.policies import dump
+    from marctl.gateway.policies import dump
 
     note("in force:")
     result(msgspec.to_builtins(policies), dump(policies).rstrip())

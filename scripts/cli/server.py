@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import common, note, recipes_option, result, store_option, table
+from marctl.cli.output import common, note, recipes_option, result, store_option, table
 
 if TYPE_CHECKING:
-    from scripts.stack.state import State
+    from marctl.stack.state import State
 
 TITLES = ["model", "version", "default", "workers", "pids", "MiB", "queue", "batch", "archive", "since (UTC)"]
 NODE_TITLES = ["node", "revision", "digest", "state", "age", "conditions"]
@@ -78,11 +78,11 @@ def up(
 
     Example: marctl up --port 9080 --detach
     """
-    from scripts.stack.follow import check_node
-    from scripts.stack.place import absolute, place_of
-    from scripts.stack.servers import Request
-    from scripts.stack.state import State
-    from scripts.stack.up import Terminated, serve, serve_detached, terminable
+    from marctl.stack.follow import check_node
+    from marctl.stack.place import absolute, place_of
+    from marctl.stack.servers import Request
+    from marctl.stack.state import State
+    from marctl.stack.up import Terminated, serve, serve_detached, terminable
 
     if follow is not None and workers is not None:
         raise click.UsageError("--workers is declared, and the document at PLACE declares it; give only one of them")
@@ -91,7 +91,7 @@ def up(
     if node is not None:
         check_node(node)
     if batch_config is not None:
-        from scripts.batch.service.settings import read_settings
+        from marctl.batch.service.settings import read_settings
 
         if no_gateway:
             raise click.UsageError("--batch-config needs the gateway, which clients reach the batch service through")
@@ -125,9 +125,9 @@ def up(
 
 def announce(state: State, ending: str) -> None:
     """Where it listens, what it serves, and a question to copy."""
-    from scripts.stack.document import Document
-    from scripts.stack.samples import curl
-    from scripts.stack.store import declared_archive
+    from marctl.stack.document import Document
+    from marctl.stack.samples import curl
+    from marctl.stack.store import declared_archive
 
     running, document = state.running(), state.history.current().document
     assert running is not None
@@ -168,8 +168,8 @@ def down(state: Path) -> None:
 
     Example: marctl down
     """
-    from scripts.stack.state import State
-    from scripts.stack.up import stop
+    from marctl.stack.state import State
+    from marctl.stack.up import stop
 
     home = State(state)
     stopped = stop(home, note)
@@ -183,8 +183,8 @@ def status(state: Path) -> None:
 
     Example: marctl status --json
     """
-    from scripts.stack.look import status
-    from scripts.stack.state import State
+    from marctl.stack.look import status
+    from marctl.stack.state import State
 
     content = status(State(state))
     result(content, describe(content))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.output import FOLDER, common, note, result, table
+from marctl.cli.output import FOLDER, common, note, result, table
 
 if TYPE_CHECKING:
-    from scripts.records.shadow import Joined
+    from marctl.records.shadow import Joined
 
 
 @click.group()
@@ -47,12 +47,12 @@ def report(
 
     Example: marctl shadow report --undrained --html shadow.html
     """
-    from scripts.records import shadow as comparing
-    from scripts.records.declarations import Declarations
-    from scripts.records.page import page
-    from scripts.records.reader import read
-    from scripts.records.streams import answering, connect
-    from scripts.stack.state import State
+    from marctl.records import shadow as comparing
+    from marctl.records.declarations import Declarations
+    from marctl.records.page import page
+    from marctl.records.reader import read
+    from marctl.records.streams import answering, connect
+    from marctl.stack.state import State
 
     home = State(state)
     folder = source or home.prediction_log
@@ -81,7 +81,7 @@ def report(
 
 
 def moment(option: str, text: str | None) -> Any:
-    from scripts.records.reader import moment
+    from marctl.records.reader import moment
 
     try:
         return None if text is None else moment(text)
@@ -90,7 +90,7 @@ def moment(option: str, text: str | None) -> Any:
 
 
 def require_pairs(joined: Joined, folder: Path, undrained: bool) -> None:
-    from scripts.core.errors import UserError
+    from marctl.core.errors import UserError
 
     if joined.comparisons:
         return
@@ -111,7 +111,7 @@ def remarks(joined: Joined) -> str:
 
 def describe(found: dict[str, Any]) -> str:
     """One comparison, for people."""
-    from scripts.records.page import clock, failures
+    from marctl.records.page import clock, failures
 
     head = f"{found['model']}: {found['live']} live, {found['shadow']} its shadow, {found['pairs']:,} questions"
     if not found["pairs"]:
@@ -123,7 +123,7 @@ def describe(found: dict[str, Any]) -> str:
 
 def figures(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and values, one line each."""
-    from scripts.records.page import failures, with_interval
+    from marctl.records.page import failures, with_interval
 
     low, high = found["agreement_interval"]
     yield (
@@ -149,7 +149,7 @@ def figures(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def strongest_of(found: dict[str, Any]) -> str:
-    from scripts.records.page import question, said
+    from marctl.records.page import question, said
 
     disagreements = found["strongest_disagreements"]
     if not disagreements:

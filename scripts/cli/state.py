@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scripts.cli.output import common, operator, reason_option, result
+from marctl.cli.output import common, operator, reason_option, result
 
 if TYPE_CHECKING:
-    from scripts.stack.document import Declared
-    from scripts.stack.operations import Change
+    from marctl.stack.document import Declared
+    from marctl.stack.operations import Change
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -39,15 +39,15 @@ def show(state: Path, schema: bool, place: str | None) -> None:
 
     import msgspec
 
-    from scripts.stack import document
-    from scripts.stack.state import State
+    from marctl.stack import document
+    from marctl.stack.state import State
 
     if schema:
         found = document.schema()
         result(found, json.dumps(found, indent=2))
         return
     if place is not None:
-        from scripts.stack.place import place_of, read_content
+        from marctl.stack.place import place_of, read_content
 
         source = place_of(place)
         there = read_content(source.read(), source.name)
@@ -72,8 +72,8 @@ def apply(state: Path, reason: str, place: str | None, file: Path) -> None:
 
     Example: marctl state apply state.yaml --reason "from the repository"
     """
-    from scripts.stack.operations import apply
-    from scripts.stack.place import place_of, publish
+    from marctl.stack.operations import apply
+    from marctl.stack.place import place_of, publish
 
     if place is not None:
         target, declared = place_of(place), read(file)
@@ -91,10 +91,10 @@ def edit(state: Path, reason: str) -> None:
 
     Example: marctl state edit --reason "more workers for the evening"
     """
-    from scripts.stack import document
-    from scripts.stack.follow import refuse_following
-    from scripts.stack.operations import apply
-    from scripts.stack.state import State
+    from marctl.stack import document
+    from marctl.stack.follow import refuse_following
+    from marctl.stack.operations import apply
+    from marctl.stack.state import State
 
     refuse_following(State(state))
     now = State(state).history.current()
@@ -115,8 +115,8 @@ def diff(state: Path, file: Path) -> None:
     """
     import difflib
 
-    from scripts.stack.document import dump
-    from scripts.stack.state import State
+    from marctl.stack.document import dump
+    from marctl.stack.state import State
 
     now = State(state).history.current()
     wanted = read(file)
@@ -128,7 +128,7 @@ def diff(state: Path, file: Path) -> None:
 
 def read(file: Path) -> Declared:
     """Raises DocumentInvalid."""
-    from scripts.stack.document import DocumentInvalid, parse
+    from marctl.stack.document import DocumentInvalid, parse
 
     try:
         text = file.read_text(encoding="utf-8")

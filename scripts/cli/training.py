@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scripts.cli.calibration import HTML
-from scripts.cli.output import FOLDER, PLACE, json_option, note, recipes_option, result, store_option
-from scripts.cli.output import table as columns
-from scripts.core.errors import UserError
+from marctl.cli.calibration import HTML
+from marctl.cli.output import FOLDER, PLACE, json_option, note, recipes_option, result, store_option
+from marctl.cli.output import table as columns
+from marctl.core.errors import UserError
 
 if TYPE_CHECKING:
-    from scripts.build.recipe import Version
-    from scripts.train.evaluate import Score
+    from marctl.build.recipe import Version
+    from marctl.train.evaluate import Score
 
 
 @click.command()
@@ -50,13 +50,13 @@ def train(
     Example: marctl train mcqa 2.0 --data ./data
              marctl train credit 1.0 --data ./credit.csv
     """
-    from scripts.build.recipe import read_version
-    from scripts.train.calibration_job import calibrate_trained
-    from scripts.train.job import train_version
+    from marctl.build.recipe import read_version
+    from marctl.train.calibration_job import calibrate_trained
+    from marctl.train.job import train_version
 
     item = read_version(recipes / model / version)
     if item.members:
-        from scripts.train.members import learn_from_members
+        from marctl.train.members import learn_from_members
 
         files = learn_from_members(item, data, split, store, note)
         result({"files": list(map(str, files))}, "\n".join(f"{path} written" for path in files))
@@ -79,8 +79,8 @@ def train(
 
 
 def train_on_table(version: Version, data: Path) -> None:
-    from scripts.build.recipe import read_version
-    from scripts.train.tables.job import train_table
+    from marctl.build.recipe import read_version
+    from marctl.train.tables.job import train_table
 
     files = train_table(version, data, note)
     found = read_version(version.folder).metadata["cross_validation"]
@@ -133,12 +133,12 @@ def evaluate(
     Example: marctl eval mcqa 1.0 2.0 --data ./data
              marctl eval credit 1.0 --data ./credit.csv
     """
-    from scripts.build.reader import read_archive
-    from scripts.build.recipe import read_version
-    from scripts.train.evaluate import evaluate as score
-    from scripts.train.evaluate import open_archive
-    from scripts.train.job import write_metadata
-    from scripts.train.questions import find_files
+    from marctl.build.reader import read_archive
+    from marctl.build.recipe import read_version
+    from marctl.train.evaluate import evaluate as score
+    from marctl.train.evaluate import open_archive
+    from marctl.train.job import write_metadata
+    from marctl.train.questions import find_files
 
     if bool(data) == bool(files):
         raise click.UsageError("give either --data or --file")
@@ -172,7 +172,7 @@ def evaluate(
 
 def learned_from(metadata: dict[str, Any], paths: Sequence[Path]) -> bool:
     """Whether a version, or its calibration, has learned from one of these files: it looks better there."""
-    from scripts.build.build import digest
+    from marctl.build.build import digest
 
     files = (metadata.get("calibration", {}).get("files", {}), metadata.get("training_files", {}))
     known = {file["sha256"] for some in files for file in some.values()}
@@ -181,9 +181,9 @@ def learned_from(metadata: dict[str, Any], paths: Sequence[Path]) -> bool:
 
 def write_page(path: Path, model: str, table: dict[str, list[Score]]) -> None:
     """Raises UserError where no version gives probabilities."""
-    from scripts.core.files import write_atomically
-    from scripts.train.reliability import joined
-    from scripts.train.reliability_page import page
+    from marctl.core.files import write_atomically
+    from marctl.train.reliability import joined
+    from marctl.train.reliability_page import page
 
     parts = {}
     for version, scores in table.items():
@@ -207,7 +207,7 @@ def figures(score: Score) -> dict[str, Any]:
 
 def report(model: str, table: dict[str, list[Score]]) -> str:
     """A row per data set, a column per version: accuracy in % and half its 95 % interval."""
-    from scripts.train.evaluate import mean_accuracy
+    from marctl.train.evaluate import mean_accuracy
 
     rows = [["data set", "questions", "chance", *(f"{model} {version}" for version in table)]]
     for scores in zip(*table.values(), strict=True):
@@ -258,7 +258,7 @@ def group_table(name: str, scores: Sequence[Score]) -> str:
 
 def reliability_rows(table: dict[str, list[Score]]) -> list[list[str]]:
     """Calibration error by data set and over all rows, and the Brier score; none where no task gives probabilities."""
-    from scripts.train.reliability import Reliability, joined
+    from marctl.train.reliability import Reliability, joined
 
     judged = {v: [score.judged for score in scores if score.judged is not None] for v, scores in table.items()}
     if not all(judged.values()):

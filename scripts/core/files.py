@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
 
 
 class WriteFailed(UserError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from scripts.core.explainers import SUFFIX, is_explainer
+from marctl.core.explainers import SUFFIX, is_explainer
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """torch-model-archiver's own rule (model_packaging_utils.py, 0.12.0)."""

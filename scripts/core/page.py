@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

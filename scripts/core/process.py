@@ -19,8 +19,8 @@ from typing import NoReturn
 import psutil
 from msgspec import Struct
 
-from scripts.core.errors import UserError
-from scripts.core.logs import Position
+from marctl.core.errors import UserError
+from marctl.core.logs import Position
 
 GRACE_S = 20.0
 """TorchServe takes about 4 seconds to stop: its HTTP library waits twice for 2 quiet seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.core.explainers import explainer_of
+from marctl.core.explainers import explainer_of
 
 PREFIX = "_shared-"
 """Names of models begin with a letter or a digit (scripts/core/names.py)."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import redis
 
-from handlers.features.stored import State, StoredForm
-from scripts.features.store import texts_of
-from scripts.features.table import Row, Table
+from marctl.features.store import texts_of
+from marctl.features.table import Row, Table
+from marctl_handlers.features.stored import State, StoredForm
 
 AT_ONCE = 500
 RELATIVE = 1e-6

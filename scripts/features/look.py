@@ -8,11 +8,11 @@ from typing import Any
 
 import redis
 
-from handlers.features import Feature, Specification
-from handlers.features.entity import Entity
-from handlers.features.stored import State, StoredForm
-from scripts.core.errors import UserError
-from scripts.features.store import texts_of
+from marctl.core.errors import UserError
+from marctl.features.store import texts_of
+from marctl_handlers.features import Feature, Specification
+from marctl_handlers.features.entity import Entity
+from marctl_handlers.features.stored import State, StoredForm
 
 
 @dataclass(frozen=True)

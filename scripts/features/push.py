@@ -17,12 +17,12 @@ from typing import Any
 
 import redis
 
-from handlers.features.entity import RESERVED
-from handlers.features.stored import text_of
-from scripts.core.errors import UserError
-from scripts.core.faults import listed
-from scripts.core.progress import track
-from scripts.features.table import Row, Table, TableInvalid
+from marctl.core.errors import UserError
+from marctl.core.faults import listed
+from marctl.core.progress import track
+from marctl.features.table import Row, Table, TableInvalid
+from marctl_handlers.features.entity import RESERVED
+from marctl_handlers.features.stored import text_of
 
 AT_ONCE = 500
 """Rows in one round trip."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from handlers.core.errors import LoadError
-from handlers.features import FeaturesInvalid, Specification, specification_of
-from handlers.features.entity import Entity
-from handlers.features.specification import FEATURES_FILE
-from scripts.build.reader import read_archive, read_text
-from scripts.build.specification import SpecificationInvalid
-from scripts.core.errors import UserError
-from scripts.core.yaml_text import YamlInvalid, read_yaml
-from scripts.stack.state import State
+from marctl.build.reader import read_archive, read_text
+from marctl.build.specification import SpecificationInvalid
+from marctl.core.errors import UserError
+from marctl.core.yaml_text import YamlInvalid, read_yaml
+from marctl.stack.state import State
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.features import FeaturesInvalid, Specification, specification_of
+from marctl_handlers.features.entity import Entity
+from marctl_handlers.features.specification import FEATURES_FILE
 
 ARCHIVED = f"model/{FEATURES_FILE}"
 

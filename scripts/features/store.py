@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import redis
 
-from handlers.features.entity import Entity
-from handlers.features.stored import StoredForm
-from scripts.core.errors import UserError
-from scripts.stack.redis_server import FEATURES, connect, shown
-from scripts.stack.state import State
+from marctl.core.errors import UserError
+from marctl.stack.redis_server import FEATURES, connect, shown
+from marctl.stack.state import State
+from marctl_handlers.features.entity import Entity
+from marctl_handlers.features.stored import StoredForm
 
 TIMEOUT_S = 30.0
 """For one reply; a server that loads or rewrites its data takes a while."""

@@ -12,12 +12,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from handlers.features import Feature, Specification
-from handlers.features.entity import Entity, told_id
-from handlers.features.specification import told, value_fault
-from handlers.features.stored import AHEAD_S, BOOLEANS
-from scripts.core.errors import UserError
-from scripts.core.faults import listed
+from marctl.core.errors import UserError
+from marctl.core.faults import listed
+from marctl_handlers.features import Feature, Specification
+from marctl_handlers.features.entity import Entity, told_id
+from marctl_handlers.features.specification import told, value_fault
+from marctl_handlers.features.stored import AHEAD_S, BOOLEANS
 
 MOST_FAULTS = 50
 """Told of one file."""

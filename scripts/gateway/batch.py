@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scripts.gateway.clusters import address_of, plain_cluster
-from scripts.gateway.names import Json, seconds
-from scripts.gateway.settings import GatewaySettings
+from marctl.gateway.clusters import address_of, plain_cluster
+from marctl.gateway.names import Json, seconds
+from marctl.gateway.settings import GatewaySettings
 
 BATCH = "batch"
 PATHS = "/v1/batch(_predict|/[^/]+)?"

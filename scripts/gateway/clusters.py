@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
-from scripts.gateway.names import (
+from marctl.gateway.names import (
     FALLBACK,
     NO_WORKER,
     Json,
@@ -21,8 +21,8 @@ from scripts.gateway.names import (
     socket_address,
     typed,
 )
-from scripts.gateway.policies import Served, Traffic
-from scripts.gateway.settings import GatewaySettings
+from marctl.gateway.policies import Served, Traffic
+from marctl.gateway.settings import GatewaySettings
 
 CONNECT_TIMEOUT_S = 1
 SHADOW_REQUESTS = 128

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
-from handlers.core.messages import LOADING_HEADER
-from scripts.gateway.names import COUNTED, COUNTED_HEADER, MODEL_HEADER, Json, Role, extension
+from marctl.gateway.names import COUNTED, COUNTED_HEADER, MODEL_HEADER, Json, Role, extension
+from marctl_handlers.core.messages import LOADING_HEADER
 
 STATS = "/stats/prometheus?usedonly&filter=%5E(version%5C.%7Chttp%5C.gateway%5C.downstream_rq)"
 """Path of Envoy's admin page that `read` and `listener_totals` take: what they read, and little else."""

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import msgspec
 
-from scripts.gateway.names import Json
+from marctl.gateway.names import Json
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,22 @@ import msgspec
 import psutil
 import requests
 
-from scripts.core.errors import UserError
-from scripts.core.explainers import models_in
-from scripts.core.files import WriteFailed, write_atomically
-from scripts.core.http import HOST, local_session
-from scripts.core.logs import Position
-from scripts.core.order import version_order
-from scripts.core.process import Identity, Program, find_processes, stop_tree
-from scripts.gateway import batch, failure_log, health, open_inference
-from scripts.gateway.clusters import hosts_of, version_clusters
-from scripts.gateway.discovery import Discovery, together
-from scripts.gateway.listeners import TRAFFIC_FILE, bootstrap
-from scripts.gateway.names import FALLBACK, GATEWAY, RESOLVE, Json, typed
-from scripts.gateway.policies import Served, Traffic
-from scripts.gateway.routes import MOST_PATHS, fallback_routes, gateway_routes
-from scripts.gateway.settings import GatewaySettings
-from scripts.gateway.traffic import NO_ADDRESSES, Addresses, resolver
+from marctl.core.errors import UserError
+from marctl.core.explainers import models_in
+from marctl.core.files import WriteFailed, write_atomically
+from marctl.core.http import HOST, local_session
+from marctl.core.logs import Position
+from marctl.core.order import version_order
+from marctl.core.process import Identity, Program, find_processes, stop_tree
+from marctl.gateway import batch, failure_log, health, open_inference
+from marctl.gateway.clusters import hosts_of, version_clusters
+from marctl.gateway.discovery import Discovery, together
+from marctl.gateway.listeners import TRAFFIC_FILE, bootstrap
+from marctl.gateway.names import FALLBACK, GATEWAY, RESOLVE, Json, typed
+from marctl.gateway.policies import Served, Traffic
+from marctl.gateway.routes import MOST_PATHS, fallback_routes, gateway_routes
+from marctl.gateway.settings import GatewaySettings
+from marctl.gateway.traffic import NO_ADDRESSES, Addresses, resolver
 
 START_TIMEOUT_S = 30.0
 APPLY_TIMEOUT_S = 15.0

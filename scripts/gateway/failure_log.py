@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.gateway.names import COUNTED_HEADER, MODEL_HEADER, Json, extension, typed
+from marctl.gateway.names import COUNTED_HEADER, MODEL_HEADER, Json, extension, typed
 
 LIMIT_FILE = "failures.json"
 BUCKET = "failures"

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import psutil
 
-from scripts.core.explainers import models_in
-from scripts.core.files import write_atomically
-from scripts.gateway.discovery import Discovery
-from scripts.gateway.names import PROBES, WORKERS, Json, cluster, typed
-from scripts.gateway.policies import Traffic
-from scripts.gateway.traffic import lua_filter
+from marctl.core.explainers import models_in
+from marctl.core.files import write_atomically
+from marctl.gateway.discovery import Discovery
+from marctl.gateway.names import PROBES, WORKERS, Json, cluster, typed
+from marctl.gateway.policies import Traffic
+from marctl.gateway.traffic import lua_filter
 
 WITHOUT_WORKERS = f"{WORKERS}.json"
 """Which versions have no worker, and what becomes of their requests."""

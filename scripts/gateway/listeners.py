@@ -6,13 +6,12 @@ import re
 from functools import cache
 from pathlib import Path
 
-from handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
-from scripts.gateway import batch
-from scripts.gateway.clusters import address_of, fallback_cluster, no_worker_cluster, plain_cluster
-from scripts.gateway.counts import attempt_logs, histogram_settings, refusal_log
-from scripts.gateway.failure_log import failure_log
-from scripts.gateway.health import WITHOUT_WORKERS
-from scripts.gateway.names import (
+from marctl.gateway import batch
+from marctl.gateway.clusters import address_of, fallback_cluster, no_worker_cluster, plain_cluster
+from marctl.gateway.counts import attempt_logs, histogram_settings, refusal_log
+from marctl.gateway.failure_log import failure_log
+from marctl.gateway.health import WITHOUT_WORKERS
+from marctl.gateway.names import (
     ADMIN,
     BODY,
     BODY_MODEL,
@@ -36,9 +35,10 @@ from scripts.gateway.names import (
     socket_address,
     typed,
 )
-from scripts.gateway.routes import LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S
-from scripts.gateway.settings import GatewaySettings, Tls
-from scripts.gateway.traffic import LUA
+from marctl.gateway.routes import LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S
+from marctl.gateway.settings import GatewaySettings, Tls
+from marctl.gateway.traffic import LUA
+from marctl_handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
 
 HTTP = "envoy.extensions.filters.http"
 ROUTER = "envoy.filters.http.router"

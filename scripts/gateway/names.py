@@ -35,8 +35,8 @@ HTTP_STATUS_HEADER = "x-http-status"
 """On an answer before it becomes gRPC's: its HTTP code, from which filters.lua makes gRPC's."""
 STALE_HEADER = "x-fallback-stale"
 """On a request of which only the last known answer is wanted, that of the version which failed it first."""
-# TIMEOUT_HEADER, how long the gateway waits for a worker's answer, is handlers.core.messages': resolve.lua sets it to
-# each attempt's own time, over whatever the client sent. A fallback's attempt carries the fallback's time.
+# TIMEOUT_HEADER, how long the gateway waits for a worker's answer, is marctl_handlers.core.messages': resolve.lua sets
+# it to each attempt's own time, over whatever the client sent. A fallback's attempt carries the fallback's time.
 BODY, BODY_MODEL = "gateway.body", "model"
 """Where json_to_metadata puts the body's `model`."""
 COUNTED = "counted"
@@ -74,7 +74,7 @@ def guarded_cluster(model: str, version: str) -> str:
 
 
 def counted(**labels: str) -> Json:
-    """Metadata of a route for scripts.gateway.counts."""
+    """Metadata of a route for marctl.gateway.counts."""
     return {"filter_metadata": {COUNTED: labels}}
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scripts.gateway.names import Json
-from scripts.gateway.routes import answer, open_to_all, readiness, ready, resolved, switched, ways
+from marctl.gateway.names import Json
+from marctl.gateway.routes import answer, open_to_all, readiness, ready, resolved, switched, ways
 
 OPEN = "/v2"
 GRPC = "/grpc"

@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.messages import ErrorBody
-from handlers.protocols.open_inference import JSON_LENGTH_HEADER, InferRequest, InferResponse, ModelMetadata
-from handlers.redis.log import Feedback
-from scripts.core.explainers import models_in
-from scripts.core.order import version_order
-from scripts.gateway.names import FALLBACK_HEADER, VERSION_HEADER, Json
-from scripts.gateway.policies import Served
+from marctl.core.explainers import models_in
+from marctl.core.order import version_order
+from marctl.gateway.names import FALLBACK_HEADER, VERSION_HEADER, Json
+from marctl.gateway.policies import Served
+from marctl_handlers.core.messages import ErrorBody
+from marctl_handlers.protocols.open_inference import JSON_LENGTH_HEADER, InferRequest, InferResponse, ModelMetadata
+from marctl_handlers.redis.log import Feedback
 
 PATH = "/openapi.json"
 JSON_TYPE, BINARY_TYPE, TEXT_TYPE = "application/json", "application/octet-stream", "text/plain"

@@ -21,9 +21,9 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from scripts.core.errors import UserError
-from scripts.core.faults import listed, pointer, schema_faults
-from scripts.core.yaml_text import YamlInvalid, read_yaml
+from marctl.core.errors import UserError
+from marctl.core.faults import listed, pointer, schema_faults
+from marctl.core.yaml_text import YamlInvalid, read_yaml
 
 HEADER = "^[a-z0-9-]+$"
 STALE = "stale"

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from handlers.core.messages import LOADING_HEADER, ROLE_HEADER, START_HEADER
-from scripts.core.explainers import models_in
-from scripts.gateway import openapi
-from scripts.gateway.names import (
+from marctl.core.explainers import models_in
+from marctl.gateway import openapi
+from marctl.gateway.names import (
     ANSWERED_HEADER,
     CLUSTER_HEADER,
     COPIES_HEADER,
@@ -35,7 +34,8 @@ from scripts.gateway.names import (
     seconds,
     typed,
 )
-from scripts.gateway.policies import Served
+from marctl.gateway.policies import Served
+from marctl_handlers.core.messages import LOADING_HEADER, ROLE_HEADER, START_HEADER
 
 RETRY_AFTER_S = 1
 LONGEST_ANSWER_BYTES = 256 * 1024

@@ -10,8 +10,8 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from scripts.core.errors import UserError
-from scripts.core.faults import listed, pointer
+from marctl.core.errors import UserError
+from marctl.core.faults import listed, pointer
 
 ADDRESS = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-f:]+\]):\d{1,5}$"
 Positive = Annotated[int, Meta(ge=1)]

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
-from scripts.core.explainers import explainer_of, models_in
-from scripts.core.order import version_order
-from scripts.gateway import openapi
-from scripts.gateway.names import RESOLVE, Json, extension, typed
-from scripts.gateway.policies import Served, Traffic
+from marctl.core.explainers import explainer_of, models_in
+from marctl.core.order import version_order
+from marctl.gateway import openapi
+from marctl.gateway.names import RESOLVE, Json, extension, typed
+from marctl.gateway.policies import Served, Traffic
 
 MAIN_MODEL = "mcqa"
 """Who answers `/predict` when the body names no model."""

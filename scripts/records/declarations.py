@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from handlers.core.columns import LogColumn, LogType
-from handlers.redis.log import DECLARATIONS, Declaration, PredictionRecord, declaration_id
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
-from scripts.records import legacy
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
+from marctl.records import legacy
+from marctl_handlers.core.columns import LogColumn, LogType
+from marctl_handlers.redis.log import DECLARATIONS, Declaration, PredictionRecord, declaration_id
 
 if TYPE_CHECKING:
     import redis

@@ -21,14 +21,14 @@ import msgspec
 import redis
 from msgspec.structs import replace
 
-from handlers.redis.log import FIELD
-from handlers.redis.spill import DECLARATION, LABEL, PREDICTION, SUFFIX, Frame, frames_of
-from scripts.core.errors import UserError
-from scripts.records import files, position
-from scripts.records.declarations import Declarations
-from scripts.records.kinds import KINDS, LABEL_KIND, Entry, Kind, Raw, label_type, next_id, pyarrow
-from scripts.records.position import Position
-from scripts.records.streams import Redis, between, identity, newest, value
+from marctl.core.errors import UserError
+from marctl.records import files, position
+from marctl.records.declarations import Declarations
+from marctl.records.kinds import KINDS, LABEL_KIND, Entry, Kind, Raw, label_type, next_id, pyarrow
+from marctl.records.position import Position
+from marctl.records.streams import Redis, between, identity, newest, value
+from marctl_handlers.redis.log import FIELD
+from marctl_handlers.redis.spill import DECLARATION, LABEL, PREDICTION, SUFFIX, Frame, frames_of
 
 STEP_RECORDS = 20_000
 """Of one step, and so of one file."""

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
-from scripts.core.files import sync
-from scripts.records.kinds import KINDS, pyarrow
+from marctl.core.files import sync
+from marctl.records.kinds import KINDS, pyarrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import msgspec
 import redis
 
-from handlers.redis.spill import held_bytes
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
-from scripts.records import files, position
-from scripts.records.drain import STEP_RECORDS, Drained, alone, claim, drain_spill, drain_streams
-from scripts.records.kinds import KINDS, LABEL_KIND, PREDICTION_KIND
-from scripts.records.streams import Redis
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
+from marctl.records import files, position
+from marctl.records.drain import STEP_RECORDS, Drained, alone, claim, drain_spill, drain_streams
+from marctl.records.kinds import KINDS, LABEL_KIND, PREDICTION_KIND
+from marctl.records.streams import Redis
+from marctl_handlers.redis.spill import held_bytes
 
 LIMITS_FILE, FIGURES_FILE = "_limits.json", "_figures.json"
 EVERY_S = 15.0

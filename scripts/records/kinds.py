@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from handlers.core.columns import LogColumn, LogType
-from handlers.redis.log import FIELD, LABELS, PREDICTIONS, LabelRecord, PredictionRecord
-from scripts.core.errors import UserError
-from scripts.records import legacy
-from scripts.records.declarations import Declarations, outcome_type
+from marctl.core.errors import UserError
+from marctl.records import legacy
+from marctl.records.declarations import Declarations, outcome_type
+from marctl_handlers.core.columns import LogColumn, LogType
+from marctl_handlers.redis.log import FIELD, LABELS, PREDICTIONS, LabelRecord, PredictionRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa

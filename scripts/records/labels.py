@@ -12,10 +12,10 @@ import msgspec
 import redis
 from msgspec.structs import replace
 
-from handlers.redis.log import FIELD, LABELS, STREAM_RECORDS, Feedback, Label, LabelRecord
-from scripts.core.errors import UserError
-from scripts.core.faults import listed
-from scripts.records.declarations import TYPES, Declarations
+from marctl.core.errors import UserError
+from marctl.core.faults import listed
+from marctl.records.declarations import TYPES, Declarations
+from marctl_handlers.redis.log import FIELD, LABELS, STREAM_RECORDS, Feedback, Label, LabelRecord
 
 PER_TRIP = 1_000
 FAULTS_SHOWN = 20

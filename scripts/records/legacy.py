@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from handlers.core.columns import LogColumn
-from handlers.redis.log import Declaration, LabelRecord, PredictionRecord
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.redis.log import Declaration, LabelRecord, PredictionRecord
 
 DECLARATION = "array"
 """Stands for the declaration that such records lack."""

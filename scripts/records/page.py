@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from scripts.core.page import BLUE, NEUTRAL, ORANGE, document, pictures, table, text
-from scripts.records.shadow import SIDES, Comparison, Pair
+from marctl.core.page import BLUE, NEUTRAL, ORANGE, document, pictures, table, text
+from marctl.records.shadow import SIDES, Comparison, Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
 
 FILE = "_position.json"
 BEGINNING = "0-0"

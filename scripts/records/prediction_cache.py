@@ -10,11 +10,11 @@ from typing import Any
 import redis
 import requests
 
-from handlers.redis.cache import PREFIX, generation_keys, key_prefix
-from scripts.core.errors import UserError
-from scripts.core.http import local_session
-from scripts.stack.look import Stack
-from scripts.stack.redis_server import chunks, connect, shown
+from marctl.core.errors import UserError
+from marctl.core.http import local_session
+from marctl.stack.look import Stack
+from marctl.stack.redis_server import chunks, connect, shown
+from marctl_handlers.redis.cache import PREFIX, generation_keys, key_prefix
 
 METRICS_TIMEOUT_S = 10.0
 FIGURE = re.compile(

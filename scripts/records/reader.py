@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from handlers.redis.log import PredictionRecord
-from scripts.core.errors import UserError
-from scripts.records import files, position
-from scripts.records.declarations import Declarations, outcome_type
-from scripts.records.kinds import LABEL_KIND, PREDICTION_KIND, Entry, Kind, id_pair, label_type, pyarrow
-from scripts.records.streams import Redis, every_entry, identity
+from marctl.core.errors import UserError
+from marctl.records import files, position
+from marctl.records.declarations import Declarations, outcome_type
+from marctl.records.kinds import LABEL_KIND, PREDICTION_KIND, Entry, Kind, id_pair, label_type, pyarrow
+from marctl.records.streams import Redis, every_entry, identity
+from marctl_handlers.redis.log import PredictionRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from handlers.core.columns import LogColumn
-from scripts.records.declarations import Declarations
+from marctl.records.declarations import Declarations
+from marctl_handlers.core.columns import LogColumn
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,12 +10,12 @@ from typing import Any
 
 import redis
 
-from handlers.redis.log import IDENTITY
-from scripts.core.errors import UserError
-from scripts.records.declarations import Declarations
-from scripts.records.kinds import Entry, Kind, next_id
-from scripts.stack import redis_server
-from scripts.stack.state import State
+from marctl.core.errors import UserError
+from marctl.records.declarations import Declarations
+from marctl.records.kinds import Entry, Kind, next_id
+from marctl.stack import redis_server
+from marctl.stack.state import State
+from marctl_handlers.redis.log import IDENTITY
 
 Redis = redis.Redis
 StreamEntry = tuple[str, dict[bytes, bytes]]

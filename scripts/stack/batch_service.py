@@ -10,13 +10,13 @@ import psutil
 import requests
 from msgspec import Struct
 
-from scripts.batch.service.settings import read_settings
-from scripts.core.errors import UserError
-from scripts.core.http import HOST, local_session
-from scripts.core.process import Identity, Program, find_processes, stop_tree
-from scripts.stack.state import State
+from marctl.batch.service.settings import read_settings
+from marctl.core.errors import UserError
+from marctl.core.http import HOST, local_session
+from marctl.core.process import Identity, Program, find_processes, stop_tree
+from marctl.stack.state import State
 
-MODULE = "scripts.batch.service"
+MODULE = "marctl.batch.service"
 START_TIMEOUT_S = 60.0
 PROJECT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ import warnings
 import requests
 from urllib3.exceptions import InsecureRequestWarning
 
-from scripts.core.http import local_session
-from scripts.stack.state import State
+from marctl.core.http import local_session
+from marctl.stack.state import State
 
 
 def client_session(state: State) -> requests.Session:

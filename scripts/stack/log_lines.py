@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scripts.core.logs import END_BYTES, parsed
+from marctl.core.logs import END_BYTES, parsed
 
 FILES = {
     "envoy": ("gateway.log",),

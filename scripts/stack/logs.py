@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.core.logs import Position, parsed
+from marctl.core.logs import Position, parsed
 
 THREAD = re.compile(r"W-(?P<worker>\d+)-\S+")
 """As TorchServe names the threads of its workers, and no others: W-9000-mcqa_2.0-stdout."""

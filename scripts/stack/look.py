@@ -9,23 +9,23 @@ from typing import Any
 import msgspec
 import psutil
 
-from handlers.shared.report import Held
-from scripts.core.errors import UserError
-from scripts.core.explainers import SUFFIX, explainer_of, is_explainer, models_in
-from scripts.core.order import version_order
-from scripts.core.shared import is_shared
-from scripts.records.keeper import figures_of
-from scripts.stack import redis_server
-from scripts.stack.document import Document
-from scripts.stack.follow import conditions, readable
-from scripts.stack.history import HistoryDamaged
-from scripts.stack.management import Management, NoSuchVersion, Served
-from scripts.stack.place import PlaceAway, Report, place_of
-from scripts.stack.report import Following
-from scripts.stack.servers import alive
-from scripts.stack.shared import held_by, members_in, unpacked_in
-from scripts.stack.state import Running, State
-from scripts.stack.up import reconciler_of
+from marctl.core.errors import UserError
+from marctl.core.explainers import SUFFIX, explainer_of, is_explainer, models_in
+from marctl.core.order import version_order
+from marctl.core.shared import is_shared
+from marctl.records.keeper import figures_of
+from marctl.stack import redis_server
+from marctl.stack.document import Document
+from marctl.stack.follow import conditions, readable
+from marctl.stack.history import HistoryDamaged
+from marctl.stack.management import Management, NoSuchVersion, Served
+from marctl.stack.place import PlaceAway, Report, place_of
+from marctl.stack.report import Following
+from marctl.stack.servers import alive
+from marctl.stack.shared import held_by, members_in, unpacked_in
+from marctl.stack.state import Running, State
+from marctl.stack.up import reconciler_of
+from marctl_handlers.shared.report import Held
 
 MIB = 1 << 20
 OLD_S = 10.0

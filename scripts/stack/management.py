@@ -14,9 +14,9 @@ from typing import Any
 
 import requests
 
-from scripts.core.errors import UserError
-from scripts.core.http import local_session
-from scripts.stack.store import EXPLAINS, UNPACKED
+from marctl.core.errors import UserError
+from marctl.core.http import local_session
+from marctl.stack.store import EXPLAINS, UNPACKED
 
 TIMEOUT_S = 60.0
 PAGE = 100

@@ -14,22 +14,22 @@ from typing import Any
 
 import msgspec
 
-from scripts.build.reader import read_archive
-from scripts.core.errors import Relayed, UserError
-from scripts.core.explainers import SUFFIX, is_explainer
-from scripts.core.files import WriteFailed, refuse_full
-from scripts.core.order import version_order
-from scripts.gateway.policies import Traffic, place
-from scripts.gateway.policies import check as check_traffic
-from scripts.stack.document import Declared, Document, DocumentInvalid, Model, Version, refuse_faults
-from scripts.stack.follow import refuse_following
-from scripts.stack.history import Conflict, Revision
-from scripts.stack.plan import TAKE_BACK, declared
-from scripts.stack.report import Answer, Status
-from scripts.stack.state import DamagedState, Running, State
-from scripts.stack.store import missing, put
-from scripts.stack.up import reconciler_of
-from scripts.stack.versions import Notify
+from marctl.build.reader import read_archive
+from marctl.core.errors import Relayed, UserError
+from marctl.core.explainers import SUFFIX, is_explainer
+from marctl.core.files import WriteFailed, refuse_full
+from marctl.core.order import version_order
+from marctl.gateway.policies import Traffic, place
+from marctl.gateway.policies import check as check_traffic
+from marctl.stack.document import Declared, Document, DocumentInvalid, Model, Version, refuse_faults
+from marctl.stack.follow import refuse_following
+from marctl.stack.history import Conflict, Revision
+from marctl.stack.plan import TAKE_BACK, declared
+from marctl.stack.report import Answer, Status
+from marctl.stack.state import DamagedState, Running, State
+from marctl.stack.store import missing, put
+from marctl.stack.up import reconciler_of
+from marctl.stack.versions import Notify
 
 POLL_S = 0.02
 SPARE_BYTES = 1 << 20

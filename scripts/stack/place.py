@@ -26,14 +26,14 @@ from msgspec import Struct
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from scripts.core.errors import UserError
-from scripts.core.files import alone, write_atomically
-from scripts.core.yaml_text import MOST_BYTES
-from scripts.stack import document
-from scripts.stack.document import Declared, DocumentInvalid
-from scripts.stack.history import Conflict
-from scripts.stack.redis_server import shown
-from scripts.stack.report import Condition
+from marctl.core.errors import UserError
+from marctl.core.files import alone, write_atomically
+from marctl.core.yaml_text import MOST_BYTES
+from marctl.stack import document
+from marctl.stack.document import Declared, DocumentInvalid
+from marctl.stack.history import Conflict
+from marctl.stack.redis_server import shown
+from marctl.stack.report import Condition
 
 SCHEMES = ("redis://", "rediss://", "unix://")
 TIMEOUT_S = 0.5

@@ -8,12 +8,12 @@ from typing import Literal
 
 import msgspec
 
-from scripts.build.reader import Archive, read_archive
-from scripts.core.order import version_order
-from scripts.stack.document import SHARED, Document, Model, Version, refuse_faults
-from scripts.stack.history import Revision
-from scripts.stack.store import digest_of
-from scripts.stack.versions import Notify
+from marctl.build.reader import Archive, read_archive
+from marctl.core.order import version_order
+from marctl.stack.document import SHARED, Document, Model, Version, refuse_faults
+from marctl.stack.history import Revision
+from marctl.stack.store import digest_of
+from marctl.stack.versions import Notify
 
 TAKE_BACK = "take back"
 """The command of a revision by which the reconciler undoes one that failed."""
@@ -22,7 +22,7 @@ TAKE_BACK = "take back"
 def find_archives(recipes: Path, store: Path, notify: Notify) -> list[Path]:
     """Build what the recipes describe; without recipes, whatever lies in the store."""
     if any(recipes.glob("*/*/model.yaml")):
-        from scripts.build.build import build_all
+        from marctl.build.build import build_all
 
         return build_all(recipes, store, notify)
     return sorted(store.glob("*.mar"))

@@ -6,8 +6,8 @@ import socket
 
 from msgspec import Struct
 
-from scripts.core.errors import UserError
-from scripts.core.http import HOST
+from marctl.core.errors import UserError
+from marctl.core.http import HOST
 
 GRPC_FIRST = 7070
 ADMIN_FIRST = 9901

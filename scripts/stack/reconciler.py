@@ -16,36 +16,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from handlers.shared.members import Member
-from handlers.torchserve.heartbeat import FOLDER as HEARTBEATS
-from scripts.build.reader import Archive
-from scripts.core.errors import UserError, short_name
-from scripts.core.explainers import explainer_of, is_explainer
-from scripts.core.files import WriteFailed
-from scripts.core.process import StartFailed
-from scripts.core.shared import VERSION, address, is_shared
-from scripts.gateway.envoy import GatewayFailed
-from scripts.gateway.health import Health, Workers, routed
-from scripts.stack import shared, versions
-from scripts.stack.backoff import Backoff
-from scripts.stack.document import Document, Pool
-from scripts.stack.history import Conflict, HistoryDamaged, Revision
-from scripts.stack.java import NoJava
-from scripts.stack.journal import Journal
-from scripts.stack.logs import Mark
-from scripts.stack.management import Management, ManagementFailed, NoSuchVersion, Served
-from scripts.stack.plan import TAKE_BACK
-from scripts.stack.ports import PortTaken
-from scripts.stack.redis_server import INSTANCES, Instance
-from scripts.stack.registered import Found, Wanted, named, wanted
-from scripts.stack.report import Answer
-from scripts.stack.routing import Key, Routing, routing
-from scripts.stack.samples import ask_samples
-from scripts.stack.servers import Servers
-from scripts.stack.shared import SharedWorker
-from scripts.stack.state import State
-from scripts.stack.store import declared_archive, forget_unpacked
-from scripts.stack.versions import Notify, Server
+from marctl.build.reader import Archive
+from marctl.core.errors import UserError, short_name
+from marctl.core.explainers import explainer_of, is_explainer
+from marctl.core.files import WriteFailed
+from marctl.core.process import StartFailed
+from marctl.core.shared import VERSION, address, is_shared
+from marctl.gateway.envoy import GatewayFailed
+from marctl.gateway.health import Health, Workers, routed
+from marctl.stack import shared, versions
+from marctl.stack.backoff import Backoff
+from marctl.stack.document import Document, Pool
+from marctl.stack.history import Conflict, HistoryDamaged, Revision
+from marctl.stack.java import NoJava
+from marctl.stack.journal import Journal
+from marctl.stack.logs import Mark
+from marctl.stack.management import Management, ManagementFailed, NoSuchVersion, Served
+from marctl.stack.plan import TAKE_BACK
+from marctl.stack.ports import PortTaken
+from marctl.stack.redis_server import INSTANCES, Instance
+from marctl.stack.registered import Found, Wanted, named, wanted
+from marctl.stack.report import Answer
+from marctl.stack.routing import Key, Routing, routing
+from marctl.stack.samples import ask_samples
+from marctl.stack.servers import Servers
+from marctl.stack.shared import SharedWorker
+from marctl.stack.state import State
+from marctl.stack.store import declared_archive, forget_unpacked
+from marctl.stack.versions import Notify, Server
+from marctl_handlers.shared.members import Member
+from marctl_handlers.torchserve.heartbeat import FOLDER as HEARTBEATS
 
 ACTOR = "reconciler"
 CANNOT_START = (StartFailed, PortTaken, NoJava)

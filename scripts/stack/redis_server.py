@@ -24,12 +24,12 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 import redis
 
-from handlers.redis.cache import PREFIX
-from handlers.redis.features import FEATURES_URL_VARIABLE
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
-from scripts.core.process import Program, StartFailed, kill, processes_marked, stop_tree
-from scripts.stack.state import Redis, State
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
+from marctl.core.process import Program, StartFailed, kill, processes_marked, stop_tree
+from marctl.stack.state import Redis, State
+from marctl_handlers.redis.cache import PREFIX
+from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
 
 URL_VARIABLE = "REDIS_URL"
 PROGRAMS = ("valkey-server", "redis-server")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from handlers.shared.members import Member
-from scripts.core.explainers import explainer_of
-from scripts.core.process import Identity
-from scripts.stack.backoff import Backoff
-from scripts.stack.document import Document, Pool, Version
-from scripts.stack.management import Served
-from scripts.stack.routing import Key
-from scripts.stack.store import DIGEST_LENGTH
+from marctl.core.explainers import explainer_of
+from marctl.core.process import Identity
+from marctl.stack.backoff import Backoff
+from marctl.stack.document import Document, Pool, Version
+from marctl.stack.management import Served
+from marctl.stack.routing import Key
+from marctl.stack.store import DIGEST_LENGTH
+from marctl_handlers.shared.members import Member
 
 LOST_S = 60.0
 """After so long without a worker that was asked for, TorchServe has given up on it."""

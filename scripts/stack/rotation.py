@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scripts.core.process import LOG_BYTES
+from marctl.core.process import LOG_BYTES
 
 EVERY_S = 10.0
 NAMES = ("gateway.log", "console.log", "redis.log", "features.log", "reconciler.log")

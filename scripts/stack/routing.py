@@ -7,10 +7,10 @@ from types import MappingProxyType
 
 import msgspec
 
-from scripts.core.explainers import explainer_of
-from scripts.core.order import version_order
-from scripts.gateway.policies import Traffic
-from scripts.stack.document import Document, Model
+from marctl.core.explainers import explainer_of
+from marctl.core.order import version_order
+from marctl.gateway.policies import Traffic
+from marctl.stack.document import Document, Model
 
 Key = tuple[str, str]
 """The name that something is registered under, and its version."""

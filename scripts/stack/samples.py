@@ -8,13 +8,13 @@ from typing import Any
 
 import requests
 
-from handlers.archive import differences
-from handlers.core.messages import LOADING_HEADER, SAMPLE_HEADER
-from handlers.core.samples import Sample
-from handlers.core.task import Task
-from scripts.build.reader import Archive
-from scripts.core.errors import UserError
-from scripts.core.http import local_session
+from marctl.build.reader import Archive
+from marctl.core.errors import UserError
+from marctl.core.http import local_session
+from marctl_handlers.archive import differences
+from marctl_handlers.core.messages import LOADING_HEADER, SAMPLE_HEADER
+from marctl_handlers.core.samples import Sample
+from marctl_handlers.core.task import Task
 
 MARGIN_S = 10.0
 LOADING_S = 0.02

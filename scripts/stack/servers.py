@@ -14,22 +14,22 @@ import msgspec
 import psutil
 from msgspec import Struct
 
-from handlers.redis.features import FEATURES_URL_VARIABLE
-from scripts.core.errors import UserError
-from scripts.core.http import HOST
-from scripts.core.process import Identity, reap
-from scripts.gateway.envoy import Envoy
-from scripts.gateway.policies import Served, Traffic
-from scripts.gateway.settings import GatewaySettings, read_settings
-from scripts.gateway.traffic import NO_ADDRESSES, Addresses
-from scripts.stack import batch_service, redis_server
-from scripts.stack.batch_service import BatchService
-from scripts.stack.java import find_java
-from scripts.stack.ports import choose_ports, free_port
-from scripts.stack.redis_server import INSTANCES, URL_VARIABLE, Instance
-from scripts.stack.state import DamagedState, Gateway, Redis, Running, State
-from scripts.stack.torchserve import TorchServe, find_servers, make_temp
-from scripts.stack.versions import Notify
+from marctl.core.errors import UserError
+from marctl.core.http import HOST
+from marctl.core.process import Identity, reap
+from marctl.gateway.envoy import Envoy
+from marctl.gateway.policies import Served, Traffic
+from marctl.gateway.settings import GatewaySettings, read_settings
+from marctl.gateway.traffic import NO_ADDRESSES, Addresses
+from marctl.stack import batch_service, redis_server
+from marctl.stack.batch_service import BatchService
+from marctl.stack.java import find_java
+from marctl.stack.ports import choose_ports, free_port
+from marctl.stack.redis_server import INSTANCES, URL_VARIABLE, Instance
+from marctl.stack.state import DamagedState, Gateway, Redis, Running, State
+from marctl.stack.torchserve import TorchServe, find_servers, make_temp
+from marctl.stack.versions import Notify
+from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
 
 
 class Request(Struct, frozen=True):

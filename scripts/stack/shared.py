@@ -19,21 +19,22 @@ from typing import Any
 import msgspec
 import yaml
 
-from handlers.archive import CONFIG_FILE, METADATA_FILE, handlers_digest
-from handlers.shared.members import MEMBERS_FILE, Member, read_members
-from handlers.shared.report import Held, read_held
-from scripts.build.reader import MANIFEST, Archive
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
-from scripts.core.shared import VERSION, address, shared_name
-from scripts.stack.document import Pool
-from scripts.stack.logs import Mark
-from scripts.stack.management import Served
-from scripts.stack.routing import Key
-from scripts.stack.samples import ask_explanation, ask_samples
-from scripts.stack.state import Running
-from scripts.stack.store import DIGEST_LENGTH, EXPLAINS, UNPACKED, made, unpack, unpack_explainer
-from scripts.stack.versions import LoadFailed, Server, wait_ready
+from marctl.build.reader import MANIFEST, Archive
+from marctl.core.archive_code import code_package
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
+from marctl.core.shared import VERSION, address, shared_name
+from marctl.stack.document import Pool
+from marctl.stack.logs import Mark
+from marctl.stack.management import Served
+from marctl.stack.routing import Key
+from marctl.stack.samples import ask_explanation, ask_samples
+from marctl.stack.state import Running
+from marctl.stack.store import DIGEST_LENGTH, EXPLAINS, UNPACKED, made, unpack, unpack_explainer
+from marctl.stack.versions import LoadFailed, Server, wait_ready
+from marctl_handlers.archive import CONFIG_FILE, METADATA_FILE, handlers_digest
+from marctl_handlers.shared.members import MEMBERS_FILE, Member, read_members
+from marctl_handlers.shared.report import Held, read_held
 
 FOLDER = "shared"
 ASKED_AT_ONCE = 4
@@ -105,10 +106,11 @@ def make_archive(worker: SharedWorker, unpacked: Path, source: Path) -> Path:
     if target.is_dir():
         return target
     with made(target, f"cannot lay out {worker.name} in {unpacked}") as partial:
-        shutil.copytree(source / "handlers", partial / "handlers")
-        shutil.copyfile(source / "handlers" / "entry.py", partial / "entry.py")
+        package = code_package(source)
+        shutil.copytree(source / package, partial / package)
+        shutil.copyfile(source / package / "entry.py", partial / "entry.py")
         metadata = msgspec.json.decode((source / METADATA_FILE).read_bytes())
-        code = {path: digest for path, digest in metadata["files"].items() if path.startswith("handlers/")}
+        code = {path: digest for path, digest in metadata["files"].items() if path.startswith(f"{package}/")}
         model = {"modelName": worker.name, "modelVersion": VERSION, "handler": "entry.py", "configFile": CONFIG_FILE}
         manifest = {"runtime": "python", "model": model, "archiverVersion": "0.12.0"}
         (partial / CONFIG_FILE).write_text(worker.config)

@@ -27,15 +27,15 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from scripts.build.reader import metadata_of
-from scripts.core.errors import UserError
-from scripts.core.files import WriteFailed, write_atomically
-from scripts.core.process import Identity
-from scripts.gateway.envoy import Envoy
-from scripts.gateway.settings import GatewaySettings
-from scripts.stack.history import History
-from scripts.stack.ports import Ports
-from scripts.stack.report import Following, Status
+from marctl.build.reader import metadata_of
+from marctl.core.errors import UserError
+from marctl.core.files import WriteFailed, write_atomically
+from marctl.core.process import Identity
+from marctl.gateway.envoy import Envoy
+from marctl.gateway.settings import GatewaySettings
+from marctl.stack.history import History
+from marctl.stack.ports import Ports
+from marctl.stack.report import Following, Status
 
 PRIVATE = 0o600
 """Redis's URL may hold a password, the gateway's settings hold keys."""

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.build.reader import EXPLAIN_CONFIG, MODEL_CONFIG, Archive, read_archive
-from scripts.core.errors import UserError
-from scripts.core.files import replacing
-from scripts.core.names import ARCHIVE_FILE
-from scripts.stack.document import Document, Version
+from marctl.build.reader import EXPLAIN_CONFIG, MODEL_CONFIG, Archive, read_archive
+from marctl.core.errors import UserError
+from marctl.core.files import replacing
+from marctl.core.names import ARCHIVE_FILE
+from marctl.stack.document import Document, Version
 
 EXPLAINS = ".explain"
 """Marks the folder of workers that explain."""

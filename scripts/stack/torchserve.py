@@ -20,16 +20,16 @@ from types import MappingProxyType
 import psutil
 import requests
 
-from handlers.redis import spill
-from handlers.torchserve.metrics import FOLDER_VARIABLE
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically, write_failed
-from scripts.core.http import HOST, local_session
-from scripts.core.process import Identity, Program, find_processes, kill, processes_marked, stop_tree
-from scripts.stack.java import Java
-from scripts.stack.metrics.workers import FOLDER, make_folder
-from scripts.stack.ports import Ports
-from scripts.stack.state import State
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically, write_failed
+from marctl.core.http import HOST, local_session
+from marctl.core.process import Identity, Program, find_processes, kill, processes_marked, stop_tree
+from marctl.stack.java import Java
+from marctl.stack.metrics.workers import FOLDER, make_folder
+from marctl.stack.ports import Ports
+from marctl.stack.state import State
+from marctl_handlers.redis import spill
+from marctl_handlers.torchserve.metrics import FOLDER_VARIABLE
 
 PROJECT = Path(__file__).parents[2]
 CONFIG, LOG_CONFIG, METRICS_CONFIG = "config.properties", "log4j2.xml", "metrics.yaml"

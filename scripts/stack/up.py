@@ -21,26 +21,26 @@ from typing import IO, Any
 import msgspec
 import psutil
 
-from handlers.core.log_lines import line, log_in_json
-from scripts.core.errors import Relayed, UserError, short_name
-from scripts.core.files import write_failed
-from scripts.core.process import Identity, kill, rotate
-from scripts.records.keeper import keeping
-from scripts.stack.document import Document
-from scripts.stack.follow import begin, following, node_name
-from scripts.stack.metrics.page import MetricsPage
-from scripts.stack.plan import declare, find_archives, left_out, with_workers
-from scripts.stack.reconciler import Reconciler
-from scripts.stack.rotation import rotating
-from scripts.stack.servers import Request, Servers, stop_stack
-from scripts.stack.state import State
-from scripts.stack.torchserve import find_servers
-from scripts.stack.versions import Notify
+from marctl.core.errors import Relayed, UserError, short_name
+from marctl.core.files import write_failed
+from marctl.core.process import Identity, kill, rotate
+from marctl.records.keeper import keeping
+from marctl.stack.document import Document
+from marctl.stack.follow import begin, following, node_name
+from marctl.stack.metrics.page import MetricsPage
+from marctl.stack.plan import declare, find_archives, left_out, with_workers
+from marctl.stack.reconciler import Reconciler
+from marctl.stack.rotation import rotating
+from marctl.stack.servers import Request, Servers, stop_stack
+from marctl.stack.state import State
+from marctl.stack.torchserve import find_servers
+from marctl.stack.versions import Notify
+from marctl_handlers.core.log_lines import line, log_in_json
 
 STOP_TIMEOUT_S = 90.0
 """For an orderly stop: half a minute to drain the gateway, and the servers' own time."""
 POLL_S = 0.05
-BARE_FILE = "scripts.stack.up"
+BARE_FILE = "marctl.stack.up"
 
 
 class AlreadyRunning(UserError):

@@ -14,13 +14,13 @@ from typing import TypeVar
 
 import psutil
 
-from scripts.build.reader import Archive
-from scripts.core.errors import UserError
-from scripts.core.explainers import explainer_of, is_explainer
-from scripts.stack.logs import Mark, mark
-from scripts.stack.management import Management, NoSuchVersion, Served
-from scripts.stack.samples import ask_explanation, ask_samples
-from scripts.stack.store import forget_unpacked, unpack, unpack_explainer
+from marctl.build.reader import Archive
+from marctl.core.errors import UserError
+from marctl.core.explainers import explainer_of, is_explainer
+from marctl.stack.logs import Mark, mark
+from marctl.stack.management import Management, NoSuchVersion, Served
+from marctl.stack.samples import ask_explanation, ask_samples
+from marctl.stack.store import forget_unpacked, unpack, unpack_explainer
 
 POLL_S = 0.1
 LOG_LAG_S = 1.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from handlers.text.tokenization import PairEncoder, Row
+from marctl_handlers.text.tokenization import PairEncoder, Row
 
 NO_LABEL = -100
 """What torch.nn.functional.cross_entropy leaves out."""

@@ -15,9 +15,9 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.calibration import Calibration, Isotonic, Platt, Temperature, softmax
-from scripts.core.errors import UserError
-from scripts.train.reliability import Floats, Judged, Kind
+from marctl.core.errors import UserError
+from marctl.train.reliability import Floats, Judged, Kind
+from marctl_handlers.core.calibration import Calibration, Isotonic, Platt, Temperature, softmax
 
 FOLDS = 10
 LEAST_ROWS = 100

@@ -13,20 +13,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from handlers.archive import answers
-from handlers.core.calibration import Calibration
-from handlers.core.pipeline import Pipeline
-from scripts.build.adopt import rounded
-from scripts.build.build import build, digest, is_current, members_in, source_digest
-from scripts.build.recipe import RECIPE_FILE, Version, read_version
-from scripts.build.recipe_text import with_section
-from scripts.core.errors import UserError
-from scripts.core.files import alone, write_atomically
-from scripts.train.calibrate import Learned, Rows, apply, learn
-from scripts.train.evaluate import ask, open_archive, read_rows, repeats
-from scripts.train.job import write_metadata
-from scripts.train.questions import dataset_name, find_files
-from scripts.train.reliability import Judged, Reliability
+from marctl.build.adopt import rounded
+from marctl.build.build import build, digest, is_current, members_in, source_digest
+from marctl.build.recipe import RECIPE_FILE, Version, read_version
+from marctl.build.recipe_text import with_section
+from marctl.core.errors import UserError
+from marctl.core.files import alone, write_atomically
+from marctl.train.calibrate import Learned, Rows, apply, learn
+from marctl.train.evaluate import ask, open_archive, read_rows, repeats
+from marctl.train.job import write_metadata
+from marctl.train.questions import dataset_name, find_files
+from marctl.train.reliability import Judged, Reliability
+from marctl_handlers.archive import answers
+from marctl_handlers.core.calibration import Calibration
+from marctl_handlers.core.pipeline import Pipeline
 
 CHECKED_ROWS = 64
 """Asked again with the calibration, to see that the task applies it."""

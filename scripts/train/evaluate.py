@@ -18,19 +18,19 @@ import msgspec
 import numpy as np
 import yaml
 
-from handlers.archive import load
-from handlers.core.errors import HandlerError
-from handlers.core.messages import Model
-from handlers.core.pipeline import Pipeline
-from handlers.core.task import Task
-from scripts.build.reader import read_archive
-from scripts.core.errors import UserError
-from scripts.core.progress import track
-from scripts.train.questions import dataset_name
-from scripts.train.ranking import area_interval, mean_area
-from scripts.train.reliability import Judged, Reliability
-from scripts.train.tables.groups import group_record, groups_of
-from scripts.train.tables.table import LabelledTable, is_table, questions_of, read_table
+from marctl.build.reader import read_archive
+from marctl.core.errors import UserError
+from marctl.core.progress import track
+from marctl.train.questions import dataset_name
+from marctl.train.ranking import area_interval, mean_area
+from marctl.train.reliability import Judged, Reliability
+from marctl.train.tables.groups import group_record, groups_of
+from marctl.train.tables.table import LabelledTable, is_table, questions_of, read_table
+from marctl_handlers.archive import load
+from marctl_handlers.core.errors import HandlerError
+from marctl_handlers.core.messages import Model
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.task import Task
 
 BATCH = 32
 Edges = Mapping[str, Sequence[float]]

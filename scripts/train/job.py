@@ -18,19 +18,19 @@ import yaml
 from msgspec.structs import replace
 from torch import Tensor
 
-from handlers.tasks.multiple_choice.schema import Question, first_text
-from handlers.text.first_token import use_first_token_only
-from handlers.text.tokenization import PairEncoder
-from scripts.build.build import digest
-from scripts.build.delta import pack_delta, write_delta
-from scripts.build.recipe import METADATA_FILE, Training, Version, read_version
-from scripts.build.weights import load_base, load_weights
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
-from scripts.train.batches import Example, Pairs, tokenize
-from scripts.train.loop import freeze, noisy_copies, teacher_logits, train
-from scripts.train.model_card import write_model_card
-from scripts.train.questions import Dataset, LabelledQuestion, find_split
+from marctl.build.build import digest
+from marctl.build.delta import pack_delta, write_delta
+from marctl.build.recipe import METADATA_FILE, Training, Version, read_version
+from marctl.build.weights import load_base, load_weights
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
+from marctl.train.batches import Example, Pairs, tokenize
+from marctl.train.loop import freeze, noisy_copies, teacher_logits, train
+from marctl.train.model_card import write_model_card
+from marctl.train.questions import Dataset, LabelledQuestion, find_split
+from marctl_handlers.tasks.multiple_choice.schema import Question, first_text
+from marctl_handlers.text.first_token import use_first_token_only
+from marctl_handlers.text.tokenization import PairEncoder
 
 CLAIM_FILE = "made_from.json"
 

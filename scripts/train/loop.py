@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from handlers.text.tokenization import PairEncoder, Row
-from scripts.build.recipe import Training, TrainingRun
-from scripts.core.files import replacing
-from scripts.core.progress import track
-from scripts.train.batches import NO_LABEL, Example, Step, epoch_order
-from scripts.train.precision import MasterWeights, cheapen_dropout
+from marctl.build.recipe import Training, TrainingRun
+from marctl.core.files import replacing
+from marctl.core.progress import track
+from marctl.train.batches import NO_LABEL, Example, Step, epoch_order
+from marctl.train.precision import MasterWeights, cheapen_dropout
+from marctl_handlers.text.tokenization import PairEncoder, Row
 
 CHECKPOINT_EVERY_STEPS = 250
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from handlers.core.composite import Composite
-from handlers.core.errors import HandlerError
-from scripts.build.build import digest
-from scripts.build.recipe import Version
-from scripts.core.errors import UserError
-from scripts.core.files import write_atomically
-from scripts.train.evaluate import BATCH, Labelled, open_archive, read_rows
-from scripts.train.job import write_metadata
-from scripts.train.questions import dataset_name, find_files
+from marctl.build.build import digest
+from marctl.build.recipe import Version
+from marctl.core.errors import UserError
+from marctl.core.files import write_atomically
+from marctl.train.evaluate import BATCH, Labelled, open_archive, read_rows
+from marctl.train.job import write_metadata
+from marctl.train.questions import dataset_name, find_files
+from marctl_handlers.core.composite import Composite
+from marctl_handlers.core.errors import HandlerError
 
 FOREVER = float("inf")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from scripts.build.recipe import Version, Weights
-from scripts.core.files import write_atomically
-from scripts.train.tables.card import learner_told, table_lines
+from marctl.build.recipe import Version, Weights
+from marctl.core.files import write_atomically
+from marctl.train.tables.card import learner_told, table_lines
 
 CARD_FILE = "MODEL_CARD.md"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
 
 
 class LabelledQuestion(msgspec.Struct, frozen=True):

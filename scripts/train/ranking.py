@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.train.reliability import Floats
+from marctl.train.reliability import Floats
 
 RESAMPLES = 1000
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from scripts.core.page import BLUE, NEUTRAL, document, pictures, table, text
-from scripts.train.reliability import BINS, Judged, Reliability, bins_of, diagram
+from marctl.core.page import BLUE, NEUTRAL, document, pictures, table, text
+from marctl.train.reliability import BINS, Judged, Reliability, bins_of, diagram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ import click
 import pytest
 import yaml
 
-from scripts.cli import main
+from marctl.cli import main
 from tests.prometheus_server import DOCKER, program
 
 CASES = Path(__file__).parent / "rules"

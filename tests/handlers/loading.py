@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import pipeline_of
-from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline
-from handlers.protocols.open_inference import forms
-from handlers.tasks import find_task
+from marctl_handlers.archive import pipeline_of
+from marctl_handlers.core.messages import Model, Reply, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.protocols.open_inference import forms
+from marctl_handlers.tasks import find_task
 
 
 def load(

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from handlers.archive import answers, archive_digest, check_samples, load
-from handlers.core.errors import LoadError
-from handlers.core.messages import Model
-from handlers.core.pipeline import Pipeline
+from marctl_handlers.archive import answers, archive_digest, check_samples, load
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Model
+from marctl_handlers.core.pipeline import Pipeline
 
 HANDLER = {"task": "multiple_choice", "precision": "float32", "max_tokens": 64}
 REQUESTS = [
@@ -132,8 +132,8 @@ def test_a_wrong_handler_section_names_its_field(handler: dict[str, Any] | None,
 
 
 def test_what_is_in_an_archive_changes_its_digest(tmp_path: Path) -> None:
-    (tmp_path / "handlers").mkdir()
-    (tmp_path / "handlers" / "a.py").write_text("1")
+    (tmp_path / "marctl_handlers").mkdir()
+    (tmp_path / "marctl_handlers" / "a.py").write_text("1")
     (tmp_path / "w").write_text("2")
     digests = [archive_digest(tmp_path)]
     (tmp_path / "w").write_text("3")
@@ -146,6 +146,6 @@ def test_what_is_in_an_archive_changes_its_digest(tmp_path: Path) -> None:
     (tmp_path / "model-config.yaml").write_text("a: 2")
     digests.append(archive_digest(tmp_path))
     assert len(set(digests)) == 5
-    (tmp_path / "handlers" / "__pycache__").mkdir()
-    (tmp_path / "handlers" / "__pycache__" / "a.pyc").write_text("4")
+    (tmp_path / "marctl_handlers" / "__pycache__").mkdir()
+    (tmp_path / "marctl_handlers" / "__pycache__" / "a.pyc").write_text("4")
     assert archive_digest(tmp_path) == digests[-1]

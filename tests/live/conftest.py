@@ -18,12 +18,12 @@ import psutil
 import pytest
 import requests
 
-from scripts.build.adopt import adopt
-from scripts.build.build import build
+from marctl.build.adopt import adopt
+from marctl.build.build import build
 from tests.tiny_archives import REQUEST, tiny_archive
 
 PROJECT = Path(__file__).parents[2]
-MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
+MARCTL = [sys.executable, "-c", "from marctl.cli import main; main(prog_name='marctl')"]
 FREE_PORTS = ["--gateway-port", "0", "--port", "0", "--management-port", "0", "--metrics-port", "0"]
 COMMAND_TIMEOUT_S = 120
 
@@ -106,7 +106,7 @@ class Site:
         """The process that was left behind, by its command line."""
         found = psutil.process_iter(["cmdline"])
         return [
-            p for p in found if "scripts.stack.up" in (p.info["cmdline"] or []) and str(self.state) in p.info["cmdline"]
+            p for p in found if "marctl.stack.up" in (p.info["cmdline"] or []) and str(self.state) in p.info["cmdline"]
         ]
 
 

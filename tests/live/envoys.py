@@ -19,15 +19,15 @@ from typing import Any
 import msgspec
 import requests
 
-from scripts.core.http import HOST
-from scripts.core.process import Identity
-from scripts.gateway import counts, envoy
-from scripts.gateway.counts import Attempts
-from scripts.gateway.health import Health, Workers, routed
-from scripts.gateway.names import Role
-from scripts.gateway.policies import Traffic
-from scripts.gateway.settings import GatewaySettings
-from scripts.stack.ports import free_port
+from marctl.core.http import HOST
+from marctl.core.process import Identity
+from marctl.gateway import counts, envoy
+from marctl.gateway.counts import Attempts
+from marctl.gateway.health import Health, Workers, routed
+from marctl.gateway.names import Role
+from marctl.gateway.policies import Traffic
+from marctl.gateway.settings import GatewaySettings
+from marctl.stack.ports import free_port
 
 Reply = tuple[int, dict[str, str], bytes]
 SERVED = {"mcqa": ["1.0", "2.0", "3.0"], "embed": ["1.0"]}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from handlers import Binary, Invalid, Task
+from marctl_handlers import Binary, Invalid, Task
 
 
 class Seen(msgspec.Struct):

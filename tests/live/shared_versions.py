@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from loadtest.shared.archives import Files, read_files, write_version
-from scripts.build.build import build
-from scripts.build.recipe import read_version
+from marctl.build.build import build
+from marctl.build.recipe import read_version
 
 SCORES = """from __future__ import annotations
 import os
@@ -21,7 +21,7 @@ import time
 
 import msgspec
 import numpy as np
-from handlers import Task
+from marctl_handlers import Task
 
 
 class Row(msgspec.Struct):

@@ -24,10 +24,10 @@ import requests
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-from handlers.tasks.multiple_choice.reference import plain_probabilities
 from loadtest.gateway.hostile import LOG_LINES, json_bodies
-from scripts.build.adopt import adopt
-from scripts.build.build import build
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl_handlers.tasks.multiple_choice.reference import plain_probabilities
 from tests.live.conftest import PROJECT, Site
 from tests.live.envoys import until
 from tests.questions import FLOAT32_BOUND, some_questions
@@ -201,7 +201,7 @@ def test_archive_of_plain_torch_model_archiver_serves(
     quiz: Site, url: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     stage = tmp_path / "stage"
-    shutil.copytree(PROJECT / "handlers", stage / "handlers")
+    shutil.copytree(PROJECT / "handlers", stage / "marctl_handlers")
     shutil.copytree(tiny_model("roberta"), stage / "model")
     (tmp_path / "my-config.yaml").write_text(PLAIN_CONFIG)
     command = ["--model-name", "plain", "--version", "1.0", "--handler", str(PROJECT / "handlers" / "entry.py")]

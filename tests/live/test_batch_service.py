@@ -43,7 +43,7 @@ class Service:
 
     def start(self) -> None:
         arguments = [str(self.folder / "batch.yaml"), str(self.folder / "jobs"), str(self.store), str(self.port)]
-        self.process = subprocess.Popen([sys.executable, "-m", "scripts.batch.service", *arguments], cwd=PROJECT)
+        self.process = subprocess.Popen([sys.executable, "-m", "marctl.batch.service", *arguments], cwd=PROJECT)
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -212,7 +212,7 @@ def test_a_stack_starts_it_behind_its_gateway_and_again_when_it_dies(make_site: 
     assert answer.status_code == 202, answer.text
     job = answer.json()["id"]
     [service] = [
-        p for p in psutil.process_iter() if is_named(p, "scripts.batch.service") and is_named(p, str(site.state))
+        p for p in psutil.process_iter() if is_named(p, "marctl.batch.service") and is_named(p, str(site.state))
     ]
     service.kill()
     deadline = time.monotonic() + TIMEOUT_S

@@ -16,9 +16,9 @@ import pytest
 import redis
 import requests
 
-from handlers.redis.cache import PREFIX
-from scripts.build.adopt import adopt
-from scripts.build.build import build
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl_handlers.redis.cache import PREFIX
 from tests.handlers.redis.test_cache import OWN_FIELDS
 from tests.live.conftest import Site
 from tests.live.envoys import until

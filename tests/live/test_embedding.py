@@ -18,9 +18,9 @@ import requests
 import tritonclient.grpc
 import tritonclient.http
 
-from handlers.tasks.embedding.reference import plain_answers
-from handlers.text.pooling import Pooling
-from scripts.build.adopt import adopt
+from marctl.build.adopt import adopt
+from marctl_handlers.tasks.embedding.reference import plain_answers
+from marctl_handlers.text.pooling import Pooling
 from tests.live.conftest import Site
 
 pytestmark = pytest.mark.live

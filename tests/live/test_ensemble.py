@@ -12,7 +12,7 @@ import pytest
 import requests
 import yaml
 
-from scripts.build import build as build_module
+from marctl.build import build as build_module
 from tests.live.conftest import Site
 from tests.live.envoys import until
 from tests.tiny_ensembles import write_ensemble, write_recipes

@@ -16,10 +16,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
-from scripts.build.adopt import adopt
-from scripts.build.build import build
-from scripts.build.recipe import RECIPE_FILE, Version, read_version
-from scripts.gateway.openapi import document
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl.build.recipe import RECIPE_FILE, Version, read_version
+from marctl.gateway.openapi import document
 from tests.declared import declared_of
 from tests.handlers.tasks.multiple_choice.explain.asking import scores
 from tests.live.conftest import Site

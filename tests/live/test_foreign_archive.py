@@ -14,7 +14,7 @@ import pytest
 import requests
 import torch
 
-from scripts.build.reader import read_archive
+from marctl.build.reader import read_archive
 from tests.live.conftest import Site
 from tests.live.envoys import until
 

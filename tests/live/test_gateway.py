@@ -16,9 +16,9 @@ import pytest
 import requests
 import yaml
 
-from scripts.core.process import is_alive
-from scripts.gateway import counts
-from scripts.gateway.names import Role
+from marctl.core.process import is_alive
+from marctl.gateway import counts
+from marctl.gateway.names import Role
 from tests.live.conftest import Site
 from tests.live.envoys import self_signed, until
 from tests.live.test_stack import foreground

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from loadtest.gateway.constant import constant_server
-from scripts.gateway.settings import GatewaySettings
+from marctl.gateway.settings import GatewaySettings
 from tests.live.envoys import TestGateway, open_gateway, until
 
 pytestmark = pytest.mark.live

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts.gateway.counts import Failure
-from scripts.gateway.names import Role
-from scripts.gateway.settings import GatewaySettings
+from marctl.gateway.counts import Failure
+from marctl.gateway.names import Role
+from marctl.gateway.settings import GatewaySettings
 from tests.live.envoys import Reply, Standin, TestGateway, fails, hangs, open_gateway, refuses, until, waits
 
 pytestmark = pytest.mark.live

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import requests
 
-from scripts.gateway.envoy import GatewayFailed
-from scripts.gateway.health import WITHOUT_WORKERS
-from scripts.gateway.routes import LONGEST_ANSWER_BYTES
-from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
+from marctl.gateway.envoy import GatewayFailed
+from marctl.gateway.health import WITHOUT_WORKERS
+from marctl.gateway.routes import LONGEST_ANSWER_BYTES
+from marctl.gateway.settings import GatewaySettings, RateLimit, Tls
 from tests.live.envoys import (
     SERVED,
     Standin,

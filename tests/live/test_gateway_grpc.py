@@ -12,7 +12,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from scripts.gateway.settings import GatewaySettings, RateLimit, Tls
+from marctl.gateway.settings import GatewaySettings, RateLimit, Tls
 from tests.live.envoys import (
     Reply,
     Standin,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from scripts.gateway.health import WITHOUT_WORKERS, Health
-from scripts.gateway.settings import GatewaySettings
+from marctl.gateway.health import WITHOUT_WORKERS, Health
+from marctl.gateway.settings import GatewaySettings
 from tests.live.envoys import Standin, TestGateway, fails, gateway_with_server, hangs, until, waits
 
 pytestmark = pytest.mark.live

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from scripts.gateway.settings import GatewaySettings
+from marctl.gateway.settings import GatewaySettings
 from tests.live.envoys import TestGateway, gateway_with_server, until
 
 pytestmark = pytest.mark.live

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.build.reader import read_archive
-from scripts.stack.store import digest_of
+from marctl.build.reader import read_archive
+from marctl.stack.store import digest_of
 from tests.live.conftest import Site
 from tests.live.envoys import until
 from tests.redis_servers import TestRedis

@@ -21,9 +21,9 @@ import pytest
 import requests
 import yaml
 
-from scripts.build.adopt import adopt
-from scripts.build.recipe import RECIPE_FILE
-from scripts.stack.log_lines import FILES
+from marctl.build.adopt import adopt
+from marctl.build.recipe import RECIPE_FILE
+from marctl.stack.log_lines import FILES
 from tests.live.conftest import Site
 from tests.live.envoys import self_signed, until
 from tests.prometheus_server import DOCKER, SCRAPE_S, Prometheus, program
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 GAPS = """
 import time
 import msgspec
-from handlers import Task
+from marctl_handlers import Task
 
 BREAKS = False
 

@@ -20,7 +20,7 @@ import tritonclient.http
 from grpc_tools import protoc
 from tritonclient.utils import InferenceServerException
 
-from scripts.stack.torchserve import server_home
+from marctl.stack.torchserve import server_home
 from tests.live.conftest import Site
 
 pytestmark = pytest.mark.live

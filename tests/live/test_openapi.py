@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks
 
-from scripts.gateway.openapi import document
+from marctl.gateway.openapi import document
 from tests.declared import declared_of
 from tests.live.conftest import Site
 

@@ -139,7 +139,7 @@ def test_a_shadow_of_an_own_task_is_logged_and_split(site: Site, gateway: str) -
     rows: list[dict[str, Any]] = []
 
     def all_there() -> bool:
-        from scripts.records.reader import read
+        from marctl.records.reader import read
 
         site.call("log", "drain")
         rows[:] = [row for row in read(site.state / "log").to_pylist() if row["prediction_id"].startswith("own-")]

@@ -14,10 +14,10 @@ import pytest
 import requests
 import yaml
 
-from scripts.build.adopt import adopt
-from scripts.build.build import build
-from scripts.build.recipe import read_version
-from scripts.records.reader import read
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl.build.recipe import read_version
+from marctl.records.reader import read
 from tests.handlers.loading import ask, load
 from tests.live.conftest import Site
 from tests.live.envoys import until

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from scripts.stack.ports import choose_ports
+from marctl.stack.ports import choose_ports
 from tests.live.conftest import PROJECT
 from tests.tiny_tables import save_xgboost, specification
 

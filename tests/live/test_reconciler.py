@@ -18,7 +18,7 @@ import psutil
 import pytest
 import requests
 
-from scripts.stack.state import State
+from marctl.stack.state import State
 from tests.full_disk import fill, small_disk
 from tests.live.conftest import Site, is_server
 from tests.live.envoys import until

@@ -17,9 +17,9 @@ import psutil
 import pytest
 import requests
 
-from scripts.build.adopt import adopt
-from scripts.build.build import build
-from scripts.core.process import is_alive
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl.core.process import is_alive
 from tests.live.conftest import Site, is_server
 from tests.live.envoys import until
 from tests.tiny_archives import ANSWER, BUSY, CONSTANT, FAILS_TO_LOAD, LACKS_A_LIBRARY, REQUEST, tiny_archive

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from handlers.tasks.multiple_choice.schema import Question
 from loadtest.questions import bodies, made
+from marctl_handlers.tasks.multiple_choice.schema import Question
 
 
 def test_every_made_question_is_one_that_the_handler_takes() -> None:

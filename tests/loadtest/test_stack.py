@@ -9,8 +9,8 @@ import yaml
 
 from loadtest.serving import VARIANTS
 from loadtest.stack import CommandFailed, change_recipe, running_stack
-from scripts.build.recipe import read_version
-from scripts.gateway.settings import GatewaySettings
+from marctl.build.recipe import read_version
+from marctl.gateway.settings import GatewaySettings
 
 MODEL = Path(__file__).parents[2] / "model_store" / "mcqa" / "1.0"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from handlers.core.errors import HandlerError, Invalid, TooLarge
-from handlers.core.forms import Decoded, Result, encode_json
-from handlers.core.json_form import JsonForm
-from handlers.core.messages import Reply, Request
-from handlers.tasks.embedding.schema import Answer, Answers, Asked, Question, refuse_blank
+from marctl_handlers.core.errors import HandlerError, Invalid, TooLarge
+from marctl_handlers.core.forms import Decoded, Result, encode_json
+from marctl_handlers.core.json_form import JsonForm
+from marctl_handlers.core.messages import Reply, Request
+from marctl_handlers.tasks.embedding.schema import Answer, Answers, Asked, Question, refuse_blank
 
 
 class EmbedForm(JsonForm):

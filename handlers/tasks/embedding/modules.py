@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from handlers.core.errors import LoadError
-from handlers.tasks.embedding.schema import EmbeddingSettings
-from handlers.text.pooling import Pooling
-from handlers.text.settings import POOLING_MODES, PoolingMode
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.tasks.embedding.schema import EmbeddingSettings
+from marctl_handlers.text.pooling import Pooling
+from marctl_handlers.text.settings import POOLING_MODES, PoolingMode
 
 MODULES_FILE, TRANSFORMER_FILE = "modules.json", "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from handlers.text.pooling import Pooling
+from marctl_handlers.text.pooling import Pooling
 
 
 def plain_answers(

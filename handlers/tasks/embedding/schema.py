@@ -6,8 +6,8 @@ from typing import Annotated
 
 import msgspec
 
-from handlers.core.errors import Invalid
-from handlers.text.settings import PoolingMode, TextSettings
+from marctl_handlers.core.errors import Invalid
+from marctl_handlers.text.settings import PoolingMode, TextSettings
 
 LONGEST_TEXT = 1_024
 """Characters."""

@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 import numpy as np
 
-from handlers.core.columns import Column, LogColumn
-from handlers.core.forms import Form
-from handlers.core.messages import Stamp
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.tasks.embedding.form import EmbedForm
-from handlers.tasks.embedding.schema import Answer, Answers, Asked, EmbeddingSettings, Question, Vector, refuse_blank
+from marctl_handlers.core.columns import Column, LogColumn
+from marctl_handlers.core.forms import Form
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks.embedding.form import EmbedForm
+from marctl_handlers.tasks.embedding.schema import (
+    Answer,
+    Answers,
+    Asked,
+    EmbeddingSettings,
+    Question,
+    Vector,
+    refuse_blank,
+)
 
 if TYPE_CHECKING:
-    from handlers.text.runtime import Runtime
-    from handlers.text.tokenization import Row, TextEncoder
+    from marctl_handlers.text.runtime import Runtime
+    from marctl_handlers.text.tokenization import Row, TextEncoder
 
 DECIMALS = 7
 """As many as float32 has for numbers below 1; more would double an answer's size."""
@@ -68,10 +76,10 @@ class Embedding(Task[Question, Vector]):
 
     def load(self, folder: Path) -> None:
         """From a `save_pretrained` folder, with the files that sentence-transformers puts beside the model."""
-        from handlers.tasks.embedding.modules import read_pooling
-        from handlers.text.choose import load_runtime
-        from handlers.text.hub import load_tokenizer
-        from handlers.text.tokenization import TextEncoder
+        from marctl_handlers.tasks.embedding.modules import read_pooling
+        from marctl_handlers.text.choose import load_runtime
+        from marctl_handlers.text.hub import load_tokenizer
+        from marctl_handlers.text.tokenization import TextEncoder
 
         pooling = read_pooling(folder, self.settings)
         self.encoder = TextEncoder(load_tokenizer(folder), self.settings.max_tokens)
@@ -85,7 +93,7 @@ class Embedding(Task[Question, Vector]):
         self.outputs = (Column("embedding", "FP32", wide=True, width=self.width), *self.outputs[1:])
 
     def _sample_rows(self, folder: Path) -> list[Row]:
-        from handlers.core.samples import read_samples
+        from marctl_handlers.core.samples import read_samples
 
         asked = [msgspec.convert(sample.request, Question) for sample in read_samples(folder.parent)]
         return self.encoder.encode([question.input_text for question in asked])
@@ -138,15 +146,15 @@ class Embedding(Task[Question, Vector]):
 
     @classmethod
     def suggest(cls, folder: Path) -> dict[str, Any]:
-        from handlers.tasks.embedding.modules import longest
-        from handlers.text.hub import token_limit
+        from marctl_handlers.tasks.embedding.modules import longest
+        from marctl_handlers.text.hub import token_limit
 
         return {"max_tokens": longest(folder) or token_limit(folder, MOST_TOKENS)}
 
     @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
-        from handlers.tasks.embedding.modules import read_pooling
-        from handlers.tasks.embedding.reference import plain_answers
+        from marctl_handlers.tasks.embedding.modules import read_pooling
+        from marctl_handlers.tasks.embedding.reference import plain_answers
 
         assert isinstance(settings, EmbeddingSettings)
         return plain_answers(folder, requests, read_pooling(folder, settings), settings.max_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from handlers.core.calibration import Calibration, Temperature, softmax
+from marctl_handlers.core.calibration import Calibration, Temperature, softmax
 
 Probabilities = Sequence[float]
 Rule = Callable[[Sequence[Probabilities], Sequence[float]], list[float]]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from handlers.core.forms import Form
-from handlers.core.messages import Stamp
-from handlers.core.task import Task
-from handlers.tasks.ensemble.member import LoadedMember, ask_all, is_outcome
+from marctl_handlers.core.forms import Form
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks.ensemble.member import LoadedMember, ask_all, is_outcome
 
 if TYPE_CHECKING:
-    from handlers.tasks.ensemble.task import Ensemble
+    from marctl_handlers.tasks.ensemble.task import Ensemble
 
 
 class Explained(msgspec.Struct, frozen=True):

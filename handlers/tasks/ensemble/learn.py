@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from handlers.tasks.ensemble.combine import LEAST
+from marctl_handlers.tasks.ensemble.combine import LEAST
 
 STEPS = 200
 LEAST_ROWS = 50

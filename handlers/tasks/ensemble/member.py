@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
-from handlers.core.errors import HandlerError
-from handlers.core.pipeline import is_unrecoverable
-from handlers.core.task import Task
+from marctl_handlers.core.errors import HandlerError
+from marctl_handlers.core.pipeline import is_unrecoverable
+from marctl_handlers.core.task import Task
 
 log = logging.getLogger(__name__)
 Ask = Callable[[Sequence[int], float], Sequence[Any]]

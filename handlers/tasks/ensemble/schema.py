@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.core.composite import CompositeSettings, Member
-from handlers.core.settings import Count
+from marctl_handlers.core.composite import CompositeSettings, Member
+from marctl_handlers.core.settings import Count
 
 Combine = Literal["average", "vote", "stack"]
 

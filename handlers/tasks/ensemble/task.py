@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from handlers.core.composite import Composite
-from handlers.core.errors import HandlerError, LoadError, ModelFault, TooLarge
-from handlers.core.forms import Form
-from handlers.core.messages import Stamp
-from handlers.core.samples import read_json
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.tasks.ensemble.combine import RULES, calibrated
-from handlers.tasks.ensemble.explainer import explainer_of
-from handlers.tasks.ensemble.member import LoadedMember, ask_all, is_outcome
-from handlers.tasks.ensemble.schema import EnsembleSettings, answer_of, combined_of, short_names
+from marctl_handlers.core.composite import Composite
+from marctl_handlers.core.errors import HandlerError, LoadError, ModelFault, TooLarge
+from marctl_handlers.core.forms import Form
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.samples import read_json
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks.ensemble.combine import RULES, calibrated
+from marctl_handlers.tasks.ensemble.explainer import explainer_of
+from marctl_handlers.tasks.ensemble.member import LoadedMember, ask_all, is_outcome
+from marctl_handlers.tasks.ensemble.schema import EnsembleSettings, answer_of, combined_of, short_names
 
 if TYPE_CHECKING:
-    from handlers.features.specification import Specification
+    from marctl_handlers.features.specification import Specification
 
 log = logging.getLogger(__name__)
 STACK_FILE = "stack.json"
@@ -222,7 +222,7 @@ class Ensemble(Composite):
     def learn(
         cls, settings: EnsembleSettings, members: Sequence[Sequence[Sequence[float]]], labels: Sequence[int]
     ) -> Mapping[str, Any]:
-        from handlers.tasks.ensemble.learn import stack_weights
+        from marctl_handlers.tasks.ensemble.learn import stack_weights
 
         if settings.combine != "stack":
             raise ValueError(f"`combine: {settings.combine}` leaves nothing to learn; only a stack learns its weights")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from handlers.core.columns import LogColumn
+from marctl_handlers.core.columns import LogColumn
 
 LONGEST_TEXT = 20_000
 """Characters; far beyond any token limit here, so that a longer text can only be a mistake."""

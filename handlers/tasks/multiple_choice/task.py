@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
-from handlers.core.calibration import Temperature, softmax
-from handlers.core.columns import Column, LogColumn
-from handlers.core.messages import Stamp
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Answer, Choice, Question, pairs
-from handlers.text.settings import TextSettings
+from marctl_handlers.core.calibration import Temperature, softmax
+from marctl_handlers.core.columns import Column, LogColumn
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Answer, Choice, Question, pairs
+from marctl_handlers.text.settings import TextSettings
 
 if TYPE_CHECKING:
-    from handlers.text.runtime import Runtime
-    from handlers.text.tokenization import PairEncoder, Row
+    from marctl_handlers.text.runtime import Runtime
+    from marctl_handlers.text.tokenization import PairEncoder, Row
 
 BAR = 24
 """Characters of a probability of 1 at a terminal."""
@@ -65,9 +65,9 @@ class MultipleChoice(Task[Question, Choice]):
 
     def load(self, folder: Path) -> None:
         """From a `save_pretrained` folder; the version's samples, beside it, show the ranges of 8-bit integers."""
-        from handlers.text.choose import load_runtime
-        from handlers.text.hub import load_tokenizer
-        from handlers.text.tokenization import PairEncoder
+        from marctl_handlers.text.choose import load_runtime
+        from marctl_handlers.text.hub import load_tokenizer
+        from marctl_handlers.text.tokenization import PairEncoder
 
         self.encoder = PairEncoder(load_tokenizer(folder), self.settings.max_tokens)
         if self.settings.explanations is not None:
@@ -81,8 +81,8 @@ class MultipleChoice(Task[Question, Choice]):
         """In float32 and by the model's own code, which has gradients."""
         import torch
 
-        from handlers.text.hub import load_model
-        from handlers.text.torch_runtime import TorchRuntime
+        from marctl_handlers.text.hub import load_model
+        from marctl_handlers.text.torch_runtime import TorchRuntime
 
         torch.set_num_threads(self.settings.threads)
         assert self.hub_class is not None
@@ -90,7 +90,7 @@ class MultipleChoice(Task[Question, Choice]):
         self.model = TorchRuntime.of(model, self.encoder, self.settings, self.device)
 
     def _sample_rows(self, folder: Path) -> list[Row]:
-        from handlers.core.samples import read_samples
+        from marctl_handlers.core.samples import read_samples
 
         asked = [msgspec.convert(sample.request, Question) for sample in read_samples(folder.parent)]
         return self.encoder.encode([pair for question in asked for pair in pairs(question)])
@@ -163,10 +163,10 @@ class MultipleChoice(Task[Question, Choice]):
         self.model.warm_up()
 
     def explainer(self) -> Task[Any, Any]:
-        from handlers.core.errors import LoadError
+        from marctl_handlers.core.errors import LoadError
 
         try:
-            from handlers.tasks.multiple_choice.explain.explainer import Explainer
+            from marctl_handlers.tasks.multiple_choice.explain.explainer import Explainer
         except ImportError as err:
             raise LoadError(f"explanations need Captum ({err}); pip install captum") from err
         return Explainer(self)
@@ -177,20 +177,20 @@ class MultipleChoice(Task[Question, Choice]):
 
     @classmethod
     def explain_types(cls) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:
-        from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer
-        from handlers.tasks.multiple_choice.explain.request import ExplainQuestion
+        from marctl_handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer
+        from marctl_handlers.tasks.multiple_choice.explain.request import ExplainQuestion
 
         return ExplainQuestion, ExplainedAnswer
 
     @classmethod
     def suggest(cls, folder: Path) -> dict[str, Any]:
-        from handlers.text.hub import token_limit
+        from marctl_handlers.text.hub import token_limit
 
         return {"max_tokens": token_limit(folder)}
 
     @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
-        from handlers.tasks.multiple_choice.reference import plain_answers
+        from marctl_handlers.tasks.multiple_choice.reference import plain_answers
 
         assert isinstance(settings, TextSettings)
         return plain_answers(folder, requests, settings.max_tokens)

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.calibration import METHODS, Temperature
-from handlers.core.columns import LogColumn
-from handlers.core.errors import LoadError
-from handlers.core.messages import Stamp
-from handlers.core.settings import Settings
-from handlers.tasks.tabular.explain.answer import ExplainedClassified
-from handlers.tasks.tabular.schema import (
+from marctl_handlers.core.calibration import METHODS, Temperature
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.tasks.tabular.explain.answer import ExplainedClassified
+from marctl_handlers.tasks.tabular.schema import (
     CLASSIFICATION_COLUMNS,
     ClassificationSettings,
     Classified,
@@ -25,7 +25,7 @@ from handlers.tasks.tabular.schema import (
     Scored,
     Target,
 )
-from handlers.tasks.tabular.task import DECIMALS, Tabular, marks_of, opened, outputs_of
+from marctl_handlers.tasks.tabular.task import DECIMALS, Tabular, marks_of, opened, outputs_of
 
 SMALLEST_SHARE = 1e-9
 """A probability nearer to 0 or 1 has this one's logit, about 21."""
@@ -155,7 +155,7 @@ class Classification(Tabular[Question, Scored]):
 
     @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
-        from handlers.tasks.tabular.reference import plain_scores
+        from marctl_handlers.tasks.tabular.reference import plain_scores
 
         assert isinstance(settings, ClassificationSettings)
         found = probabilities(plain_scores(folder, requests), logits=settings.output == "logit")

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import msgspec
 
-from handlers.core.errors import HandlerError, Invalid
-from handlers.core.task import FeatureStore
-from handlers.tasks.tabular.schema import Question
+from marctl_handlers.core.errors import HandlerError, Invalid
+from marctl_handlers.core.task import FeatureStore
+from marctl_handlers.tasks.tabular.schema import Question
 
 Asked = TypeVar("Asked", bound=Question)
 NO_STORE = "stored features are not at hand here; send all features - at `$.entity`"

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.errors import HandlerError, Invalid, NotJson
-from handlers.core.forms import Decoded
-from handlers.core.json_form import JsonForm
-from handlers.core.messages import Request
-from handlers.features import Features
-from handlers.features.entity import request_faults
-from handlers.tasks.tabular.schema import WHOLE
+from marctl_handlers.core.errors import HandlerError, Invalid, NotJson
+from marctl_handlers.core.forms import Decoded
+from marctl_handlers.core.json_form import JsonForm
+from marctl_handlers.core.messages import Request
+from marctl_handlers.features import Features
+from marctl_handlers.features.entity import request_faults
+from marctl_handlers.tasks.tabular.schema import WHOLE
 
 MOST_FAULTS = 20
 """Told of one row."""

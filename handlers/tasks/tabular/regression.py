@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.columns import LogColumn
-from handlers.core.errors import LoadError
-from handlers.core.messages import Stamp
-from handlers.core.settings import Settings
-from handlers.tasks.tabular.explain.answer import ExplainedValue
-from handlers.tasks.tabular.schema import REGRESSION_COLUMNS, Estimated, Question, Target, Value
-from handlers.tasks.tabular.task import DECIMALS, Tabular, marks_of, outputs_of
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.tasks.tabular.explain.answer import ExplainedValue
+from marctl_handlers.tasks.tabular.schema import REGRESSION_COLUMNS, Estimated, Question, Target, Value
+from marctl_handlers.tasks.tabular.task import DECIMALS, Tabular, marks_of, outputs_of
 
 
 class Regression(Tabular[Question, Estimated]):
@@ -68,6 +68,6 @@ class Regression(Tabular[Question, Estimated]):
 
     @classmethod
     def reference(cls, folder: Path, requests: Sequence[Mapping[str, Any]], settings: Settings) -> list[dict[str, Any]]:
-        from handlers.tasks.tabular.reference import plain_scores
+        from marctl_handlers.tasks.tabular.reference import plain_scores
 
         return [{"prediction": value} for value in plain_scores(folder, requests)[:, 0].astype(np.float64).tolist()]

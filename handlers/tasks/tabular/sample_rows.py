@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from handlers.features import Feature, Specification
-from handlers.features.specification import Bucket, Standardise
+from marctl_handlers.features import Feature, Specification
+from marctl_handlers.features.specification import Bucket, Standardise
 
 
 def sample_rows(specification: Specification) -> list[Mapping[str, Any]]:

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.core.columns import LogColumn
-from handlers.core.settings import Count, Settings
-from handlers.features.specification import LONGEST_CATEGORY
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.settings import Count, Settings
+from marctl_handlers.features.specification import LONGEST_CATEGORY
 
 WHOLE = 2**53
 """Integers up to here are exact as floating-point numbers."""

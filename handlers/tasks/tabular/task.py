@@ -13,18 +13,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.errors import HandlerError, LoadError
-from handlers.core.forms import Form
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.features import Features, FeaturesInvalid, Resolved, Specification, read_features
-from handlers.features.entity import request_faults
-from handlers.features.specification import FEATURES_FILE
-from handlers.tasks.tabular.completion import Asked, completed
-from handlers.tasks.tabular.form import RowForm, faulty
-from handlers.tasks.tabular.runtimes.choose import SUFFIXES, libraries_of, load_runtime
-from handlers.tasks.tabular.runtimes.runtime import Runtime
-from handlers.tasks.tabular.schema import TabularSettings, Target
+from marctl_handlers.core.errors import HandlerError, LoadError
+from marctl_handlers.core.forms import Form
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.features import Features, FeaturesInvalid, Resolved, Specification, read_features
+from marctl_handlers.features.entity import request_faults
+from marctl_handlers.features.specification import FEATURES_FILE
+from marctl_handlers.tasks.tabular.completion import Asked, completed
+from marctl_handlers.tasks.tabular.form import RowForm, faulty
+from marctl_handlers.tasks.tabular.runtimes.choose import SUFFIXES, libraries_of, load_runtime
+from marctl_handlers.tasks.tabular.runtimes.runtime import Runtime
+from marctl_handlers.tasks.tabular.schema import TabularSettings, Target
 
 Outcome = TypeVar("Outcome", bound=msgspec.Struct)
 DECIMALS = 6
@@ -102,13 +102,13 @@ class Tabular(Task[Asked, Outcome]):
         ]
 
     def explainer(self) -> Task[Any, Any]:
-        from handlers.tasks.tabular.explain.explainer import Explainer
+        from marctl_handlers.tasks.tabular.explain.explainer import Explainer
 
         return Explainer(self, self._folder)
 
     @classmethod
     def explain_types(cls) -> tuple[type[msgspec.Struct], type[msgspec.Struct]]:
-        from handlers.tasks.tabular.explain.request import ExplainQuestion
+        from marctl_handlers.tasks.tabular.explain.request import ExplainQuestion
 
         return ExplainQuestion, cls.explained_type
 
@@ -156,7 +156,7 @@ class Tabular(Task[Asked, Outcome]):
     @classmethod
     def default_samples(cls, folder: Path) -> list[Mapping[str, Any]]:
         """One row of values that the specification would put in or allows, and one of nothing that may be missing."""
-        from handlers.tasks.tabular.sample_rows import sample_rows
+        from marctl_handlers.tasks.tabular.sample_rows import sample_rows
 
         return sample_rows(read_features(folder))
 

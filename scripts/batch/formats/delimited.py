@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from scripts.batch.formats.block import BadRow, Block, PlainBlock
-from scripts.batch.formats.jsonl import BOM, LOOKED_AT
-from scripts.batch.formats.scan import STEP_ROWS, Chunks, Scan, first_bytes, lines_of, read_bytes
-from scripts.batch.places import Place
-from scripts.core.errors import UserError
+from marctl.batch.formats.block import BadRow, Block, PlainBlock
+from marctl.batch.formats.jsonl import BOM, LOOKED_AT
+from marctl.batch.formats.scan import STEP_ROWS, Chunks, Scan, first_bytes, lines_of, read_bytes
+from marctl.batch.places import Place
+from marctl.core.errors import UserError
 
 LONGEST_CELL = 16 << 20
 """Characters; a quote that is never closed makes a cell of all that follows."""

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from scripts.batch.formats.block import BadRow, Block, PlainBlock, kind_of
-from scripts.batch.formats.scan import STEP_ROWS, Chunks, Scan, first_bytes, read_bytes
-from scripts.batch.places import Place
+from marctl.batch.formats.block import BadRow, Block, PlainBlock, kind_of
+from marctl.batch.formats.scan import STEP_ROWS, Chunks, Scan, first_bytes, read_bytes
+from marctl.batch.places import Place
 
 BOM = b"\xef\xbb\xbf"
 LOOKED_AT = 1000

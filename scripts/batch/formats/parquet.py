@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from scripts.batch.formats.block import ArrowBlock, Block
-from scripts.batch.formats.scan import Chunks, Scan
-from scripts.batch.places import Place
-from scripts.core.errors import UserError
+from marctl.batch.formats.block import ArrowBlock, Block
+from marctl.batch.formats.scan import Chunks, Scan
+from marctl.batch.places import Place
+from marctl.core.errors import UserError
 
 READ_ROWS = 16_384
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.batch.places import NoSuchPlace, Place, info_of, place_of
+from marctl.batch.places import NoSuchPlace, Place, info_of, place_of
 
 CHUNK_BYTES = 8 << 20
 STEP_ROWS = 256

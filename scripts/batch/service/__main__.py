@@ -1,14 +1,14 @@
-"""Serves the API on loopback until SIGTERM: python -m scripts.batch.service CONFIG FOLDER STORE PORT"""
+"""Serves the API on loopback until SIGTERM: python -m marctl.batch.service CONFIG FOLDER STORE PORT"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from scripts.batch.service.app import make_app
-from scripts.batch.service.jobs import Jobs
-from scripts.batch.service.settings import read_settings
-from scripts.core.http import HOST
+from marctl.batch.service.app import make_app
+from marctl.batch.service.jobs import Jobs
+from marctl.batch.service.settings import read_settings
+from marctl.core.http import HOST
 
 
 def main(config: str, folder: str, store: str, port: str) -> None:

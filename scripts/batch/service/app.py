@@ -12,14 +12,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from scripts.batch.roots import OutsideRoots, refuse_outside
-from scripts.batch.service.jobs import Jobs, NoSuchJob, OutputTaken, TooManyJobs
-from scripts.batch.service.records import Asked, Record
-from scripts.batch.service.settings import ServiceSettings
-from scripts.batch.where import Condition
-from scripts.core.errors import UserError, short_name
-from scripts.core.files import WriteFailed
-from scripts.core.names import name_faults
+from marctl.batch.roots import OutsideRoots, refuse_outside
+from marctl.batch.service.jobs import Jobs, NoSuchJob, OutputTaken, TooManyJobs
+from marctl.batch.service.records import Asked, Record
+from marctl.batch.service.settings import ServiceSettings
+from marctl.batch.where import Condition
+from marctl.core.errors import UserError, short_name
+from marctl.core.files import WriteFailed
+from marctl.core.names import name_faults
 
 CODES = {TooManyJobs: 429, OutputTaken: 409, NoSuchJob: 404, OutsideRoots: 403, WriteFailed: 503}
 RETRY_AFTER_S = "30"

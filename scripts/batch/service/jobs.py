@@ -15,16 +15,16 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from scripts.batch.service.records import Asked, Record, Records
-from scripts.batch.service.settings import ServiceSettings
-from scripts.core.errors import UserError
-from scripts.core.process import Identity, kill, reap
+from marctl.batch.service.records import Asked, Record, Records
+from marctl.batch.service.settings import ServiceSettings
+from marctl.core.errors import UserError
+from marctl.core.process import Identity, kill, reap
 
 POLL_S = 0.3
 MOST_ATTEMPTS = 5
 """Of a job whose process was killed by somebody else; each goes on where the one before stopped."""
 GRACE_S = 30.0
-MARCTL = [sys.executable, "-c", "from scripts.cli import main; main(prog_name='marctl')"]
+MARCTL = [sys.executable, "-c", "from marctl.cli import main; main(prog_name='marctl')"]
 FAILED = {"error": "failed", "detail": "the job's process ended without a word"}
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from scripts.batch.progress import Figures
-from scripts.core.files import write_atomically
-from scripts.core.process import Identity
+from marctl.batch.progress import Figures
+from marctl.core.files import write_atomically
+from marctl.core.process import Identity
 
 Status = Literal["queued", "running", "cancelling", "done", "failed", "cancelled"]
 OVER: tuple[Status, ...] = ("done", "failed", "cancelled")

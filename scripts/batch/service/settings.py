@@ -8,9 +8,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from scripts.batch.roots import checked_roots
-from scripts.core.errors import UserError
-from scripts.core.yaml_text import YamlInvalid, read_yaml
+from marctl.batch.roots import checked_roots
+from marctl.core.errors import UserError
+from marctl.core.yaml_text import YamlInvalid, read_yaml
 
 Count = Annotated[int, Meta(ge=1)]
 

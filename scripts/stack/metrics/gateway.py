@@ -11,9 +11,9 @@ import requests
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
-from scripts.core.http import local_session
-from scripts.gateway.counts import STATS, Attempts, Failure, Key, Latencies, listener_totals, read
-from scripts.gateway.names import GATEWAY
+from marctl.core.http import local_session
+from marctl.gateway.counts import STATS, Attempts, Failure, Key, Latencies, listener_totals, read
+from marctl.gateway.names import GATEWAY
 
 LABELS = ("model", "version", "role")
 ATTEMPTS = "Attempts at a version, by the answer's status or by why there was none."

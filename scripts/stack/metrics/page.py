@@ -18,16 +18,16 @@ import requests
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from scripts.core.errors import UserError
-from scripts.core.http import HOST, local_session
-from scripts.stack.metrics.gateway import GatewayFigures
-from scripts.stack.metrics.gpus import Gpus
-from scripts.stack.metrics.host import Host
-from scripts.stack.metrics.parts import Parts
-from scripts.stack.metrics.prediction_log import PredictionLogFigures
-from scripts.stack.metrics.queues import Queues
-from scripts.stack.metrics.workers import FOLDER, WorkerFigures
-from scripts.stack.state import Running, State
+from marctl.core.errors import UserError
+from marctl.core.http import HOST, local_session
+from marctl.stack.metrics.gateway import GatewayFigures
+from marctl.stack.metrics.gpus import Gpus
+from marctl.stack.metrics.host import Host
+from marctl.stack.metrics.parts import Parts
+from marctl.stack.metrics.prediction_log import PredictionLogFigures
+from marctl.stack.metrics.queues import Queues
+from marctl.stack.metrics.workers import FOLDER, WorkerFigures
+from marctl.stack.state import Running, State
 
 log = logging.getLogger(__name__)
 PATH = "/metrics"

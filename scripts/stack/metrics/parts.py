@@ -9,9 +9,9 @@ from contextlib import suppress
 import psutil
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from scripts.core.errors import UserError
-from scripts.stack import redis_server
-from scripts.stack.state import Redis, Running, State
+from marctl.core.errors import UserError
+from marctl.stack import redis_server
+from marctl.stack.state import Redis, Running, State
 
 LABELS = ("part",)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from scripts.core.errors import UserError
-from scripts.records.keeper import figures_of
+from marctl.core.errors import UserError
+from marctl.records.keeper import figures_of
 
 
 class PredictionLogFigures:

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from scripts.core.errors import UserError
-from scripts.stack.management import Management, Served
+from marctl.core.errors import UserError
+from marctl.stack.management import Management, Served
 
 LABELS = ("model", "version")
 

@@ -22,8 +22,8 @@ from prometheus_client.core import Metric
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from handlers.torchserve.exemplars import Exemplar
-from handlers.torchserve.metrics import TOTAL
+from marctl_handlers.torchserve.exemplars import Exemplar
+from marctl_handlers.torchserve.metrics import TOTAL
 
 FOLDER = "figures"
 """In the stack's temp folder."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from handlers.features import Specification
-from scripts.build.table_training import HistogramBoosting, Learner, LogisticRegression
-from scripts.train.reliability import Floats
-from scripts.train.tables.cross_validation import Fold, Procedure, split
-from scripts.train.tables.table import LabelledTable
+from marctl.build.table_training import HistogramBoosting, Learner, LogisticRegression
+from marctl.train.reliability import Floats
+from marctl.train.tables.cross_validation import Fold, Procedure, split
+from marctl.train.tables.table import LabelledTable
+from marctl_handlers.features import Specification
 
 BASELINES: dict[str, Learner] = {
     "logistic regression": LogisticRegression(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.build.recipe import Version
+from marctl.build.recipe import Version
 
 Figures = Mapping[str, Any]
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features import Features, FeaturesInvalid, Specification, resolve_table
-from handlers.features import fit as fit_features
-from handlers.features.encode import Encoded
-from scripts.build.table_training import Learner
-from scripts.core.errors import UserError
-from scripts.core.faults import listed
-from scripts.train.reliability import Floats, Judged
-from scripts.train.tables.fitted import Fitted
-from scripts.train.tables.learners import fit
-from scripts.train.tables.table import LabelledTable
+from marctl.build.table_training import Learner
+from marctl.core.errors import UserError
+from marctl.core.faults import listed
+from marctl.train.reliability import Floats, Judged
+from marctl.train.tables.fitted import Fitted
+from marctl.train.tables.learners import fit
+from marctl.train.tables.table import LabelledTable
+from marctl_handlers.features import Features, FeaturesInvalid, Specification, resolve_table
+from marctl_handlers.features import fit as fit_features
+from marctl_handlers.features.encode import Encoded
 
 Fold = NDArray[np.intp]
 Step = Callable[[str], None]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.train.ranking import area_interval, difference_interval, mean_area
-from scripts.train.reliability import Floats, Reliability, diagram
-from scripts.train.tables.cross_validation import Fold, judged
+from marctl.train.ranking import area_interval, difference_interval, mean_area
+from marctl.train.reliability import Floats, Reliability, diagram
+from marctl.train.tables.cross_validation import Fold, judged
 
 
 def figures(probability: Floats, labels: NDArray[np.intp], folds: Sequence[Fold]) -> dict[str, Any]:

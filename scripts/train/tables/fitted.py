@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features.encode import Encoded
+from marctl_handlers.features.encode import Encoded
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.intp]

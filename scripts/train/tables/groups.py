@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.features import Feature, Specification
-from handlers.features.encode import interval_names
-from scripts.train.ranking import area_under_roc
-from scripts.train.reliability import Floats, calibration_error
-from scripts.train.tables.table import LabelledTable
+from marctl.train.ranking import area_under_roc
+from marctl.train.reliability import Floats, calibration_error
+from marctl.train.tables.table import LabelledTable
+from marctl_handlers.features import Feature, Specification
+from marctl_handlers.features.encode import interval_names
 
 QUARTERS = (0.25, 0.5, 0.75)
 LEAST_ROWS = 30

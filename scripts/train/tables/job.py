@@ -13,28 +13,28 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from handlers.archive import pipeline_of
-from handlers.core.calibration import Calibration
-from handlers.core.messages import Model
-from handlers.features import write_features
-from scripts.build.adopt import own_answers, rounded
-from scripts.build.lone_file import MODEL
-from scripts.build.recipe import Version, read_version
-from scripts.build.specification import read_specification
-from scripts.build.table_training import Learner, TableTraining
-from scripts.core.errors import UserError
-from scripts.core.files import alone, write_atomically
-from scripts.train.calibrate import Learned, Rows, Unlearnable, learn
-from scripts.train.calibration_job import recipe_text
-from scripts.train.calibration_job import write as write_recipe
-from scripts.train.evaluate import Labelled, ask
-from scripts.train.job import write_metadata
-from scripts.train.reliability import Floats
-from scripts.train.tables.baselines import baselines
-from scripts.train.tables.cross_validation import Fold, Procedure, Trained
-from scripts.train.tables.figures import beside, decisions, figures, reliability_table
-from scripts.train.tables.groups import group_record, groups_of
-from scripts.train.tables.table import LabelledTable, questions_of, read_table, refuse_rare
+from marctl.build.adopt import own_answers, rounded
+from marctl.build.lone_file import MODEL
+from marctl.build.recipe import Version, read_version
+from marctl.build.specification import read_specification
+from marctl.build.table_training import Learner, TableTraining
+from marctl.core.errors import UserError
+from marctl.core.files import alone, write_atomically
+from marctl.train.calibrate import Learned, Rows, Unlearnable, learn
+from marctl.train.calibration_job import recipe_text
+from marctl.train.calibration_job import write as write_recipe
+from marctl.train.evaluate import Labelled, ask
+from marctl.train.job import write_metadata
+from marctl.train.reliability import Floats
+from marctl.train.tables.baselines import baselines
+from marctl.train.tables.cross_validation import Fold, Procedure, Trained
+from marctl.train.tables.figures import beside, decisions, figures, reliability_table
+from marctl.train.tables.groups import group_record, groups_of
+from marctl.train.tables.table import LabelledTable, questions_of, read_table, refuse_rare
+from marctl_handlers.archive import pipeline_of
+from marctl_handlers.core.calibration import Calibration
+from marctl_handlers.core.messages import Model
+from marctl_handlers.features import write_features
 
 Notify = Callable[[str], None]
 SAME = 1e-4

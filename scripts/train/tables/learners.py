@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from handlers.features import EncodedColumn
-from handlers.features.encode import Encoded
-from scripts.build.table_training import HistogramBoosting, Learner, LogisticRegression, Network
-from scripts.core.errors import UserError
-from scripts.train.tables.fitted import Fitted, Labels
+from marctl.build.table_training import HistogramBoosting, Learner, LogisticRegression, Network
+from marctl.core.errors import UserError
+from marctl.train.tables.fitted import Fitted, Labels
+from marctl_handlers.features import EncodedColumn
+from marctl_handlers.features.encode import Encoded
 
 
 def fit(learner: Learner, encoded: Encoded, labels: Labels, columns: Sequence[EncodedColumn], seed: int) -> Fitted:
@@ -17,14 +17,14 @@ def fit(learner: Learner, encoded: Encoded, labels: Labels, columns: Sequence[En
     chosen: Any = learner
     try:
         if isinstance(learner, Network):
-            from scripts.train.tables import torch_network
+            from marctl.train.tables import torch_network
 
             return torch_network.fit(chosen, encoded, labels, columns, seed)
         if isinstance(learner, LogisticRegression | HistogramBoosting):
-            from scripts.train.tables import sklearn_onnx
+            from marctl.train.tables import sklearn_onnx
 
             return sklearn_onnx.fit(chosen, encoded, labels, columns, seed)
-        from scripts.train.tables import xgboost_trees
+        from marctl.train.tables import xgboost_trees
 
         return xgboost_trees.fit(chosen, encoded, labels, columns, seed)
     except ImportError as err:

@@ -11,10 +11,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression as Regression
 from threadpoolctl import threadpool_limits
 
-from handlers.features import EncodedColumn
-from handlers.features.encode import Encoded
-from scripts.build.table_training import HistogramBoosting, LogisticRegression
-from scripts.train.tables.fitted import Floats, Labels
+from marctl.build.table_training import HistogramBoosting, LogisticRegression
+from marctl.train.tables.fitted import Floats, Labels
+from marctl_handlers.features import EncodedColumn
+from marctl_handlers.features.encode import Encoded
 
 MOST_ITERATIONS = 10_000
 GRAPH = "classifier"

@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.task import Task
-from handlers.features import Specification, arrow_schema
-from handlers.features.tables import rows_of
-from scripts.core.errors import UserError
+from marctl.core.errors import UserError
+from marctl_handlers.core.task import Task
+from marctl_handlers.features import Specification, arrow_schema
+from marctl_handlers.features.tables import rows_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

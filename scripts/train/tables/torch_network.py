@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from handlers.features import EncodedColumn
-from handlers.features.encode import Encoded
-from scripts.build.table_training import Network
-from scripts.train.tables.fitted import Floats, Labels
+from marctl.build.table_training import Network
+from marctl.train.tables.fitted import Floats, Labels
+from marctl_handlers.features import EncodedColumn
+from marctl_handlers.features.encode import Encoded
 
 OF_THIS_MACHINE = (".debug_pkl", "serialization_id")
 """Ends of names inside a TorchScript file: paths of source files, and what is computed from them; neither is needed."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from handlers.features import EncodedColumn
-from handlers.features.encode import Encoded
-from scripts.build.table_training import XGBoost
-from scripts.train.tables.fitted import Floats, Labels
+from marctl.build.table_training import XGBoost
+from marctl.train.tables.fitted import Floats, Labels
+from marctl_handlers.features import EncodedColumn
+from marctl_handlers.features.encode import Encoded
 
 REFUSED = "[]<"
 """Characters that XGBoost allows in no column's name."""

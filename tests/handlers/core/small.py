@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from handlers.core.errors import HandlerError, Invalid
-from handlers.core.forms import Decoded, Form, Result
-from handlers.core.json_form import JsonForm
-from handlers.core.messages import Logged, Model, Reply, Request, Stamp
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import Settings
-from handlers.core.task import Task
+from marctl_handlers.core.errors import HandlerError, Invalid
+from marctl_handlers.core.forms import Decoded, Form, Result
+from marctl_handlers.core.json_form import JsonForm
+from marctl_handlers.core.messages import Logged, Model, Reply, Request, Stamp
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
 
 
 class Text(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.core.calibration import Calibration, Isotonic, Platt, Temperature, softmax
+from marctl_handlers.core.calibration import Calibration, Isotonic, Platt, Temperature, softmax
 
 SCORES = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=16)
 NEAR = st.lists(st.integers(0, 3).map(lambda ulps: 1 + ulps * math.ulp(1.0)), min_size=2, max_size=5)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from handlers.core.log_lines import JsonLines, Sparing
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import Log
+from marctl_handlers.core.log_lines import JsonLines, Sparing
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import Log
 from tests.handlers.core.small import small
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -23,7 +23,7 @@ NO_HEADERS: Mapping[str, str] = {}
 @pytest.fixture
 def written() -> Iterator[StringIO]:
     """What the pipeline logs, as a worker writes it."""
-    stream, logger = StringIO(), logging.getLogger("handlers")
+    stream, logger = StringIO(), logging.getLogger("marctl_handlers")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines("worker", model="small", version="1.0"))
     logger.addHandler(handler)
@@ -77,7 +77,7 @@ def test_what_the_system_says_of_a_failure_is_told(written: StringIO) -> None:
     try:
         Path("/no/such/file").read_bytes()
     except OSError:
-        logging.getLogger("handlers.test").exception("no metrics")
+        logging.getLogger("marctl_handlers.test").exception("no metrics")
     [line] = lines(written)
     assert (line["error"], line["error_text"]) == ("FileNotFoundError", "No such file or directory")
 

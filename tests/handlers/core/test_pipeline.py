@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline
+from marctl_handlers.core.messages import Model, Reply, Request
+from marctl_handlers.core.pipeline import Pipeline
 from tests.handlers.core.small import FaultError, Small, SmallSettings, small
 from tests.handlers.loading import ask, send
 

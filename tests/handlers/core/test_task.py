@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.core.columns import LogColumn
-from handlers.core.messages import Stamp
-from handlers.core.settings import Settings
-from handlers.core.task import Task
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
 
 
 class Text(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from handlers.features import Specification, specification_of
+from marctl_handlers.features import Specification, specification_of
 
 CUSTOMER = {"name": "customer", "key": "customer:{customer}"}
 SHOP = {"name": "shop", "key": "shop:{shop}", "type": "text"}

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from handlers.features.as_of import as_of
+from marctl_handlers.features.as_of import as_of
 from tests.handlers.features.stored_rows import FRESHNESS_S, specification
 
 

@@ -17,8 +17,8 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from handlers.features import Features, FeaturesInvalid, fit, resolve_table, specification_of
-from handlers.features.tables import rows_of
+from marctl_handlers.features import Features, FeaturesInvalid, fit, resolve_table, specification_of
+from marctl_handlers.features.tables import rows_of
 
 ROWS = 400
 

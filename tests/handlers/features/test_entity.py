@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from handlers.features import Entity, FeaturesInvalid, specification_of
-from handlers.features.entity import request_faults
+from marctl_handlers.features import Entity, FeaturesInvalid, specification_of
+from marctl_handlers.features.entity import request_faults
 
 CUSTOMER = Entity("customer", "customer:{customer}")
 SHOP = Entity("shop", "shop:{shop}:daily", "text")

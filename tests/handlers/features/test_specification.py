@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from handlers.core.errors import LoadError
-from handlers.features import FeaturesInvalid, read_features, specification_of, write_features
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.features import FeaturesInvalid, read_features, specification_of, write_features
 
 NUMBER = {"name": "income", "type": "number"}
 HOME = {"name": "home", "type": "category", "transform": "one_hot"}

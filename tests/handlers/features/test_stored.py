@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from handlers.features import Features, specification_of
-from handlers.features.stored import State, StoredForm, text_of
+from marctl_handlers.features import Features, specification_of
+from marctl_handlers.features.stored import State, StoredForm, text_of
 from tests.handlers.features.stored_rows import FRESHNESS_S, specification
 
 NOW = 1_763_725_123.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from handlers.features import Features, specification_of
+from marctl_handlers.features import Features, specification_of
 
 SPECIFICATION = specification_of(
     [

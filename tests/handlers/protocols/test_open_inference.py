@@ -14,9 +14,9 @@ from google.protobuf import json_format
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse, ModelMetadataResponse
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
-from handlers.core.messages import Reply, Request
-from handlers.core.pipeline import Pipeline
-from handlers.protocols.tensors import NUMBERS, Tensor, pack, unpack
+from marctl_handlers.core.messages import Reply, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.protocols.tensors import NUMBERS, Tensor, pack, unpack
 from tests.handlers.loading import load
 from tests.questions import some_questions
 

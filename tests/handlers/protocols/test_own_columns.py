@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from handlers.core.columns import Column
-from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.protocols.open_inference import forms
+from marctl_handlers.core.columns import Column
+from marctl_handlers.core.messages import Model, Reply, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.protocols.open_inference import forms
 
 
 class Reading(msgspec.Struct, frozen=True):

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.core.messages import FAILED_HEADER, STALE_HEADER, Reply, Request
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import CacheSettings
-from handlers.redis.cache import PREFIX, Cache, key_prefix, open_cache
-from handlers.redis.link import RedisLink
+from marctl_handlers.core.messages import FAILED_HEADER, STALE_HEADER, Reply, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import CacheSettings
+from marctl_handlers.redis.cache import PREFIX, Cache, key_prefix, open_cache
+from marctl_handlers.redis.link import RedisLink
 from tests.handlers.core.small import Small, small
 from tests.handlers.loading import load, send
 from tests.handlers.tasks.multiple_choice.test_task import watch

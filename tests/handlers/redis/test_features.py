@@ -11,15 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.core.errors import HandlerError
-from handlers.core.messages import Model, Reply, Request
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.features import Features, Specification, specification_of
-from handlers.redis.cache import open_cache
-from handlers.redis.features import FEATURES_URL_VARIABLE, REPLY_TIMEOUT_S, Store, open_features
-from handlers.redis.link import URL_VARIABLE, RedisLink
+from marctl_handlers.core.errors import HandlerError
+from marctl_handlers.core.messages import Model, Reply, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.features import Features, Specification, specification_of
+from marctl_handlers.redis.cache import open_cache
+from marctl_handlers.redis.features import FEATURES_URL_VARIABLE, REPLY_TIMEOUT_S, Store, open_features
+from marctl_handlers.redis.link import URL_VARIABLE, RedisLink
 from tests.handlers.core.small import ListLog
 from tests.handlers.features.stored_rows import FRESHNESS_S, specification
 from tests.redis_servers import TestRedis, memory_left

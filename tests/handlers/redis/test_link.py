@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.redis.link import REPLY_TIMEOUT_S, RedisLink
+from marctl_handlers.redis.link import REPLY_TIMEOUT_S, RedisLink
 from tests.redis_servers import SERVERS, TestRedis, memory_left
 
 PATIENCE_S = 10.0

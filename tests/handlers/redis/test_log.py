@@ -16,13 +16,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from handlers.core.columns import LogColumn
-from handlers.core.errors import Invalid, LoadError
-from handlers.core.messages import Logged, Request
-from handlers.core.settings import Log
-from handlers.redis import log as prediction_log
-from handlers.redis.link import RedisLink
-from handlers.redis.log import (
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.errors import Invalid, LoadError
+from marctl_handlers.core.messages import Logged, Request
+from marctl_handlers.core.settings import Log
+from marctl_handlers.redis import log as prediction_log
+from marctl_handlers.redis.link import RedisLink
+from marctl_handlers.redis.log import (
     DECLARATIONS,
     FIELD,
     LABELS,
@@ -34,9 +34,9 @@ from handlers.redis.log import (
     PredictionRecord,
     declaration_id,
 )
-from handlers.redis.spill import DECLARATION, LABEL, PREDICTION, frames_of
-from handlers.serving import take_label
-from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Question
+from marctl_handlers.redis.spill import DECLARATION, LABEL, PREDICTION, frames_of
+from marctl_handlers.serving import take_label
+from marctl_handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Question
 from tests.handlers.loading import load
 from tests.questions import some_questions
 from tests.redis_servers import TestRedis, memory_left

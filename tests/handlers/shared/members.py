@@ -10,18 +10,18 @@ from typing import Any
 
 import yaml
 
-from handlers.core.messages import Reply, Request
-from handlers.shared.host import Host
-from handlers.shared.members import MEMBERS_FILE, Member
-from handlers.shared.settings import SharedSettings
+from marctl_handlers.core.messages import Reply, Request
+from marctl_handlers.shared.host import Host
+from marctl_handlers.shared.members import MEMBERS_FILE, Member
+from marctl_handlers.shared.settings import SharedSettings
 
-CODE = {"handlers/entry.py": "0" * 64}
+CODE = {"marctl_handlers/entry.py": "0" * 64}
 """Stands for the handler code of an archive."""
 TASK = """from __future__ import annotations
 import time
 import msgspec
 import numpy as np
-from handlers import Task
+from marctl_handlers import Task
 
 class Text(msgspec.Struct):
     text: str

@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from handlers.shared.blame import MOST_DEATHS, Blame, blamed_in
+from marctl_handlers.shared.blame import MOST_DEATHS, Blame, blamed_in
 from tests.handlers.shared.members import a_host, ask, write_member
 
 A, B = "a" * 64, "b" * 64
 DIE = """
 import os, sys
 from pathlib import Path
-from handlers.shared.blame import Blame
+from marctl_handlers.shared.blame import Blame
 blame = Blame(Path(sys.argv[1]))
 with blame.{at}({who!r}):
     os._exit(1)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from handlers.core.messages import LOADING_HEADER, SAMPLE_HEADER, Request
-from handlers.shared.host import Host, own
-from handlers.torchserve.host_metrics import HostMetrics
+from marctl_handlers.core.messages import LOADING_HEADER, SAMPLE_HEADER, Request
+from marctl_handlers.shared.host import Host, own
+from marctl_handlers.torchserve.host_metrics import HostMetrics
 from tests.handlers.shared.members import CODE, a_host, ask, asking, told, write_list, write_member
 
 
@@ -102,7 +102,7 @@ def test_a_load_that_fails_is_its_own_failure(tmp_path: Path, loading: str, told
 
 
 def test_other_handler_code_is_refused_with_the_cure(tmp_path: Path) -> None:
-    other = {**CODE, "handlers/core/pipeline.py": "1" * 64}
+    other = {**CODE, "marctl_handlers/core/pipeline.py": "1" * 64}
     host = a_host(tmp_path, [write_member(tmp_path, "a", code=other)])
     [reply] = host.answer([asking("a/1.0", **{SAMPLE_HEADER: "1"})])
     assert "built with other handler code" in told(reply)[1]["detail"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.shared.turns import Waiting, in_turns
+from marctl_handlers.shared.turns import Waiting, in_turns
 
 
 class Clock:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from handlers.archive import load
-from handlers.core.errors import LoadError
-from handlers.core.messages import Model
-from handlers.tasks import find_task, task_in
+from marctl_handlers.archive import load
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Model
+from marctl_handlers.tasks import find_task, task_in
 from tests.handlers.loading import ask
 
 HEAD = """from __future__ import annotations
 import msgspec
-from handlers import Task
+from marctl_handlers import Task
 
 class Text(msgspec.Struct):
     text: str
@@ -54,10 +54,12 @@ def test_a_file_s_task_is_served(tmp_path: Path) -> None:
 
 def test_imports_of_tasks_in_the_file_are_not_its_own(tmp_path: Path) -> None:
     """So that a file may build on a task that comes with the package."""
-    text = "from handlers.tasks.multiple_choice.task import MultipleChoice\nclass Mine(MultipleChoice):\n    pass\n"
+    text = (
+        "from marctl_handlers.tasks.multiple_choice.task import MultipleChoice\nclass Mine(MultipleChoice):\n    pass\n"
+    )
     task = task_in(written(tmp_path, text))
     assert task.__name__ == "Mine"
-    from handlers.tasks.multiple_choice.schema import Answer
+    from marctl_handlers.tasks.multiple_choice.schema import Answer
 
     assert task.answer_type is Answer
 
@@ -147,10 +149,10 @@ def test_a_warm_up_that_raises_is_a_load_error(tmp_path: Path) -> None:
 
 def test_settings_of_a_task_s_own_are_checked(tmp_path: Path) -> None:
     settings = (
-        "from handlers import Settings\n"
+        "from marctl_handlers import Settings\n"
         "class MySettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=True):\n    depth: int = 1\n"
     )
-    text = HEAD.replace("from handlers import Task\n", "from handlers import Task\n" + settings)
+    text = HEAD.replace("from marctl_handlers import Task\n", "from marctl_handlers import Task\n" + settings)
     written(tmp_path, text + TASK + "\n    settings_type = MySettings\n")
     with pytest.raises(LoadError, match=r"section `handler`: Expected `int`, got `str` - at `\$\.depth`"):
         load(tmp_path, Model("mood", "1.0"), {"task": "own", "depth": "deep"})

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-from handlers.core.errors import LoadError
-from handlers.text.choose import load_runtime
-from handlers.text.packed_runtime import PackedRuntime
-from handlers.text.runtime import Processor, Runtime
-from handlers.text.settings import TextSettings
-from handlers.text.tokenization import PairEncoder, Row
-from handlers.text.torch_runtime import TorchRuntime
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.text.choose import load_runtime
+from marctl_handlers.text.packed_runtime import PackedRuntime
+from marctl_handlers.text.runtime import Processor, Runtime
+from marctl_handlers.text.settings import TextSettings
+from marctl_handlers.text.tokenization import PairEncoder, Row
+from marctl_handlers.text.torch_runtime import TorchRuntime
 
 TEXTS = ["Where do people cut bread?", "a knife", "orange juice on his cereal", "Why not 3 or 42?"]
 FOREVER = float("inf")

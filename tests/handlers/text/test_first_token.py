@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForMultipleChoice
 
-from handlers.text.first_token import use_first_token_only
+from marctl_handlers.text.first_token import use_first_token_only
 
 
 @pytest.mark.parametrize(

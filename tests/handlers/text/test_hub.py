@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForMultipleChoice, AutoModelForSequenceClassification, BertConfig
 
-from handlers.core.errors import LoadError
-from handlers.text.hub import load_model, load_tokenizer
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.text.hub import load_model, load_tokenizer
 from tests.handlers.loading import load
 from tests.tiny_models import KINDS, bert, save_tiny, wordpiece
 

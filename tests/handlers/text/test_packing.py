@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from handlers.text.packing import Block, Packing, filled
-from handlers.text.tokenization import Row
+from marctl_handlers.text.packing import Block, Packing, filled
+from marctl_handlers.text.tokenization import Row
 
 ROWS = [Row([2, 7, 3, 8, 3], 3, False), Row([2, 7, 3, 9, 3], 3, False), Row([2, 7, 7, 3, 8, 3], 4, False)]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from handlers.text.choose import load_runtime
-from handlers.text.hub import load_tokenizer
-from handlers.text.packed_runtime import PackedRuntime
-from handlers.text.pooling import Pooling
-from handlers.text.settings import POOLING_MODES, PoolingMode, TextSettings
-from handlers.text.tokenization import TextEncoder
-from handlers.text.torch_runtime import TorchRuntime
+from marctl_handlers.text.choose import load_runtime
+from marctl_handlers.text.hub import load_tokenizer
+from marctl_handlers.text.packed_runtime import PackedRuntime
+from marctl_handlers.text.pooling import Pooling
+from marctl_handlers.text.settings import POOLING_MODES, PoolingMode, TextSettings
+from marctl_handlers.text.tokenization import TextEncoder
+from marctl_handlers.text.torch_runtime import TorchRuntime
 
 TEXTS = [
     "He poured orange juice on his cereal; she poured milk on hers, naïvely.",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from handlers.text.hub import load_tokenizer
-from handlers.text.tokenization import MOST_KEPT_TOKENS, PairEncoder
+from marctl_handlers.text.hub import load_tokenizer
+from marctl_handlers.text.tokenization import MOST_KEPT_TOKENS, PairEncoder
 
 PAIRS = [("What do people use to cut bread?", choice) for choice in ("a knife", "a spoon", "rain " * 100)]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from ts.service import Service
 
-from handlers.core.pipeline import Pipeline
-from handlers.torchserve import adapter
-from handlers.torchserve.metrics import WorkerMetrics
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.torchserve import adapter
+from marctl_handlers.torchserve.metrics import WorkerMetrics
 
 
 @dataclass(frozen=True)

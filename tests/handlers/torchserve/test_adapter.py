@@ -12,12 +12,12 @@ from hypothesis import example, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from handlers import serving
-from handlers.core.errors import Invalid
-from handlers.core.messages import Binary, Model
-from handlers.core.pipeline import Pipeline
-from handlers.protocols.open_inference import forms
-from handlers.torchserve import adapter
+from marctl_handlers import serving
+from marctl_handlers.core.errors import Invalid
+from marctl_handlers.core.messages import Binary, Model
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.protocols.open_inference import forms
+from marctl_handlers.torchserve import adapter
 from tests.handlers.core.small import FaultError, ListLog, Small, SmallSettings, small
 from tests.handlers.torchserve.served import Field, Served
 

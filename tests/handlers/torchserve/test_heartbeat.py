@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from handlers.torchserve.heartbeat import EVERY_S, heartbeat_file
+from marctl_handlers.torchserve.heartbeat import EVERY_S, heartbeat_file
 
 PATIENCE_S = 30.0
 WORKER = """
 import torch
-from handlers.torchserve.heartbeat import begin_heartbeat
+from marctl_handlers.torchserve.heartbeat import begin_heartbeat
 
 begin_heartbeat()
 print("begun", flush=True)
@@ -63,7 +63,7 @@ def test_it_beats_while_the_process_computes_and_stops_with_it(worker: subproces
 
 def test_a_worker_without_a_place_for_it_works_on(tmp_path: Path) -> None:
     (tmp_path / "heartbeat").write_text("a file where the folder should be")
-    program = "from handlers.torchserve.heartbeat import begin_heartbeat; begin_heartbeat(); print('on')"
+    program = "from marctl_handlers.torchserve.heartbeat import begin_heartbeat; begin_heartbeat(); print('on')"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"TMPDIR": str(tmp_path)},

@@ -11,22 +11,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from handlers.tasks.embedding.schema import EmbeddingSettings
-from handlers.tasks.embedding.task import Embedding
-from handlers.torchserve.exemplars import Exemplar
-from handlers.torchserve.metrics import FILE_BYTES, FOLDER_VARIABLE, KINDS, reserve
-from handlers.torchserve.predictions import classifier, place
+from marctl_handlers.tasks.embedding.schema import EmbeddingSettings
+from marctl_handlers.tasks.embedding.task import Embedding
+from marctl_handlers.torchserve.exemplars import Exemplar
+from marctl_handlers.torchserve.metrics import FILE_BYTES, FOLDER_VARIABLE, KINDS, reserve
+from marctl_handlers.torchserve.predictions import classifier, place
 
 WORKER = """
 import json, time
 from itertools import zip_longest
 import msgspec
-from handlers.core.errors import Busy, Invalid
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.core.settings import Settings
-from handlers.core.task import Task
-from handlers.torchserve.metrics import WorkerMetrics, reserve
+from marctl_handlers.core.errors import Busy, Invalid
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.core.task import Task
+from marctl_handlers.torchserve.metrics import WorkerMetrics, reserve
 
 class Question(msgspec.Struct, frozen=True):
     text: str
@@ -224,7 +224,7 @@ def test_the_last_request_of_a_bucket_is_kept_with_its_trace(tmp_path: Path) -> 
 
 def test_a_processs_time_stays_counted_and_its_memory_goes(tmp_path: Path) -> None:
     code = """
-    from handlers.torchserve.process_figures import ProcessFigures
+    from marctl_handlers.torchserve.process_figures import ProcessFigures
     figures = ProcessFigures("quiz", "1.0")
     figures.write(); sum(i * i for i in range(3_000_000)); figures.write()
     print(time.process_time())
@@ -239,7 +239,7 @@ def test_a_processs_time_stays_counted_and_its_memory_goes(tmp_path: Path) -> No
 def test_values_on_a_buckets_edge_are_in_it(tmp_path: Path) -> None:
     code = """
     from prometheus_client import Histogram
-    from handlers.torchserve.metrics import SIZES, observe
+    from marctl_handlers.torchserve.metrics import SIZES, observe
     many, single = (Histogram(name, "", buckets=SIZES, registry=None) for name in ("many", "single"))
     values = [0, 1, 1.5, 2, 256, 257, 1e9]
     observe(many, values)
@@ -256,7 +256,7 @@ def test_values_on_a_buckets_edge_are_in_it(tmp_path: Path) -> None:
 
 def test_what_the_pipelines_parts_count_is_written_as_it_grows(tmp_path: Path) -> None:
     code = """
-    import handlers.torchserve.metrics as module
+    import marctl_handlers.torchserve.metrics as module
     for hits, asking in ((0, 1), (5, 1), (9, 0)):
         parts.counted = {"handler_cache_hits_total": hits, "handler_cache_asking": asking, "own_total": hits}
         metrics.flush()
@@ -271,7 +271,7 @@ def test_what_the_pipelines_parts_count_is_written_as_it_grows(tmp_path: Path) -
 
 def test_late_counts_are_written_without_another_batch(tmp_path: Path) -> None:
     code = """
-    import handlers.torchserve.metrics as module
+    import marctl_handlers.torchserve.metrics as module
     module.FLUSH_S = 0.05
     batch(['cat'])
     parts.counted = {"handler_log_written_total": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.torchserve.waiting import Wait, Waiting
+from marctl_handlers.torchserve.waiting import Wait, Waiting
 
 
 def filling(waiting: Waiting, requests: list[dict[str, str]], now_ms: float) -> list[float | None]:

@@ -17,7 +17,7 @@ from tests.handlers.torchserve.served import Answer, replies_in
 TASK = """
 from __future__ import annotations
 import msgspec
-from handlers import Task
+from marctl_handlers import Task
 
 class Text(msgspec.Struct):
     text: str
@@ -41,7 +41,7 @@ PROGRAM = """
 import base64, json, sys, time
 from types import SimpleNamespace
 from ts.service import Service
-from handlers.entry import handle
+from marctl_handlers.entry import handle
 from tests.handlers.torchserve.served import Field, batch_of
 
 root, texts, wait_s = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from ts.protocol import otf_message_handler
 
-from handlers.torchserve.worker_socket import read_in_pieces
+from marctl_handlers.torchserve.worker_socket import read_in_pieces
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 import yaml
 
-from handlers.archive import load as load_archive
-from handlers.core.messages import Model
-from handlers.redis.log import FIELD, PREDICTIONS, PredictionRecord
-from scripts.batch.archive import extract
-from scripts.batch.ask import Ask, BadExplanation, Explained, open_log
+from marctl.batch.archive import extract
+from marctl.batch.ask import Ask, BadExplanation, Explained, open_log
+from marctl_handlers.archive import load as load_archive
+from marctl_handlers.core.messages import Model
+from marctl_handlers.redis.log import FIELD, PREDICTIONS, PredictionRecord
 from tests.batch_archives import doubling_archive
 from tests.handlers.loading import ask, load
 from tests.redis_servers import TestRedis

@@ -10,15 +10,15 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from scripts.batch.folder import BEAT_S, DEAD_BEATS, FolderBusy, folder_of
-from scripts.batch.job import Job, JobChanged, Source, refuse_change
-from scripts.batch.workspace import remove_leftovers, workspace
-from scripts.core.files import WriteFailed
+from marctl.batch.folder import BEAT_S, DEAD_BEATS, FolderBusy, folder_of
+from marctl.batch.job import Job, JobChanged, Source, refuse_change
+from marctl.batch.workspace import remove_leftovers, workspace
+from marctl.core.files import WriteFailed
 from tests.full_disk import fill, small_disk
 
 HOLD = """
 import sys, time
-from scripts.batch.folder import folder_of
+from marctl.batch.folder import folder_of
 with folder_of(sys.argv[1]).claimed():
     print("held", flush=True)
     time.sleep(60)

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.batch.job import Job
-from scripts.batch.plan import plan
-from scripts.batch.sources import Scanned, read, scan_all
-from scripts.core.errors import UserError
+from marctl.batch.job import Job
+from marctl.batch.plan import plan
+from marctl.batch.sources import Scanned, read, scan_all
+from marctl.core.errors import UserError
 
 COUNT = 1500
 WORDS = ["plain", "", 'with "quotes"', "two\nlines", "com,ma", "naïve ☃", " space ", "x" * 300]

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from handlers.features import specification_of
-from scripts.batch.archive import Description, Field
-from scripts.batch.formats.block import ArrowBlock, PlainBlock
-from scripts.batch.offline import Histories
-from scripts.batch.questions import Questions
-from scripts.core.errors import UserError
+from marctl.batch.archive import Description, Field
+from marctl.batch.formats.block import ArrowBlock, PlainBlock
+from marctl.batch.offline import Histories
+from marctl.batch.questions import Questions
+from marctl.core.errors import UserError
+from marctl_handlers.features import specification_of
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAY_S = 86_400.0

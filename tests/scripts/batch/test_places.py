@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from scripts.batch.places import NoSuchPlace, find_files, place_of
+from marctl.batch.places import NoSuchPlace, find_files, place_of
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.batch.job import Job
-from scripts.batch.plan import plan, sampled, unit_rows_for
-from scripts.batch.sources import Scanned, scan_all
+from marctl.batch.job import Job
+from marctl.batch.plan import plan, sampled, unit_rows_for
+from marctl.batch.sources import Scanned, scan_all
 
 ROWS = 5000
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.batch.places import find_files
-from scripts.batch.roots import OutsideRoots, refuse_files_outside, refuse_outside
+from marctl.batch.places import find_files
+from marctl.batch.roots import OutsideRoots, refuse_files_outside, refuse_outside
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from handlers.archive import load
-from handlers.core.messages import Model
-from scripts.batch.answers import key_fields, schema_of
-from scripts.batch.archive import Description, describe, extract
-from scripts.batch.ask import Ask
-from scripts.batch.folder import folder_of
-from scripts.batch.job import Job
-from scripts.batch.output import Output, digest_of
-from scripts.batch.plan import plan
-from scripts.batch.sources import scan_all
-from scripts.batch.unit import UnitRunner
+from marctl.batch.answers import key_fields, schema_of
+from marctl.batch.archive import Description, describe, extract
+from marctl.batch.ask import Ask
+from marctl.batch.folder import folder_of
+from marctl.batch.job import Job
+from marctl.batch.output import Output, digest_of
+from marctl.batch.plan import plan
+from marctl.batch.sources import scan_all
+from marctl.batch.unit import UnitRunner
+from marctl_handlers.archive import load
+from marctl_handlers.core.messages import Model
 from tests.batch_archives import doubling_archive
 
 

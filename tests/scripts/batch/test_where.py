@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from scripts.batch.where import BadCondition, Condition
+from marctl.batch.where import BadCondition, Condition
 
 ROWS = [
     {"amount": 5, "region": "EU", "note": None},

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build.adopt import adopt
-from scripts.build.recipe import Version
+from marctl.build.adopt import adopt
+from marctl.build.recipe import Version
 
 
 @pytest.fixture

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from handlers.archive import load
-from handlers.core.errors import LoadError
-from handlers.core.messages import Model
-from scripts.build import build as build_module
-from scripts.build.adopt import adopt
-from scripts.build.build import build, library_versions
-from scripts.build.reader import read_archive
-from scripts.build.recipe import Version, read_version
-from scripts.build.verify import selfcheck, verify
-from scripts.core.errors import UserError
+from marctl.batch.archive import describe
+from marctl.build import build as build_module
+from marctl.build.adopt import adopt
+from marctl.build.build import build, library_versions
+from marctl.build.reader import read_archive
+from marctl.build.recipe import Version, read_version
+from marctl.build.verify import selfcheck, verify
+from marctl.core.errors import UserError
+from marctl_handlers.archive import load
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Model
 
 
 def rewrite(archive: Path, target: Path, changes: dict[str, bytes | None]) -> Path:
@@ -129,12 +130,29 @@ def test_failed_build_keeps_the_archive_that_was_there(
 
 
 def test_archive_answers_with_its_own_handlers_and_no_installed_copy(built: Path, tmp_path: Path) -> None:
+    task = "marctl_handlers/tasks/multiple_choice/task.py"
     with zipfile.ZipFile(built) as file:
-        source = file.read("handlers/tasks/multiple_choice/task.py").decode()
+        source = file.read(task).decode()
     marked = source.replace("confidence=round(", "confidence=7 + round(")
     assert marked != source
-    changed = rewrite(built, tmp_path / "changed.mar", {"handlers/tasks/multiple_choice/task.py": marked.encode()})
+    changed = rewrite(built, tmp_path / "changed.mar", {task: marked.encode()})
     assert selfcheck(changed, "quiz 1.0")["answers"][0]["confidence"] > 7
+
+
+def test_archive_whose_handlers_had_another_name_answers_with_them(built: Path, tmp_path: Path) -> None:
+    """They were a package `handlers` once; such archives are served on."""
+    former = tmp_path / "former.mar"
+    with zipfile.ZipFile(built) as source, zipfile.ZipFile(former, "w") as out:
+        for info in source.infolist():
+            content = source.read(info)
+            if info.filename.endswith(".py"):
+                content = content.replace(b"marctl_handlers", b"handlers").replace(
+                    b"confidence=round", b"confidence=7 + round"
+                )
+            out.writestr(info.filename.replace("marctl_handlers/", "handlers/"), content)
+    assert selfcheck(former, "quiz 1.0")["answers"][0]["confidence"] > 7
+    extract(former, tmp_path / "root")
+    assert [field.name for field in describe(tmp_path / "root", "quiz 1.0").fields] == ["question", "choices", "context"]
 
 
 def test_archive_needs_no_network(built: Path, tmp_path: Path) -> None:
@@ -143,7 +161,7 @@ def test_archive_needs_no_network(built: Path, tmp_path: Path) -> None:
         "import socket\ndef refuse(*a, **k): raise AssertionError('network used')\nsocket.socket.connect = refuse\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "handlers.selfcheck"],
+        [sys.executable, "-m", "marctl_handlers.selfcheck"],
         cwd=root,
         env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
         capture_output=True,
@@ -193,7 +211,7 @@ def test_archive_that_does_not_load_fails_its_verification(built: Path, tmp_path
 def test_archive_records_what_it_was_verified_with(built: Path, version: Version) -> None:
     metadata = read_archive(built).metadata
     assert metadata["libraries"] == library_versions(version)
-    assert metadata["input_schema"]["$defs"]["Question"]["required"] == ["question", "choices"]
+    assert metadata["input_schema"]["$defs"]["Question"]["required"] == ["question", "choices", "context"]
 
 
 def test_no_path_of_the_builder_is_in_the_archive(built: Path, tiny_model: Callable[[str], Path]) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.core.calibration import Temperature, softmax
-from handlers.core.pipeline import Pipeline
-from handlers.tasks.multiple_choice.reference import plain_probabilities
-from handlers.tasks.multiple_choice.task import MultipleChoice
-from scripts.build.build import build
-from scripts.build.recipe import read_version
-from scripts.build.weights import load_weights
-from scripts.train.calibrate import scores_of
-from scripts.train.evaluate import evaluate, open_archive, read_rows
+from marctl.build.build import build
+from marctl.build.recipe import read_version
+from marctl.build.weights import load_weights
+from marctl.train.calibrate import scores_of
+from marctl.train.evaluate import evaluate, open_archive, read_rows
+from marctl_handlers.core.calibration import Temperature, softmax
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.multiple_choice.reference import plain_probabilities
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
 
 PROJECT = Path(__file__).parents[3]
 STORE = PROJECT / "model_store"

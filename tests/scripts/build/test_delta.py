@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.build.delta import apply_delta, pack_delta, read_delta, write_delta
-from scripts.core.errors import UserError
+from marctl.build.delta import apply_delta, pack_delta, read_delta, write_delta
+from marctl.core.errors import UserError
 
 
 def weights(seed: int) -> dict[str, torch.Tensor]:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handlers.tasks.embedding.schema import Question
-from scripts.build.adopt import adopt
-from scripts.build.build import build
-from scripts.build.recipe import read_version
-from scripts.build.sources import locate
-from scripts.core.errors import UserError
-from scripts.train.evaluate import open_archive
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl.build.recipe import read_version
+from marctl.build.sources import locate
+from marctl.core.errors import UserError
+from marctl.train.evaluate import open_archive
+from marctl_handlers.tasks.embedding.schema import Question
 from tests.handlers.tasks.embedding.test_task import sentence_transformer
 
 STORE = Path(__file__).parents[3] / "model_store"

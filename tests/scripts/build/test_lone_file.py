@@ -12,12 +12,12 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from handlers.features.tables import rows_of
-from scripts.build.adopt import adopt, default_task
-from scripts.build.build import build
-from scripts.build.lone_file import ModelFile
-from scripts.build.reader import read_archive
-from scripts.core.errors import UserError
+from marctl.build.adopt import adopt, default_task
+from marctl.build.build import build
+from marctl.build.lone_file import ModelFile
+from marctl.build.reader import read_archive
+from marctl.core.errors import UserError
+from marctl_handlers.features.tables import rows_of
 from tests.tiny_tables import FEATURES, loans, save_xgboost, specification
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.build import build as build_module
-from scripts.build.adopt import adopt
-from scripts.build.build import build
-from scripts.build.reader import read_archive
-from scripts.build.recipe import read_version
-from scripts.core.errors import UserError
-from scripts.stack.samples import faults_of
-from scripts.train.evaluate import open_archive
+from marctl.build import build as build_module
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl.build.reader import read_archive
+from marctl.build.recipe import read_version
+from marctl.core.errors import UserError
+from marctl.stack.samples import faults_of
+from marctl.train.evaluate import open_archive
 from tests.tiny_ensembles import MEMBERS, REQUEST, write_ensemble, write_recipes
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build.reader import MANIFEST, read_archive
-from scripts.core.errors import UserError
+from marctl.build.reader import MANIFEST, read_archive
+from marctl.core.errors import UserError
 from tests.tiny_archives import tiny_archive
 
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{i + 1}: &l{i + 1} [{', '.join([f'*l{i}'] * 10)}]\n" for i in range(9))

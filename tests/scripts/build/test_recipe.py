@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.build.adopt import adopt, read_samples
-from scripts.build.recipe import find_versions, read_version
-from scripts.build.weights import load_weights
-from scripts.core.errors import UserError
+from marctl.build.adopt import adopt, read_samples
+from marctl.build.recipe import find_versions, read_version
+from marctl.build.weights import load_weights
+from marctl.core.errors import UserError
 
 GOOD = {
     "task": "multiple_choice",

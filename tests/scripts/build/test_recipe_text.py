@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from scripts.build.recipe_text import with_section
+from marctl.build.recipe_text import with_section
 
 TEXT = """\
 # A recipe.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts.build import build as build_module
-from scripts.cli import main
+from marctl.build import build as build_module
+from marctl.cli import main
 
 
 def marctl(*arguments: object) -> Result:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from scripts.cli.explained import explained
+from marctl.cli.explained import explained
 
 FOUND: dict[str, Any] = {
     "label": "bad",

@@ -10,10 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from scripts.cli import COMMANDS, main
-from scripts.core.process import Identity
-from scripts.stack.ports import Ports
-from scripts.stack.state import Running, State
+from marctl.cli import COMMANDS, main
+from marctl.core.process import Identity
+from marctl.stack.ports import Ports
+from marctl.stack.state import Running, State
 
 HEAVY = {"torch", "transformers", "requests", "rich.table", "psutil", "msgspec", "yaml"}
 STACK_COMMANDS = [
@@ -33,7 +33,7 @@ STACK_COMMANDS = [
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from scripts.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+        "import sys; from marctl.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(eval(done.stdout.splitlines()[-1]))

@@ -10,7 +10,7 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from scripts.cli import main
+from marctl.cli import main
 from tests.redis_servers import TestRedis
 from tests.scripts.records.conftest import Log, client, log, record
 

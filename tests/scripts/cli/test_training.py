@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from scripts.build import build as build_module
-from scripts.build.adopt import adopt
-from scripts.build.build import build
-from scripts.cli import main
+from marctl.build import build as build_module
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl.cli import main
 
 
 def marctl(*arguments: object) -> Result:

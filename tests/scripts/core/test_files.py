@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.files import WriteFailed, write_atomically
+from marctl.core.files import WriteFailed, write_atomically
 from tests.full_disk import small_disk
 
 ENDLESS = """
 import sys
 from pathlib import Path
-from scripts.core.files import write_atomically
+from marctl.core.files import write_atomically
 print(flush=True)
 while True:
     for letter in "ab":

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.core.process import (
+from marctl.core.process import (
     LOG_BYTES,
     Identity,
     Program,

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from handlers.redis.features import FEATURES_URL_VARIABLE
-from scripts.cli import main
+from marctl.cli import main
+from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
 from tests.handlers.features.stored_rows import FRESHNESS_S, specification
 from tests.redis_servers import TestRedis
 

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from handlers.features.stored import StoredForm
-from handlers.redis.features import FEATURES_URL_VARIABLE
-from scripts.core.errors import UserError
-from scripts.features import push as pushing
-from scripts.features.push import PROGRESS, Push, Pushed
-from scripts.features.table import Table, TableInvalid
+from marctl.core.errors import UserError
+from marctl.features import push as pushing
+from marctl.features.push import PROGRESS, Push, Pushed
+from marctl.features.table import Table, TableInvalid
+from marctl_handlers.features.stored import StoredForm
+from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
 from tests.handlers.features.stored_rows import specification
 from tests.redis_servers import TestRedis, memory_left
 
@@ -238,7 +238,7 @@ class TestRedisClient:
     __test__ = False
 
     def __init__(self, server: TestRedis) -> None:
-        from scripts.stack.redis_server import connect
+        from marctl.stack.redis_server import connect
 
         self.client = connect(server.url)
 
@@ -252,7 +252,7 @@ def test_an_interrupted_push_goes_on_where_it_stopped(
     import msgspec
 
     spec.write_bytes(msgspec.json.encode(specification()))
-    command = [sys.executable, "-c", "from scripts.cli import main; main()", "features", "push", "--spec", str(spec)]
+    command = [sys.executable, "-c", "from marctl.cli import main; main()", "features", "push", "--spec", str(spec)]
     command += [str(path), "--state", str(tmp_path / "state"), "--json"]
     environ = {**os.environ, FEATURES_URL_VARIABLE: server.url}
     hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731

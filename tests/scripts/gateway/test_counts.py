@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scripts.gateway.counts import ATTEMPTS, read
-from scripts.gateway.names import Role
+from marctl.gateway.counts import ATTEMPTS, read
+from marctl.gateway.names import Role
 
 
 def attempts(cold: str, code: int, number: int) -> str:

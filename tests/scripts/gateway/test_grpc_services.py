@@ -13,9 +13,9 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto,
 from grpc_tools import protoc
 from tritonclient.grpc import service_pb2
 
-from scripts.gateway.listeners import GRPC_SERVICES
-from scripts.gateway.open_inference import METHODS
-from scripts.stack.torchserve import server_home
+from marctl.gateway.listeners import GRPC_SERVICES
+from marctl.gateway.open_inference import METHODS
+from marctl.stack.torchserve import server_home
 
 INCLUDES = [Path(google.api.annotations_pb2.__file__).parents[2], Path(protoc.__file__).parent / "_proto"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from scripts.core.errors import UserError
-from scripts.gateway.health import READINESS, WITHOUT_WORKERS, Health, Verdict, Workers, begin
+from marctl.core.errors import UserError
+from marctl.gateway.health import READINESS, WITHOUT_WORKERS, Health, Verdict, Workers, begin
 
 HOSTS = ["http://127.0.0.1:1", "http://10.0.0.2:8080"]
 ROUTED = [("mcqa", "1.0")]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from scripts.gateway.names import cluster, guarded_cluster, shadow_cluster
+from marctl.gateway.names import cluster, guarded_cluster, shadow_cluster
 
 PARTS = ("1.0", "1_0", "1%2E0", "1|0", "1", "0", "a", "a|1.0", "a/b", "..", "1.0|shadow", "1.0|guarded", "é", "1 0")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from scripts.core.explainers import explainer_of
-from scripts.gateway.openapi import document
-from scripts.gateway.routes import gateway_routes
+from marctl.core.explainers import explainer_of
+from marctl.gateway.openapi import document
+from marctl.gateway.routes import gateway_routes
 from tests.declared import declared_of
 
 SERVED = {"mcqa": {"1.0", "2.0"}, explainer_of("mcqa"): {"1.0"}}

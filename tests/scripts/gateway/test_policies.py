@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.gateway.policies import Traffic, TrafficInvalid, check, dump, parse, read
+from marctl.gateway.policies import Traffic, TrafficInvalid, check, dump, parse, read
 
 SERVED = {"mcqa": ["1.0", "1.9", "1.10"], "embed": ["1.0"]}
 WHOLE = """

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import scripts.gateway.routes
-from handlers.core.messages import EXPERIMENT_HEADER, TIMEOUT_HEADER
-from scripts.gateway import names
-from scripts.gateway.openapi import document
-from scripts.gateway.routes import (
+import marctl.gateway.routes
+from marctl.gateway import names
+from marctl.gateway.openapi import document
+from marctl.gateway.routes import (
     LONGEST_ANSWER_BYTES,
     fallback_routes,
     gateway_routes,
@@ -21,9 +20,10 @@ from scripts.gateway.routes import (
     waits_for_load,
     ways,
 )
+from marctl_handlers.core.messages import EXPERIMENT_HEADER, TIMEOUT_HEADER
 from tests.declared import declared_of
 
-LUA = Path(scripts.gateway.routes.__file__).parent
+LUA = Path(marctl.gateway.routes.__file__).parent
 SHARED = [f"{name}-shared" for name in ("split", "pinned", "describe", "explain", "label")]
 """Ways of versions that a worker may have to load."""
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.errors import UserError
-from scripts.gateway.settings import GatewaySettings, RateLimit, read_settings
+from marctl.core.errors import UserError
+from marctl.gateway.settings import GatewaySettings, RateLimit, read_settings
 
 
 def written(folder: Path, text: str) -> Path:

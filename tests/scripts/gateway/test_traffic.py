@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.core.explainers import explainer_of
-from scripts.gateway.policies import Traffic
-from scripts.gateway.traffic import keepers, line, ranges, resolver, takes_labels
+from marctl.core.explainers import explainer_of
+from marctl.gateway.policies import Traffic
+from marctl.gateway.traffic import keepers, line, ranges, resolver, takes_labels
 
 SERVED = {"mcqa": {"1.9", "1.10", "2.0"}, explainer_of("mcqa"): {"2.0"}}
 

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 import redis
 
-from handlers.core.columns import LogColumn
-from handlers.redis.log import (
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.redis.log import (
     DECLARATIONS,
     FIELD,
     LABELS,

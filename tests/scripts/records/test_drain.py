@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from handlers.core.columns import LogColumn
-from handlers.redis.log import DECLARATIONS, IDENTITY, LABELS, PREDICTIONS, SALT, Declaration
-from scripts.core.errors import UserError
-from scripts.records import drain as draining
-from scripts.records import files
-from scripts.records.drain import DRAINER, Busy, Drained, drain
-from scripts.records.kinds import KINDS, PREDICTION_KIND
-from scripts.records.reader import batches, read, read_kind
-from scripts.stack import redis_server as redis_servers
+from marctl.core.errors import UserError
+from marctl.records import drain as draining
+from marctl.records import files
+from marctl.records.drain import DRAINER, Busy, Drained, drain
+from marctl.records.kinds import KINDS, PREDICTION_KIND
+from marctl.records.reader import batches, read, read_kind
+from marctl.stack import redis_server as redis_servers
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.redis.log import DECLARATIONS, IDENTITY, LABELS, PREDICTIONS, SALT, Declaration
 from tests.live.envoys import until
 from tests.redis_servers import TestRedis, memory_left
 from tests.scripts.records.conftest import COLUMNS, NOON_US, Log, declare, label, record
@@ -179,7 +179,7 @@ def test_killed_again_and_again_while_records_come_it_loses_and_doubles_none(
 ) -> None:
     """SIGKILL for a real process, at random moments."""
     dice, expected = random.Random(5), []
-    script = "import sys; from scripts.cli import main; print('begun', flush=True); main(prog_name='marctl')"
+    script = "import sys; from marctl.cli import main; print('begun', flush=True); main(prog_name='marctl')"
     command = [sys.executable, "-c", script, "log", "drain", "--to", str(tmp_path), "--step", "20"]
     command += ["--follow", "--every", "0.1", "--state", str(tmp_path / "none")]
     environ = os.environ | {"REDIS_URL": redis_server.url}

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from handlers.core.columns import LogColumn
-from handlers.redis.log import Declaration
-from scripts.records import files
-from scripts.records.drain import drain
-from scripts.records.reader import read
+from marctl.records import files
+from marctl.records.drain import drain
+from marctl.records.reader import read
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.redis.log import Declaration
 from tests.scripts.records.conftest import Log, declare, record
 from tests.scripts.records.test_drain import Dies, many
 from tests.scripts.records.test_spilled import dying

@@ -11,14 +11,14 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from handlers.core.settings import Log as LogSettings
-from handlers.redis.link import RedisLink
-from handlers.redis.log import Declaration, PredictionLog, PredictionRecord
-from scripts.cli import main
-from scripts.records import files, keeper
-from scripts.records.drain import drain
-from scripts.records.keeper import Keeper, Limits, connector, figures_of, limits_of, save_limits
-from scripts.records.reader import read
+from marctl.cli import main
+from marctl.records import files, keeper
+from marctl.records.drain import drain
+from marctl.records.keeper import Keeper, Limits, connector, figures_of, limits_of, save_limits
+from marctl.records.reader import read
+from marctl_handlers.core.settings import Log as LogSettings
+from marctl_handlers.redis.link import RedisLink
+from marctl_handlers.redis.log import Declaration, PredictionLog, PredictionRecord
 from tests.handlers.redis.test_log import answered, small_disk, until
 from tests.redis_servers import TestRedis
 from tests.scripts.records.conftest import COLUMNS, Log, label

@@ -8,14 +8,14 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from handlers.core.columns import LogColumn
-from handlers.redis.log import Declaration, LabelType
-from scripts.cli import main
-from scripts.core.errors import UserError
-from scripts.records.declarations import Declarations
-from scripts.records.drain import drain
-from scripts.records.labels import read_labels, send_labels
-from scripts.records.reader import read
+from marctl.cli import main
+from marctl.core.errors import UserError
+from marctl.records.declarations import Declarations
+from marctl.records.drain import drain
+from marctl.records.labels import read_labels, send_labels
+from marctl.records.reader import read
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.redis.log import Declaration, LabelType
 from tests.redis_servers import TestRedis
 from tests.scripts.records.conftest import NOON_US, Log, declare, label, record
 

@@ -14,15 +14,15 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from handlers.core.columns import LogColumn
-from handlers.redis.log import Declaration, PredictionRecord
-from scripts.cli import main
-from scripts.cli.shadow import describe
-from scripts.records import shadow as joining
-from scripts.records.declarations import Declarations, outcome_type
-from scripts.records.kinds import PREDICTION_KIND, Entry
-from scripts.records.page import page, question
-from scripts.records.shadow import Comparison, Joined, mean, quantiles, summary, wilson
+from marctl.cli import main
+from marctl.cli.shadow import describe
+from marctl.records import shadow as joining
+from marctl.records.declarations import Declarations, outcome_type
+from marctl.records.kinds import PREDICTION_KIND, Entry
+from marctl.records.page import page, question
+from marctl.records.shadow import Comparison, Joined, mean, quantiles, summary, wilson
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.redis.log import Declaration, PredictionRecord
 from tests.scripts.records.conftest import COLUMNS, record
 
 EVIL = '<script>alert("x")</script>'
@@ -213,7 +213,7 @@ def test_an_empty_log_says_what_to_do(tmp_path: Path) -> None:
     ],
 )
 def test_times_are_read(text: str, expected: timedelta) -> None:
-    from scripts.records.reader import moment
+    from marctl.records.reader import moment
 
     now = datetime(2026, 11, 21, 12, tzinfo=UTC)
     assert now - moment(text, now) == expected

@@ -14,12 +14,12 @@ import msgspec
 import pytest
 import redis
 
-from handlers.redis.log import Declaration
-from handlers.redis.spill import LABEL, PREDICTION, Frame, Spill
-from scripts.records import position
-from scripts.records.drain import Drained, drain, drain_spill
-from scripts.records.kinds import PREDICTION_KIND
-from scripts.records.reader import read
+from marctl.records import position
+from marctl.records.drain import Drained, drain, drain_spill
+from marctl.records.kinds import PREDICTION_KIND
+from marctl.records.reader import read
+from marctl_handlers.redis.log import Declaration
+from marctl_handlers.redis.spill import LABEL, PREDICTION, Frame, Spill
 from tests.scripts.records.conftest import COLUMNS, Log, declare, label, record
 from tests.scripts.records.test_drain import Dies, ids, many, quarantined
 

@@ -5,8 +5,8 @@ from typing import Literal
 import msgspec
 import pytest
 
-from scripts.gateway.policies import Traffic
-from scripts.stack.document import Document, DocumentInvalid, Model, Pool, Version, dump, faults, parse
+from marctl.gateway.policies import Traffic
+from marctl.stack.document import Document, DocumentInvalid, Model, Pool, Version, dump, faults, parse
 
 DIGEST = "sha256:" + "ab" * 32
 

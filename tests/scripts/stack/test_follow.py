@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build.reader import read_archive
-from scripts.core.errors import UserError
-from scripts.stack import document
-from scripts.stack.document import Declared, Document, Model, Version
-from scripts.stack.follow import Follower, FollowsPlace, begin, check_node, refuse_following
-from scripts.stack.history import Conflict, Revision
-from scripts.stack.place import (
+from marctl.build.reader import read_archive
+from marctl.core.errors import UserError
+from marctl.stack import document
+from marctl.stack.document import Declared, Document, Model, Version
+from marctl.stack.follow import Follower, FollowsPlace, begin, check_node, refuse_following
+from marctl.stack.history import Conflict, Revision
+from marctl.stack.place import (
     FilePlace,
     Place,
     PlaceAway,
@@ -24,10 +24,10 @@ from scripts.stack.place import (
     read_content,
     revision_of,
 )
-from scripts.stack.plan import TAKE_BACK
-from scripts.stack.report import Status
-from scripts.stack.state import State
-from scripts.stack.store import digest_of
+from marctl.stack.plan import TAKE_BACK
+from marctl.stack.report import Status
+from marctl.stack.state import State
+from marctl.stack.store import digest_of
 from tests.full_disk import fill, small_disk
 from tests.redis_servers import TestRedis
 from tests.tiny_archives import tiny_archive
@@ -182,7 +182,7 @@ def test_a_place_that_is_away_changes_nothing_and_is_caught_up_with(node: Node) 
 
 
 def test_missing_archives_are_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.stack.follow.MISSING_S", 0.0)
+    monkeypatch.setattr("marctl.stack.follow.MISSING_S", 0.0)
     made = tiny_archive(node.path.parent, version="2.0")
     second = Version(archive=digest_of(read_archive(made)), file=made.name, workers=1)
     models = node.document(1).models["mcqa"].versions | {"2.0": second}

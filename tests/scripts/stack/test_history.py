@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.files import WriteFailed
-from scripts.stack.document import Document, Model, Version
-from scripts.stack.history import NOTHING, Conflict, History, HistoryDamaged, NoSuchRevision
+from marctl.core.files import WriteFailed
+from marctl.stack.document import Document, Model, Version
+from marctl.stack.history import NOTHING, Conflict, History, HistoryDamaged, NoSuchRevision
 from tests.full_disk import fill, small_disk
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.stack import java
-from scripts.stack.java import NoJava, find_java, major_version
+from marctl.stack import java
+from marctl.stack.java import NoJava, find_java, major_version
 
 
 def fake_java(folder: Path, version: str) -> Path:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.errors import UserError
-from scripts.stack.backoff import Backoff
-from scripts.stack.journal import Journal
-from scripts.stack.report import Answer
-from scripts.stack.state import State
+from marctl.core.errors import UserError
+from marctl.stack.backoff import Backoff
+from marctl.stack.journal import Journal
+from marctl.stack.report import Answer
+from marctl.stack.state import State
 from tests.full_disk import fill, small_disk
 
 
@@ -73,7 +73,7 @@ def test_a_full_disk_ends_nothing_and_the_news_are_written_later(tmp_path: Path)
 
 def test_a_first_try_is_at_once_and_later_ones_wait_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("scripts.stack.backoff.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("marctl.stack.backoff.time.monotonic", lambda: clock[0])
     backoff, tries = Backoff(1.0, 8.0), []
     while clock[0] < 130:
         if backoff.due:

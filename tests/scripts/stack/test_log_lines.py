@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from scripts.stack.log_lines import FILES, Follower, read_lines
+from marctl.stack.log_lines import FILES, Follower, read_lines
 
 ALL = tuple(FILES)
 

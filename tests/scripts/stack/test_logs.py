@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from scripts.core.logs import Position
-from scripts.stack.logs import mark, reason
+from marctl.core.logs import Position
+from marctl.stack.logs import mark, reason
 
 TRACEBACK = [
     "Backend worker process died.",
@@ -30,7 +30,7 @@ def lines(thread: str, texts: list[str]) -> str:
 def test_a_load_error_is_told_in_its_own_words() -> None:
     texts = [
         *TRACEBACK,
-        "handlers.core.errors.LoadError: labels.json: missing; rebuild the archive",
+        "marctl_handlers.core.errors.LoadError: labels.json: missing; rebuild the archive",
         "Connection closed",
     ]
     assert reason(texts) == "labels.json: missing; rebuild the archive"

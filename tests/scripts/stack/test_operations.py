@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.errors import UserError
-from scripts.gateway.policies import Traffic, TrafficInvalid
-from scripts.stack import operations
-from scripts.stack.document import Declared, Document
-from scripts.stack.history import Conflict, NoSuchRevision, Revision
-from scripts.stack.operations import NoSuchVersion, NotFollowed, NotReady, Operator
-from scripts.stack.plan import TAKE_BACK
-from scripts.stack.state import State
+from marctl.core.errors import UserError
+from marctl.gateway.policies import Traffic, TrafficInvalid
+from marctl.stack import operations
+from marctl.stack.document import Declared, Document
+from marctl.stack.history import Conflict, NoSuchRevision, Revision
+from marctl.stack.operations import NoSuchVersion, NotFollowed, NotReady, Operator
+from marctl.stack.plan import TAKE_BACK
+from marctl.stack.state import State
 from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
 
 

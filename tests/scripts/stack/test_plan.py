@@ -5,10 +5,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from scripts.core.order import version_order
-from scripts.stack.document import Document
-from scripts.stack.history import History
-from scripts.stack.plan import TAKE_BACK, declare, find_archives, left_out, with_workers
+from marctl.core.order import version_order
+from marctl.stack.document import Document
+from marctl.stack.history import History
+from marctl.stack.plan import TAKE_BACK, declare, find_archives, left_out, with_workers
 from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts.core.errors import UserError
-from scripts.core.http import HOST
-from scripts.stack.ports import PortTaken, choose_ports, is_free
+from marctl.core.errors import UserError
+from marctl.core.http import HOST
+from marctl.stack.ports import PortTaken, choose_ports, is_free
 
 
 @pytest.fixture
@@ -36,6 +36,6 @@ def test_zero_gives_free_ports_that_differ() -> None:
 
 
 def test_a_second_stacks_grpc_ports_move_out_of_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.stack.ports.is_free", lambda port: port not in {7070, 7071})
+    monkeypatch.setattr("marctl.stack.ports.is_free", lambda port: port not in {7070, 7071})
     ports = choose_ports(9080, 9081, 9082)
     assert (ports.grpc_inference, ports.grpc_management) == (7072, 7073)

@@ -10,11 +10,11 @@ import psutil
 import pytest
 import redis
 
-from handlers.redis.cache import PREFIX
-from scripts.core.process import is_alive
-from scripts.stack import redis_server
-from scripts.stack.redis_server import CACHE, FEATURES, RedisFailed, connect
-from scripts.stack.state import Redis, State
+from marctl.core.process import is_alive
+from marctl.stack import redis_server
+from marctl.stack.redis_server import CACHE, FEATURES, RedisFailed, connect
+from marctl.stack.state import Redis, State
+from marctl_handlers.redis.cache import PREFIX
 from tests.redis_servers import OLDEST, SERVERS, program_of
 
 

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from scripts.stack.management import Served, Worker
-from scripts.stack.registered import Found
+from marctl.stack.management import Served, Worker
+from marctl.stack.registered import Found
 
 
 def served(*pids: int) -> Served:

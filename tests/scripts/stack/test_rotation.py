@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.stack.rotation import rotate_in_place, rotating
+from marctl.stack.rotation import rotate_in_place, rotating
 from tests.live.envoys import until
 
 WRITER = "import sys\nfor line in sys.stdin:\n    print(line, end='', flush=True)"

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.gateway.policies import Traffic
-from scripts.stack.document import Document, Model, Version
-from scripts.stack.routing import routing
+from marctl.gateway.policies import Traffic
+from marctl.stack.document import Document, Model, Version
+from marctl.stack.routing import routing
 
 
 def document(traffic: Traffic | None, *versions: str) -> Document:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from handlers.shared.settings import SharedSettings
-from scripts.build.reader import Archive, read_archive
-from scripts.core.names import name_faults
-from scripts.core.shared import is_shared
-from scripts.stack.document import Document, Pool
-from scripts.stack.plan import declare, declared, with_workers
-from scripts.stack.shared import worker_of
-from scripts.stack.versions import LoadFailed
+from marctl.build.reader import Archive, read_archive
+from marctl.core.names import name_faults
+from marctl.core.shared import is_shared
+from marctl.stack.document import Document, Pool
+from marctl.stack.plan import declare, declared, with_workers
+from marctl.stack.shared import worker_of
+from marctl.stack.versions import LoadFailed
+from marctl_handlers.shared.settings import SharedSettings
 from tests.tiny_archives import CONFIG, tiny_archive
 
 
@@ -30,7 +30,7 @@ def shared_archive(folder: Path, version: str = "1.0", code: str = "a", shared: 
     if shared:
         content["model-config.yaml"] = f"{CONFIG}shared: true\n".encode()
     digest = hashlib.sha256(code.encode()).hexdigest()
-    content["metadata.json"] = json.dumps({"files": {"handlers/entry.py": digest}}).encode()
+    content["metadata.json"] = json.dumps({"files": {"marctl_handlers/entry.py": digest}}).encode()
     with zipfile.ZipFile(path, "w") as new:
         for name, data in content.items():
             new.writestr(name, data)

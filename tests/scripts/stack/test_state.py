@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.process import Identity
-from scripts.gateway.settings import GatewaySettings
-from scripts.stack.ports import Ports
-from scripts.stack.report import Answer, Status
-from scripts.stack.state import DamagedState, Gateway, Running, State
+from marctl.core.process import Identity
+from marctl.gateway.settings import GatewaySettings
+from marctl.stack.ports import Ports
+from marctl.stack.report import Answer, Status
+from marctl.stack.state import DamagedState, Gateway, Running, State
 
 PORTS = Ports(*range(1, 10))
 

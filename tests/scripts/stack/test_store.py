@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build.reader import read_archive
-from scripts.core.errors import UserError
-from scripts.stack.store import put
+from marctl.build.reader import read_archive
+from marctl.core.errors import UserError
+from marctl.stack.store import put
 from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
 
 

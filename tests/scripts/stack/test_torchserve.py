@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.stack.java import Java
-from scripts.stack.ports import Ports
-from scripts.stack.state import State
-from scripts.stack.torchserve import (
+from marctl.stack.java import Java
+from marctl.stack.ports import Ports
+from marctl.stack.state import State
+from marctl.stack.torchserve import (
     CONFIG,
     PROJECT,
     SOCKET_PATH_BYTES,

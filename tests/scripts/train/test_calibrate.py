@@ -13,8 +13,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 
-from handlers.core.calibration import Isotonic, Platt, Temperature
-from scripts.train.calibrate import (
+from marctl.train.calibrate import (
     Rows,
     Unlearnable,
     apply,
@@ -24,7 +23,8 @@ from scripts.train.calibrate import (
     learn_platt,
     temperature_of,
 )
-from scripts.train.reliability import calibration_error
+from marctl.train.reliability import calibration_error
+from marctl_handlers.core.calibration import Isotonic, Platt, Temperature
 
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -15,19 +15,19 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from handlers.core.calibration import Temperature, softmax
-from handlers.tasks.multiple_choice.task import MultipleChoice
-from scripts.build import build as build_module
-from scripts.build.adopt import adopt
-from scripts.build.build import build
-from scripts.build.recipe import Version, read_version
-from scripts.build.verify import verify
-from scripts.cli import main
-from scripts.core import files as files_module
-from scripts.core.errors import UserError
-from scripts.train.calibrate import scores_of
-from scripts.train.calibration_job import calibrate, calibrate_trained, recipe_text, write
-from scripts.train.evaluate import open_archive
+from marctl.build import build as build_module
+from marctl.build.adopt import adopt
+from marctl.build.build import build
+from marctl.build.recipe import Version, read_version
+from marctl.build.verify import verify
+from marctl.cli import main
+from marctl.core import files as files_module
+from marctl.core.errors import UserError
+from marctl.train.calibrate import scores_of
+from marctl.train.calibration_job import calibrate, calibrate_trained, recipe_text, write
+from marctl.train.evaluate import open_archive
+from marctl_handlers.core.calibration import Temperature, softmax
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
 from tests.questions import some_questions
 
 TRUTH = 0.05
@@ -39,8 +39,8 @@ from pathlib import Path
 
 import msgspec
 
-from handlers import Task
-from handlers.core.calibration import softmax
+from marctl_handlers import Task
+from marctl_handlers.core.calibration import softmax
 
 LABELS = ("bad", "good")
 

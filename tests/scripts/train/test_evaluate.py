@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from handlers.tasks.multiple_choice.task import MultipleChoice
-from scripts.core.errors import UserError
-from scripts.train.evaluate import evaluate, read_rows
+from marctl.core.errors import UserError
+from marctl.train.evaluate import evaluate, read_rows
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
 from tests.handlers.loading import load
 from tests.questions import some_questions
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.build import build as build_module
-from scripts.build.build import build
-from scripts.build.recipe import read_version
-from scripts.core.errors import UserError
-from scripts.train.members import learn_from_members
+from marctl.build import build as build_module
+from marctl.build.build import build
+from marctl.build.recipe import read_version
+from marctl.core.errors import UserError
+from marctl.train.members import learn_from_members
 from tests.tiny_ensembles import REQUEST, write_ensemble, write_recipes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from scripts.train.ranking import area_interval, area_under_roc, difference_interval, mean_area
+from marctl.train.ranking import area_interval, area_under_roc, difference_interval, mean_area
 
 
 @pytest.mark.parametrize("decimals", [1, 6])

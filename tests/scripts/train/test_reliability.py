@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
-from scripts.train.reliability import Judged, Reliability, calibration_error, diagram, floor_of, interval_of, joined
+from marctl.train.reliability import Judged, Reliability, calibration_error, diagram, floor_of, interval_of, joined
 
 ROWS = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80)
 

@@ -14,17 +14,17 @@ import yaml
 from msgspec.structs import replace
 from transformers import AutoTokenizer
 
-from handlers.tasks.multiple_choice.reference import plain_probabilities
-from handlers.text.tokenization import PairEncoder, Row
-from scripts.build.adopt import adopt
-from scripts.build.recipe import Training, TrainingRun, Version, read_version
-from scripts.build.weights import load_weights
-from scripts.core.errors import UserError
-from scripts.train import loop as train_module
-from scripts.train.batches import Example, Step, tokenize
-from scripts.train.job import contrasts, draw, train_version
-from scripts.train.loop import step_loss
-from scripts.train.questions import Dataset, LabelledQuestion, find_split
+from marctl.build.adopt import adopt
+from marctl.build.recipe import Training, TrainingRun, Version, read_version
+from marctl.build.weights import load_weights
+from marctl.core.errors import UserError
+from marctl.train import loop as train_module
+from marctl.train.batches import Example, Step, tokenize
+from marctl.train.job import contrasts, draw, train_version
+from marctl.train.loop import step_loss
+from marctl.train.questions import Dataset, LabelledQuestion, find_split
+from marctl_handlers.tasks.multiple_choice.reference import plain_probabilities
+from marctl_handlers.text.tokenization import PairEncoder, Row
 from tests.tiny_models import CORPUS, save_tiny
 
 WORDS = [word for word in " ".join(CORPUS).split() if word != "knife,"]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from handlers.explanations.outcome import Found
-from handlers.tasks.multiple_choice.explain.cases import Case
-from handlers.tasks.multiple_choice.explain.request import Baseline, Method, Target
-from handlers.tasks.multiple_choice.schema import Answer
+from marctl_handlers.explanations.outcome import Found
+from marctl_handlers.tasks.multiple_choice.explain.cases import Case
+from marctl_handlers.tasks.multiple_choice.explain.request import Baseline, Method, Target
+from marctl_handlers.tasks.multiple_choice.schema import Answer
 
 DIGITS = 6
 

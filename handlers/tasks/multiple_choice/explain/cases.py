@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Options
-from handlers.tasks.multiple_choice.explain.words import Aligned, Span
-from handlers.tasks.multiple_choice.schema import first_text
-from handlers.text.tokenization import PairEncoder
+from marctl_handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Options
+from marctl_handlers.tasks.multiple_choice.explain.words import Aligned, Span
+from marctl_handlers.tasks.multiple_choice.schema import first_text
+from marctl_handlers.text.tokenization import PairEncoder
 
 SPECIAL = -1
 """In place of a word, for tokens that the template adds."""

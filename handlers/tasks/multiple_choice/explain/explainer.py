@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from handlers.core.columns import LogColumn
-from handlers.core.errors import HandlerError, Invalid, LoadError
-from handlers.core.forms import Form
-from handlers.core.json_form import JsonForm
-from handlers.core.messages import Stamp
-from handlers.core.settings import ExplanationSettings
-from handlers.core.task import Task
-from handlers.explanations.form import ExplainForm
-from handlers.explanations.outcome import Found
-from handlers.tasks.multiple_choice.explain import gradients, removal
-from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, explanation_of
-from handlers.tasks.multiple_choice.explain.cases import Case, cases_of
-from handlers.tasks.multiple_choice.explain.forward import WordModel
-from handlers.tasks.multiple_choice.explain.page import answers_page
-from handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, faults
-from handlers.tasks.multiple_choice.explain.weighted_sum import weighted_sums
-from handlers.tasks.multiple_choice.explain.words import Aligned, Aligner
-from handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Choice, first_text
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.errors import HandlerError, Invalid, LoadError
+from marctl_handlers.core.forms import Form
+from marctl_handlers.core.json_form import JsonForm
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.settings import ExplanationSettings
+from marctl_handlers.core.task import Task
+from marctl_handlers.explanations.form import ExplainForm
+from marctl_handlers.explanations.outcome import Found
+from marctl_handlers.tasks.multiple_choice.explain import gradients, removal
+from marctl_handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, explanation_of
+from marctl_handlers.tasks.multiple_choice.explain.cases import Case, cases_of
+from marctl_handlers.tasks.multiple_choice.explain.forward import WordModel
+from marctl_handlers.tasks.multiple_choice.explain.page import answers_page
+from marctl_handlers.tasks.multiple_choice.explain.request import ExplainQuestion, Method, faults
+from marctl_handlers.tasks.multiple_choice.explain.weighted_sum import weighted_sums
+from marctl_handlers.tasks.multiple_choice.explain.words import Aligned, Aligner
+from marctl_handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Choice, first_text
 
 if TYPE_CHECKING:
-    from handlers.tasks.multiple_choice.task import MultipleChoice
+    from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
 
 COMPLETE = ("integrated_gradients", "shapley")
 """Methods that guarantee completeness: their scores sum to the target's change."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from handlers.core.calibration import Temperature
-from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case, CaseRow
-from handlers.tasks.multiple_choice.explain.request import Target
-from handlers.text.tokenization import PairEncoder
+from marctl_handlers.core.calibration import Temperature
+from marctl_handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case, CaseRow
+from marctl_handlers.tasks.multiple_choice.explain.request import Target
+from marctl_handlers.text.tokenization import PairEncoder
 
 
 @dataclass(frozen=True, slots=True)

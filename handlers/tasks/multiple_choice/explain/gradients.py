@@ -10,10 +10,10 @@ import torch
 from captum.attr import LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor
 
-from handlers.explanations.outcome import Found
-from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case
-from handlers.tasks.multiple_choice.explain.forward import Inputs, WordModel, fitting
-from handlers.tasks.multiple_choice.explain.request import DEFAULT_STEPS, Target
+from marctl_handlers.explanations.outcome import Found
+from marctl_handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case
+from marctl_handlers.tasks.multiple_choice.explain.forward import Inputs, WordModel, fitting
+from marctl_handlers.tasks.multiple_choice.explain.request import DEFAULT_STEPS, Target
 
 Results = dict[int, Found]
 """By the case's place in what was asked."""

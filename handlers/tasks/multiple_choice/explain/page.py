@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from handlers.core.errors import HandlerError
-from handlers.explanations.form import Rows
-from handlers.explanations.page import AGAINST, DARKEST, FOR, LIGHTEST, Bar, chart, failed, incomplete, page
-from handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, Explanation, WordScore
-from handlers.tasks.multiple_choice.explain.request import ExplainQuestion
+from marctl_handlers.core.errors import HandlerError
+from marctl_handlers.explanations.form import Rows
+from marctl_handlers.explanations.page import AGAINST, DARKEST, FOR, LIGHTEST, Bar, chart, failed, incomplete, page
+from marctl_handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, Explanation, WordScore
+from marctl_handlers.tasks.multiple_choice.explain.request import ExplainQuestion
 
 
 def answers_page(rows: Rows) -> str:

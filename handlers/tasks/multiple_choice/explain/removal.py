@@ -14,10 +14,10 @@ from captum.attr import Occlusion
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handlers.explanations.outcome import Found
-from handlers.explanations.shapley import DEFAULT_SAMPLES, DeadlinePassed, ends, share_out
-from handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case, CaseRow
-from handlers.tasks.multiple_choice.explain.forward import WordModel, fitting
+from marctl_handlers.explanations.outcome import Found
+from marctl_handlers.explanations.shapley import DEFAULT_SAMPLES, DeadlinePassed, ends, share_out
+from marctl_handlers.tasks.multiple_choice.explain.cases import SPECIAL, Case, CaseRow
+from marctl_handlers.tasks.multiple_choice.explain.forward import WordModel, fitting
 
 
 class Game:

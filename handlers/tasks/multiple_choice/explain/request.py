@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.core.settings import ExplanationSettings
-from handlers.tasks.multiple_choice.schema import Question
+from marctl_handlers.core.settings import ExplanationSettings
+from marctl_handlers.tasks.multiple_choice.schema import Question
 
 Method = Literal["integrated_gradients", "gradient_x_input", "shapley", "occlusion"]
 Target = Literal["logit", "probability", "margin"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from handlers.explanations.weighted_sum import summed_figures, summed_scores
-from handlers.tasks.multiple_choice.explain.answer import DIGITS, Explanation, Stretch, WordScore
+from marctl_handlers.explanations.weighted_sum import summed_figures, summed_scores
+from marctl_handlers.tasks.multiple_choice.explain.answer import DIGITS, Explanation, Stretch, WordScore
 
 
 def weighted_sums(explanations: Sequence[Sequence[Explanation]], weights: Sequence[float]) -> list[Explanation]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.core.errors import NotSupported
+from marctl_handlers.core.errors import NotSupported
 
 APOSTROPHES = "'\u2019"
 UNSPACED = re.compile(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from handlers.tasks.tabular.explain.request import Method
-from handlers.tasks.tabular.schema import Classified, Target, Value
+from marctl_handlers.tasks.tabular.explain.request import Method
+from marctl_handlers.tasks.tabular.schema import Classified, Target, Value
 
 DIGITS = 6
 

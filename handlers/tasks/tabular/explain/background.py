@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from handlers.core.errors import LoadError
-from handlers.features import Features
-from handlers.features.encode import Encoded
-from handlers.features.tables import BACKGROUND_FILE
-from handlers.tasks.tabular.sample_rows import sample_rows
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.features import Features
+from marctl_handlers.features.encode import Encoded
+from marctl_handlers.features.tables import BACKGROUND_FILE
+from marctl_handlers.tasks.tabular.sample_rows import sample_rows
 
 MOST_ROWS = 1_000
 

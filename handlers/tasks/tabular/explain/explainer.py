@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 import numpy as np
 
-from handlers.core.columns import LogColumn
-from handlers.core.errors import HandlerError, Invalid
-from handlers.core.forms import Form
-from handlers.core.messages import Stamp
-from handlers.core.settings import ExplanationSettings
-from handlers.core.task import Task
-from handlers.explanations.form import ExplainForm
-from handlers.explanations.outcome import Found
-from handlers.explanations.weighted_sum import summed_figures, summed_scores
-from handlers.features import Resolved
-from handlers.features.encode import Encoded
-from handlers.tasks.tabular.completion import completed
-from handlers.tasks.tabular.explain.answer import DIGITS, Explanation, FeatureScore
-from handlers.tasks.tabular.explain.background import read_background
-from handlers.tasks.tabular.explain.page import answers_page
-from handlers.tasks.tabular.explain.reasons import reasons_of
-from handlers.tasks.tabular.explain.request import ExplainQuestion, Method, Options, faults
-from handlers.tasks.tabular.form import RowForm
-from handlers.tasks.tabular.runtimes.xgboost_runtime import XGBoostRuntime
-from handlers.tasks.tabular.schema import Target
+from marctl_handlers.core.columns import LogColumn
+from marctl_handlers.core.errors import HandlerError, Invalid
+from marctl_handlers.core.forms import Form
+from marctl_handlers.core.messages import Stamp
+from marctl_handlers.core.settings import ExplanationSettings
+from marctl_handlers.core.task import Task
+from marctl_handlers.explanations.form import ExplainForm
+from marctl_handlers.explanations.outcome import Found
+from marctl_handlers.explanations.weighted_sum import summed_figures, summed_scores
+from marctl_handlers.features import Resolved
+from marctl_handlers.features.encode import Encoded
+from marctl_handlers.tasks.tabular.completion import completed
+from marctl_handlers.tasks.tabular.explain.answer import DIGITS, Explanation, FeatureScore
+from marctl_handlers.tasks.tabular.explain.background import read_background
+from marctl_handlers.tasks.tabular.explain.page import answers_page
+from marctl_handlers.tasks.tabular.explain.reasons import reasons_of
+from marctl_handlers.tasks.tabular.explain.request import ExplainQuestion, Method, Options, faults
+from marctl_handlers.tasks.tabular.form import RowForm
+from marctl_handlers.tasks.tabular.runtimes.xgboost_runtime import XGBoostRuntime
+from marctl_handlers.tasks.tabular.schema import Target
 
 if TYPE_CHECKING:
-    from handlers.tasks.tabular.task import Tabular
+    from marctl_handlers.tasks.tabular.task import Tabular
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -134,7 +134,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         return found
 
     def _by_trees(self, cases: Sequence[Case], encoded: Encoded) -> list[Found]:
-        from handlers.tasks.tabular.explain.trees import tree_shap
+        from marctl_handlers.tasks.tabular.explain.trees import tree_shap
 
         if not cases:
             return []
@@ -146,7 +146,7 @@ class Explainer(Task[ExplainQuestion, Explained]):
         return [negative(one) if single and case.label == 0 else one for case, one in zip(cases, found, strict=True)]
 
     def _by_removal(self, case: Case, encoded: Encoded, deadline: float) -> Found | None:
-        from handlers.tasks.tabular.explain.removal import RowGame, shapley
+        from marctl_handlers.tasks.tabular.explain.removal import RowGame, shapley
 
         def model(rows: Encoded) -> Any:
             return self._task.target(self._task.model.scores(rows), case.target, case.label)

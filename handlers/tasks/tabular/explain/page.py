@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from handlers.core.errors import HandlerError
-from handlers.explanations.form import Rows
-from handlers.explanations.page import Bar, chart, failed, incomplete, page
-from handlers.tasks.tabular.explain.answer import ExplainedClassified, ExplainedValue, Explanation, FeatureScore
-from handlers.tasks.tabular.explain.reasons import shown
+from marctl_handlers.core.errors import HandlerError
+from marctl_handlers.explanations.form import Rows
+from marctl_handlers.explanations.page import Bar, chart, failed, incomplete, page
+from marctl_handlers.tasks.tabular.explain.answer import ExplainedClassified, ExplainedValue, Explanation, FeatureScore
+from marctl_handlers.tasks.tabular.explain.reasons import shown
 
 LONGEST = 24
 """Characters of a bar's label."""

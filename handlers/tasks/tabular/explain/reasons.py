@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from handlers.tasks.tabular.explain.answer import FeatureScore
-from handlers.tasks.tabular.schema import Target
+from marctl_handlers.tasks.tabular.explain.answer import FeatureScore
+from marctl_handlers.tasks.tabular.schema import Target
 
 MOST = 3
 LEAST_SHARE = 0.05

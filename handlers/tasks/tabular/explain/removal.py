@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handlers.explanations.outcome import Found
-from handlers.explanations.shapley import DEFAULT_SAMPLES, DeadlinePassed, share_out
-from handlers.features.encode import Encoded
+from marctl_handlers.explanations.outcome import Found
+from marctl_handlers.explanations.shapley import DEFAULT_SAMPLES, DeadlinePassed, share_out
+from marctl_handlers.features.encode import Encoded
 
 ROWS_PER_PASS = 8192
 Model = Callable[[Encoded], NDArray[np.float64]]

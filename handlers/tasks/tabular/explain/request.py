@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.core.settings import ExplanationSettings
-from handlers.tasks.tabular.schema import Question, Target
+from marctl_handlers.core.settings import ExplanationSettings
+from marctl_handlers.tasks.tabular.schema import Question, Target
 
 Method = Literal["tree_shap", "shapley"]
 

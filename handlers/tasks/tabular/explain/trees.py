@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from handlers.explanations.outcome import Found
-from handlers.features import Features
-from handlers.features.encode import Encoded
-from handlers.tasks.tabular.runtimes.xgboost_runtime import XGBoostRuntime
+from marctl_handlers.explanations.outcome import Found
+from marctl_handlers.features import Features
+from marctl_handlers.features.encode import Encoded
+from marctl_handlers.tasks.tabular.runtimes.xgboost_runtime import XGBoostRuntime
 
 BASELINE = "training rows"
 

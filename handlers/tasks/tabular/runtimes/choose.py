@@ -6,8 +6,8 @@ import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
-from handlers.core.errors import LoadError
-from handlers.tasks.tabular.runtimes.runtime import Runtime, refuse_columns
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.tasks.tabular.runtimes.runtime import Runtime, refuse_columns
 
 MODEL = "model"
 SUFFIXES = {".json": "xgboost", ".ubj": "xgboost", ".onnx": "onnx", ".pt": "torch"}
@@ -37,15 +37,15 @@ def load_runtime(folder: Path, threads: int, columns: Sequence[str]) -> Runtime:
 def open_file(path: Path, threads: int, columns: Sequence[str]) -> Runtime:
     match SUFFIXES[path.suffix]:
         case "xgboost":
-            from handlers.tasks.tabular.runtimes.xgboost_runtime import XGBoostRuntime
+            from marctl_handlers.tasks.tabular.runtimes.xgboost_runtime import XGBoostRuntime
 
             return XGBoostRuntime(path, threads, columns)
         case "onnx":
-            from handlers.tasks.tabular.runtimes.onnx_runtime import OnnxRuntime
+            from marctl_handlers.tasks.tabular.runtimes.onnx_runtime import OnnxRuntime
 
             return OnnxRuntime(path, threads)
         case _:
-            from handlers.tasks.tabular.runtimes.torch_runtime import TorchRuntime
+            from marctl_handlers.tasks.tabular.runtimes.torch_runtime import TorchRuntime
 
             return TorchRuntime(path, threads)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from handlers.core.errors import LoadError
-from handlers.tasks.tabular.runtimes.runtime import Encoded, by_row, lacks, unreadable
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.tasks.tabular.runtimes.runtime import Encoded, by_row, lacks, unreadable
 
 FLOAT = "tensor(float)"
 QUIET = 3

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.errors import LoadError
+from marctl_handlers.core.errors import LoadError
 
 Encoded = NDArray[np.float32]
 """Shape (rows, columns)."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.errors import LoadError
-from handlers.tasks.tabular.runtimes.runtime import Encoded, by_row
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.tasks.tabular.runtimes.runtime import Encoded, by_row
 
 
 class TorchRuntime:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.core.errors import LoadError
-from handlers.tasks.tabular.runtimes.runtime import Encoded, by_row, lacks, unreadable
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.tasks.tabular.runtimes.runtime import Encoded, by_row, lacks, unreadable
 
 ADDITIVE = ("binary:logistic", "binary:logitraw", "multi:softprob", "reg:squarederror", "reg:absoluteerror")
 """Objectives whose margin is a logit, or the value itself: a sum of the trees that TreeSHAP can share out."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from handlers.core.errors import LoadError
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
-from handlers.tasks.embedding.task import Embedding
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.embedding.task import Embedding
 from tests.handlers.loading import ask, load, send
 
 TEXTS = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from handlers.archive import load
-from handlers.core.messages import Model
-from handlers.core.pipeline import Pipeline
-from handlers.protocols.open_inference import forms
+from marctl_handlers.archive import load
+from marctl_handlers.core.messages import Model
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.protocols.open_inference import forms
 
 MEMBER = {"task": "multiple_choice", "precision": "float32", "max_tokens": 64, "max_request_tokens": 4096}
 

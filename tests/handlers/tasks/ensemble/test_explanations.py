@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
 from tests.handlers import loading
 from tests.handlers.tasks.ensemble.laid_out import lay_out, members_of, open_ensemble
 from tests.tiny_models import save_tiny

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from handlers.archive import load
-from handlers.core.messages import Model, Request
-from handlers.core.pipeline import Pipeline
-from handlers.features import Features
-from handlers.tasks.tabular.classification import probabilities
-from handlers.tasks.tabular.reference import plain_scores
+from marctl_handlers.archive import load
+from marctl_handlers.core.messages import Model, Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.features import Features
+from marctl_handlers.tasks.tabular.classification import probabilities
+from marctl_handlers.tasks.tabular.reference import plain_scores
 from tests.handlers.loading import ask
 from tests.tiny_tables import ROW, SAVED, model_folder
 

@@ -14,13 +14,13 @@ import torch
 from msgspec import convert
 from safetensors.torch import load_file, save_file
 
-from handlers.archive import load
-from handlers.core.errors import LoadError
-from handlers.core.messages import Model
-from handlers.core.pipeline import Pipeline
-from handlers.tasks.ensemble.combine import stack, vote
-from handlers.tasks.ensemble.learn import stack_weights
-from handlers.tasks.multiple_choice.reference import plain_answers
+from marctl_handlers.archive import load
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Model
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.ensemble.combine import stack, vote
+from marctl_handlers.tasks.ensemble.learn import stack_weights
+from marctl_handlers.tasks.multiple_choice.reference import plain_answers
 from tests.handlers.loading import ask, send
 from tests.handlers.tasks.ensemble.laid_out import lay_out, members_of, open_ensemble
 from tests.tiny_models import save_tiny
@@ -310,7 +310,7 @@ def test_a_broken_list_of_members_is_told(members: Any, fault: str, tmp_path: Pa
 
 OWN = """
 import msgspec
-from handlers import Task
+from marctl_handlers import Task
 
 class Text(msgspec.Struct):
     text: str

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from handlers.core.pipeline import Pipeline
-from handlers.tasks.multiple_choice.reference import plain_answers
-from handlers.tasks.multiple_choice.task import MultipleChoice, choice_of
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.multiple_choice.reference import plain_answers
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice, choice_of
 from tests.handlers.loading import ask, load
 from tests.questions import FLOAT32_BOUND, WORDS, some_questions
 from tests.tiny_models import KINDS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.core.pipeline import Pipeline
+from marctl_handlers.core.pipeline import Pipeline
 from tests.handlers.tasks.tabular.loading import load_tabular
 from tests.tiny_tables import model_folder
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from handlers.archive import pipeline_of
-from handlers.core.messages import Model
-from handlers.core.pipeline import Pipeline
-from handlers.tasks import find_task
+from marctl_handlers.archive import pipeline_of
+from marctl_handlers.core.messages import Model
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks import find_task
 
 
 def load_tabular(folder: Path, *, task: str = "tabular", **settings: Any) -> Pipeline:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from handlers.core.errors import LoadError
-from handlers.features import Specification, write_features
-from handlers.tasks.tabular.runtimes.choose import libraries_of
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.features import Specification, write_features
+from marctl_handlers.tasks.tabular.runtimes.choose import libraries_of
 from tests.handlers.tasks.tabular.loading import load_tabular
 from tests.tiny_tables import SAVED, model_folder, save_sklearn, save_torch, save_xgboost, specification
 

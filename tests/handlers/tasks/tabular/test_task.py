@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from handlers.core.calibration import Temperature, softmax
-from handlers.core.errors import HandlerError, LoadError, Unavailable
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
-from handlers.features import Entity, Specification, write_features
-from handlers.tasks.tabular.classification import probabilities
-from handlers.tasks.tabular.reference import plain_scores
-from handlers.tasks.tabular.schema import ClassificationSettings, Question
+from marctl_handlers.core.calibration import Temperature, softmax
+from marctl_handlers.core.errors import HandlerError, LoadError, Unavailable
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.features import Entity, Specification, write_features
+from marctl_handlers.tasks.tabular.classification import probabilities
+from marctl_handlers.tasks.tabular.reference import plain_scores
+from marctl_handlers.tasks.tabular.schema import ClassificationSettings, Question
 from tests.handlers.loading import ask
 from tests.handlers.tasks.tabular.loading import load_tabular
 from tests.tiny_tables import LABELS, ROW, SAVED, model_folder, save_torch, save_xgboost, specification

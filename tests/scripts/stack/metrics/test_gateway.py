@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from scripts.gateway.counts import Attempts, Failure, Latencies
-from scripts.gateway.names import Role
-from scripts.stack.metrics.gateway import expiry, families
+from marctl.gateway.counts import Attempts, Failure, Latencies
+from marctl.gateway.names import Role
+from marctl.stack.metrics.gateway import expiry, families
 
 
 class Given:

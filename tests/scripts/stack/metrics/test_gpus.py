@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.stack.metrics.gpus import Gpus
+from marctl.stack.metrics.gpus import Gpus
 
 
 def tool(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,17 +15,17 @@ import prometheus_client.openmetrics.parser as openmetrics
 import pytest
 import requests
 
-from handlers.torchserve.exemplars import Exemplar
-from handlers.torchserve.metrics import FILE_BYTES, FOLDER_VARIABLE
-from scripts.core.errors import UserError
-from scripts.stack.metrics.page import MetricsPage
-from scripts.stack.metrics.workers import FOLDER, WorkerFigures, make_folder
-from scripts.stack.ports import Ports, free_port
-from scripts.stack.state import Running, State
+from marctl.core.errors import UserError
+from marctl.stack.metrics.page import MetricsPage
+from marctl.stack.metrics.workers import FOLDER, WorkerFigures, make_folder
+from marctl.stack.ports import Ports, free_port
+from marctl.stack.state import Running, State
+from marctl_handlers.torchserve.exemplars import Exemplar
+from marctl_handlers.torchserve.metrics import FILE_BYTES, FOLDER_VARIABLE
 
 WORKER = """
 import sys
-from handlers.torchserve.metrics import reserve
+from marctl_handlers.torchserve.metrics import reserve
 reserve()
 from prometheus_client import Counter, Gauge, Histogram
 requests = Counter("batcher_requests_total", "", ["model"], registry=None).labels("quiz")

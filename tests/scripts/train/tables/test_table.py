@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from handlers.features import specification_of
-from scripts.core.errors import UserError
-from scripts.train.tables.groups import band_names, groups_of
-from scripts.train.tables.table import read_table, refuse_rare
+from marctl.core.errors import UserError
+from marctl.train.tables.groups import band_names, groups_of
+from marctl.train.tables.table import read_table, refuse_rare
+from marctl_handlers.features import specification_of
 from tests.tiny_tables import FEATURES, LABELS
 
 HEADER = "status,income,amount,age,home\n"

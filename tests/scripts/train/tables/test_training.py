@@ -11,17 +11,17 @@ import pytest
 from click.testing import CliRunner
 from sklearn.metrics import brier_score_loss
 
-from handlers.features import Features, resolve_table
-from scripts.build.build import build
-from scripts.build.recipe import find_versions, read_version
-from scripts.build.table_training import XGBoost
-from scripts.cli import main
-from scripts.core.errors import UserError
-from scripts.train.tables import job
-from scripts.train.tables.cross_validation import Procedure, folds_of, learned
-from scripts.train.tables.job import train_table
-from scripts.train.tables.learners import fit
-from scripts.train.tables.table import read_table
+from marctl.build.build import build
+from marctl.build.recipe import find_versions, read_version
+from marctl.build.table_training import XGBoost
+from marctl.cli import main
+from marctl.core.errors import UserError
+from marctl.train.tables import job
+from marctl.train.tables.cross_validation import Procedure, folds_of, learned
+from marctl.train.tables.job import train_table
+from marctl.train.tables.learners import fit
+from marctl.train.tables.table import read_table
+from marctl_handlers.features import Features, resolve_table
 from tests.scripts.train.tables.tiny_credit import SMALL, recipe, write_table
 from tests.tiny_tables import LABELS, specification
 
@@ -132,7 +132,7 @@ def test_a_model_that_is_served_differently_from_how_it_was_trained_is_not_writt
 
 
 def job_write(specification: Any, folder: Path) -> None:
-    from handlers.features import write_features
+    from marctl_handlers.features import write_features
 
     first, *rest = specification.features
     wrong = first.__class__(**{**{f: getattr(first, f) for f in first.__struct_fields__}, "fill": 90_000.0})

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import yaml
 
-from scripts.build.recipe import Version, read_version
+from marctl.build.recipe import Version, read_version
 from tests.tiny_tables import FEATURES, LABELS, loans
 
 SMALL: dict[str, list[dict[str, Any]]] = {

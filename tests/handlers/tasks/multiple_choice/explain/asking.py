@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
 from tests.handlers import loading
 
 QUESTION = {

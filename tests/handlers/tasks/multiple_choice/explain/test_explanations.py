@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
 from tests.handlers.loading import ask
 from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, answers, explain, load, scores
 from tests.handlers.tasks.multiple_choice.test_task import watch

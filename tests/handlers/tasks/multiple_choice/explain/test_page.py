@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
 from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, load
 
 EVIL = "<script>alert('x')</script> & \"quotes\""

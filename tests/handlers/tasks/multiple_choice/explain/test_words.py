@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from handlers.core.errors import NotSupported
-from handlers.tasks.multiple_choice.explain.words import Aligner, pieces, words
+from marctl_handlers.core.errors import NotSupported
+from marctl_handlers.tasks.multiple_choice.explain.words import Aligner, pieces, words
 from tests.tiny_models import KINDS
 
 TEXTS = [

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import xgboost
 
-from handlers.core.errors import LoadError
-from handlers.core.messages import Request
-from handlers.core.pipeline import Pipeline
-from handlers.features import Features, resolve_table, specification_of, write_features
-from handlers.features.tables import rows_of
-from handlers.tasks.tabular.classification import probabilities
-from handlers.tasks.tabular.explain.answer import FeatureScore
-from handlers.tasks.tabular.explain.reasons import reasons_of
+from marctl_handlers.core.errors import LoadError
+from marctl_handlers.core.messages import Request
+from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.features import Features, resolve_table, specification_of, write_features
+from marctl_handlers.features.tables import rows_of
+from marctl_handlers.tasks.tabular.classification import probabilities
+from marctl_handlers.tasks.tabular.explain.answer import FeatureScore
+from marctl_handlers.tasks.tabular.explain.reasons import reasons_of
 from tests.handlers.tasks.tabular.loading import load_tabular
 from tests.tiny_tables import ROW, SAVED, loans, model_folder, save_xgboost, specification
 
@@ -270,7 +270,7 @@ def test_bad_rows_are_refused_among_good_ones(explained: Callable[[str], Pipelin
 def test_after_the_deadline_one_explanation_is_still_made(explained: Callable[[str], Pipeline]) -> None:
     explainer = explained("torch").explainer
     assert explainer is not None
-    from handlers.tasks.tabular.explain.request import ExplainQuestion
+    from marctl_handlers.tasks.tabular.explain.request import ExplainQuestion
 
     found = explainer.task.predict([ExplainQuestion(ROW), ExplainQuestion(ROW)], time.monotonic() - 1)
     assert found[0] is not None
