@@ -9,55 +9,56 @@ Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import click
 
+from marctl.cli.group import LazyGroup
 from marctl.cli.output import WANTS_JSON, emit_json
 from marctl.core.errors import UserError, short_name
 
 COMMANDS = {
-    "build": "marctl.cli.archive:build",
-    "inspect": "marctl.cli.archive:inspect",
-    "up": "marctl.cli.server:up",
-    "down": "marctl.cli.server:down",
-    "status": "marctl.cli.server:status",
-    "register": "marctl.cli.models:register",
-    "scale": "marctl.cli.models:scale",
-    "default": "marctl.cli.models:default",
-    "unregister": "marctl.cli.models:unregister",
-    "route": "marctl.cli.route:route",
-    "state": "marctl.cli.state:state",
-    "history": "marctl.cli.history:history",
-    "rollback": "marctl.cli.history:rollback",
-    "ask": "marctl.cli.ask:ask",
-    "batch": "marctl.cli.batch:batch",
-    "log": "marctl.cli.log:log",
-    "logs": "marctl.cli.logs:logs",
-    "shadow": "marctl.cli.shadow:shadow",
-    "cache": "marctl.cli.cache:cache",
-    "features": "marctl.cli.features:features",
-    "train": "marctl.cli.training:train",
-    "eval": "marctl.cli.training:evaluate",
-    "calibrate": "marctl.cli.calibration:calibrate",
+    "Build": {
+        "build": "marctl.cli.archive:build",
+        "inspect": "marctl.cli.archive:inspect",
+    },
+    "Serve": {
+        "up": "marctl.cli.server:up",
+        "down": "marctl.cli.server:down",
+        "register": "marctl.cli.models:register",
+        "unregister": "marctl.cli.models:unregister",
+        "default": "marctl.cli.models:default",
+        "scale": "marctl.cli.models:scale",
+        "state": "marctl.cli.state:state",
+        "history": "marctl.cli.history:history",
+        "rollback": "marctl.cli.history:rollback",
+    },
+    "Traffic": {
+        "route": "marctl.cli.route:route",
+        "shadow": "marctl.cli.shadow:shadow",
+    },
+    "Predict": {
+        "ask": "marctl.cli.ask:ask",
+        "batch": "marctl.cli.batch:batch",
+        "features": "marctl.cli.features:features",
+    },
+    "Observe": {
+        "status": "marctl.cli.server:status",
+        "logs": "marctl.cli.logs:logs",
+        "log": "marctl.cli.log:log",
+        "cache": "marctl.cli.cache:cache",
+    },
+    "Train": {
+        "train": "marctl.cli.training:train",
+        "eval": "marctl.cli.training:evaluate",
+        "calibrate": "marctl.cli.calibration:calibrate",
+    },
 }
-"""In the order of the help; `module:function`, imported when it is needed."""
+"""By section, in the order of the help; `module:function`, imported when it is needed."""
 
 
-class Marctl(click.Group):
-    """Finds commands by name, and turns expected failures into messages."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module, _, function = COMMANDS[name].partition(":")
-        command = getattr(importlib.import_module(module), function)
-        assert isinstance(command, click.Command)
-        return command
+class Marctl(LazyGroup):
+    """Turns expected failures into messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -72,7 +73,11 @@ class Marctl(click.Group):
             ctx.exit(130)
 
 
-@click.command(cls=Marctl, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=Marctl,
+    places=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="torchserve-marctl", prog_name="marctl")
 def main() -> None:
     """Build model archives, serve them with TorchServe, and change what is served without a gap.

@@ -36,7 +36,7 @@ def ask(
     method: str | None,
     target: str | None,
 ) -> None:
-    """Ask the running stack: a question and its choices, features as NAME=VALUE, or the request as JSON.
+    """Ask the running stack a question and its choices, features as NAME=VALUE, or a request in JSON.
 
     \b
     Example: marctl ask "What do people use to cut bread?" "a pillow" "a knife" --explain

@@ -68,7 +68,7 @@ def batch(
     read_below: tuple[str, ...],
     write_below: tuple[str, ...],
 ) -> None:
-    """Predict every row of some files, by the code that serves.
+    """Predict every row of some files, with the code that serves.
 
     INPUT is a Parquet, JSONL or CSV file, a folder or a pattern, here or at s3:// and the like; OUTPUT a folder for
     predictions, errors.jsonl and manifest.json. Columns are named like the question's fields, or --map says otherwise.

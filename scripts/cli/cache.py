@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import common, result, table
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 TITLES = ["model", "version", "entries", "hits", "misses", "hit share", "stale", "errors"]
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
-    """The answers that workers cache in Redis.
+    """Show or clear the answers that workers cache in Redis.
 
     Example: marctl cache stats
     """

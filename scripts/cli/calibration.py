@@ -27,7 +27,7 @@ HTML = click.option(
 @recipes_option
 @store_option
 def calibrate(model: str, version: str, data: Path, split: str, html: Path | None, recipes: Path, store: Path) -> None:
-    """Make a built version's confidence come true as often as it says, from labelled rows.
+    """Fit a built version's confidence to how often it is right, on labelled rows.
 
     Learns one temperature, or one by number of choices, or nothing, whichever cross-validation shows to be best, and
     writes it into the recipe. It never changes a choice. Figures are those of rows held out in turn; they are recorded

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import common, note, result, store_option, table
 from marctl.core.errors import UserError
 
@@ -34,9 +35,11 @@ def filed(command: Any) -> Any:
     return entity(time(command))
 
 
-@click.group()
+@click.group(cls=Group)
 def features() -> None:
-    """The store of features, from which a request may take those of a customer, a shop, ... by its id.
+    """Fill and check the feature store.
+
+    From it a request may take the features of a customer, a shop, ... by its id.
 
     Example: marctl features get credit 1.0 customer=123
     """

@@ -8,17 +8,18 @@ from typing import Any
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import common, operator, reason_option, result, table
 
 TIME = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"])
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @common
 @click.option("--at", "when", type=TIME, help="What was declared at that time (UTC), e.g. 2026-03-01T12:00:00.")
 @click.pass_context
 def history(context: click.Context, state: Path, when: datetime | None) -> None:
-    """Every revision: who changed what, when, by which command and why; newest last.
+    """Show every change of what is served: who made it, when, by which command and why; newest last.
 
     Example: marctl history --at 2026-03-01T12:00:00
     """
@@ -81,7 +82,9 @@ def verify(state: Path) -> None:
 @reason_option
 @click.argument("revision", type=click.IntRange(1), required=False)
 def rollback(state: Path, reason: str, revision: int | None) -> None:
-    """Declare a former REVISION once more, as a further one; without a number, undo the last change.
+    """Go back to a former REVISION of what is served; without a number, undo the last change.
+
+    It becomes the newest revision, so that going back can be undone, too.
 
     Example: marctl rollback 41 --reason "2.0 answers worse"
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import FOLDER, WANTS_JSON, common, emit_json, note, result
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ MIB, GIB = 1 << 20, 1 << 30
 FILES = click.option("--to", "folder", type=FOLDER, help="Folder of the files [default: log in the state folder].")
 
 
-@click.group()
+@click.group(cls=Group)
 def log() -> None:
-    """The log of every question: look at it, keep it in files, add true labels.
+    """Read the log of predictions, keep it in files, add true labels.
 
     Example: marctl log tail
     """

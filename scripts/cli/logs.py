@@ -43,8 +43,9 @@ def moment(_: click.Context, __: click.Parameter, value: str | None) -> datetime
     "-n", "count", type=click.IntRange(0), default=100, show_default=True, help="Last lines, without --since."
 )
 def logs(state: Path, follow: bool, since: datetime | None, parts: tuple[str, ...], count: int) -> None:
-    """What Envoy, TorchServe, workers, Redis and the reconciler say, in the order of time; with --json one line of JSON
-    each.
+    """Show what Envoy, TorchServe, workers, Redis and the reconciler say, in the order of time.
+
+    With --json it is one line of JSON each.
 
     Nothing is told of requests that went well, and nothing that a client sent. What was asked and answered:
     `marctl log`.

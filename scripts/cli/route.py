@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import common, note, operator, reason_option, result, table
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from marctl.stack.state import State
 
 
-@click.group()
+@click.group(cls=Group)
 def route() -> None:
     """Show and change which versions answer a model's requests.
 

@@ -69,7 +69,7 @@ def up(
     node: str | None,
     detach: bool,
 ) -> None:
-    """Build, start and check everything, then serve until Ctrl-C, and start again whatever dies.
+    """Build, start and check everything, then serve until Ctrl-C, restarting whatever dies.
 
     What is declared is served, and versions that recipes describe on top; of a new model the highest version is the
     default. Where the stack runs and the process that looked after it was killed, this takes over, without a gap.
@@ -179,7 +179,7 @@ def down(state: Path) -> None:
 @click.command()
 @common
 def status(state: Path) -> None:
-    """What is served: versions, workers, queues. Exit code 1 if nothing runs.
+    """Show what is served: versions, traffic, workers, queues. Exit code 1 if nothing runs.
 
     Example: marctl status --json
     """

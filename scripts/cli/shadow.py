@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import FOLDER, common, note, result, table
 
 if TYPE_CHECKING:
     from marctl.records.shadow import Joined
 
 
-@click.group()
+@click.group(cls=Group)
 def shadow() -> None:
-    """Compare shadow versions with the live ones; `marctl route shadow` sends them copies.
+    """Compare shadow versions with the live ones.
+
+    `marctl route shadow` sends them copies of requests.
 
     Example: marctl shadow report
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import common, operator, reason_option, result
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group)
 def state() -> None:
-    """Show and change the declared state as a whole.
+    """Show and change the declared state, the document of all that is served.
 
     Example: marctl state show
     """

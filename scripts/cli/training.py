@@ -120,7 +120,9 @@ def evaluate(
     html: Path | None,
     write: bool,
 ) -> None:
-    """Accuracy and calibration of built archives on labelled rows, through the serving code.
+    """Measure the accuracy and calibration of built archives on labelled rows.
+
+    Rows go through the code that serves.
 
     ECE is the expected calibration error: how far confidence is from the share of right answers, on average.
 

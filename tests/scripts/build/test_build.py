@@ -152,7 +152,11 @@ def test_archive_whose_handlers_had_another_name_answers_with_them(built: Path, 
             out.writestr(info.filename.replace("marctl_handlers/", "handlers/"), content)
     assert selfcheck(former, "quiz 1.0")["answers"][0]["confidence"] > 7
     extract(former, tmp_path / "root")
-    assert [field.name for field in describe(tmp_path / "root", "quiz 1.0").fields] == ["question", "choices", "context"]
+    assert [field.name for field in describe(tmp_path / "root", "quiz 1.0").fields] == [
+        "question",
+        "choices",
+        "context",
+    ]
 
 
 def test_archive_needs_no_network(built: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from marctl.core.process import Identity
 from marctl.stack.ports import Ports
 from marctl.stack.state import Running, State
 
+NAMES = [name for commands in COMMANDS.values() for name in commands]
 HEAVY = {"torch", "transformers", "requests", "rich.table", "psutil", "msgspec", "yaml"}
 STACK_COMMANDS = [
     "up",
@@ -42,7 +43,7 @@ def test_help_imports_nothing_heavy() -> None:
 def whole_names() -> list[str]:
     """`build`, `route split`: every command, those of groups by both words."""
     found = []
-    for name in COMMANDS:
+    for name in NAMES:
         command = main.get_command(click.Context(main), name)
         found += [f"{name} {sub}" for sub in command.commands] if isinstance(command, click.Group) else [name]
     return found
@@ -56,7 +57,7 @@ def test_every_command_has_an_example_and_the_common_options(name: str) -> None:
     assert ("--state" in shown) == (name in STACK_COMMANDS or " " in name)
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_listed_command_exists(name: str) -> None:
     assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
@@ -135,3 +136,28 @@ def test_a_split_without_sense_is_misuse(arguments: list[str]) -> None:
 def test_the_traffic_of_nothing_is_no_traffic(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["route", "show", "mcqa", "--state", str(tmp_path)])
     assert (done.exit_code, done.stderr) == (1, "error: no model mcqa is served; there are: none\n")
+
+
+def test_help_lists_every_command_once_below_its_section_with_a_whole_sentence() -> None:
+    lines = CliRunner().invoke(main, ["--help"], terminal_width=112).output.splitlines()
+    for title, commands in COMMANDS.items():
+        shown = lines[lines.index(f"{title}:") + 1 :][: len(commands)]
+        assert [line.split()[0] for line in shown] == list(commands)
+        assert all(line.endswith(".") and "..." not in line for line in shown), shown
+    assert len(NAMES) == len(set(NAMES))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("rote", "route"), ("stop", "down"), ("START", "up"), ("route sho", "show"), ("history verfy", "verify")],
+)
+def test_a_mistyped_or_foreign_command_is_answered_with_the_one_that_is_meant(typed: str, meant: str) -> None:
+    done = CliRunner().invoke(main, typed.split())
+    assert done.exit_code == 2
+    assert "Did you mean" in done.stderr
+    assert f"'{meant}'" in done.stderr
+
+
+def test_a_word_like_no_command_gets_no_guess() -> None:
+    done = CliRunner().invoke(main, ["xyzzy"])
+    assert done.stderr.splitlines()[-1] == "Error: No such command 'xyzzy'."
