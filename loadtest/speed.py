@@ -35,9 +35,8 @@ from marctl_handlers.core.messages import Model, Request
 from marctl_handlers.core.pipeline import Pipeline
 from marctl_handlers.tasks.multiple_choice.schema import Question, pairs
 from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
-from marctl_handlers.text.choose import dtype_of
 from marctl_handlers.text.hub import load_model
-from marctl_handlers.text.runtime import Processor
+from marctl_handlers.text.processor import Processor
 from marctl_handlers.text.settings import TextSettings
 from marctl_handlers.text.torch_runtime import TorchRuntime
 
@@ -83,7 +82,7 @@ def load(root: Path, name: str, threads: int = 1) -> Pipeline:
     if padded:
         task = pipeline.task
         assert isinstance(task, MultipleChoice)
-        dtype = dtype_of(settings.precision, "cpu", Processor.here())
+        dtype = getattr(torch, Processor.here().numbers(settings.precision))
         model = load_model(root / MODEL_FOLDER, str(task.hub_class), dtype)
         task.model = TorchRuntime.of(model, task.encoder, settings, "cpu")
     pipeline.task.calibration = (

@@ -12,7 +12,8 @@ from marctl_handlers.text.hub import load_model
 from marctl_handlers.text.packed_bert import MODEL_TYPES, can_pack
 from marctl_handlers.text.packed_runtime import PackedRuntime
 from marctl_handlers.text.pooling import Pooling
-from marctl_handlers.text.runtime import Processor, Runtime
+from marctl_handlers.text.processor import Processor
+from marctl_handlers.text.runtime import Runtime
 from marctl_handlers.text.settings import Precision, TextSettings
 from marctl_handlers.text.tokenization import Row, RowEncoder
 from marctl_handlers.text.torch_runtime import TorchRuntime
@@ -31,13 +32,12 @@ def load_runtime(
     """The fastest runtime for a `save_pretrained` folder; raises LoadError naming the cure.
 
     Its values are the model's logits, or with `pooling` the vectors that it makes of the last layer's states.
-    `samples` show the ranges of 8-bit integers. A processor without fast ones computes an int8 version in bfloat16 or,
-    without that too, in float32.
+    `samples` show the ranges of 8-bit integers. Without fast ones an int8 version is computed like `auto`.
     """
     torch.set_num_threads(settings.threads)
     processor = processor or Processor.here()
-    int8 = settings.precision == "int8" and device == "cpu" and processor.fast_int8
-    dtype = torch.float32 if int8 else dtype_of(settings.precision, device, processor)
+    numbers = numbers_for(settings.precision, device, processor)
+    dtype = torch.float32 if numbers == "int8" else getattr(torch, numbers)
     model = load_model(folder, hub_class, dtype)
     packed = can_pack(model.config)
     if settings.precision == "int8" and not packed:
@@ -49,14 +49,13 @@ def load_runtime(
         raise LoadError("precision is int8, but there is no samples.json to learn ranges from; set `precision: auto`")
     if device != "cpu" or not packed:
         return TorchRuntime.of(model, encoder, settings, device, pooling)
-    if not int8:
-        return PackedRuntime.of(model, encoder, settings, dtype, pooling)
-    return PackedRuntime.quantized(model, encoder, settings, samples, pooling)
+    if numbers != "int8":
+        return PackedRuntime.of(model, encoder, settings, processor, dtype, pooling)
+    return PackedRuntime.quantized(model, encoder, settings, processor, samples, pooling)
 
 
-def dtype_of(precision: Precision, device: str, processor: Processor) -> torch.dtype:
-    """The weights' type; `auto` takes bfloat16 where the processor multiplies in it, for elsewhere it is slower."""
-    if precision in ("auto", "int8"):
-        native = device != "cpu" or processor.fast_bfloat16
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+def numbers_for(precision: Precision, device: str, processor: Processor) -> str:
+    """`int8` or the name of a torch type; graphics cards multiply bfloat16 numbers, and no 8-bit ones of ours."""
+    if device == "cpu":
+        return processor.numbers(precision)
+    return "float32" if precision == "float32" else "bfloat16"

@@ -161,17 +161,21 @@ class PackedBert:
             output_norm=Norm.of(layer.output.LayerNorm, dtype),
         )
 
-    def quantize(self) -> None:
-        """Compute the layers in 8-bit integers; made with `linear=Watched`, after it has seen samples."""
+    def quantize(self, middle: int) -> None:
+        """Compute the layers in 8-bit integers, weights in steps up to `middle`.
+
+        For one that was made with `linear=Watched` and has seen samples.
+        """
         for layer in self.layers:
             feed_forward = layer.feed_forward
             assert isinstance(feed_forward, FloatFeedForward)
-            layer.qkv = int8(layer.qkv)
-            layer.out = int8(layer.out)
-            layer.feed_forward = Int8FeedForward(int8(feed_forward.up), int8(feed_forward.down, level=False))
+            layer.qkv = int8(layer.qkv, middle)
+            layer.out = int8(layer.out, middle)
+            up, down = int8(feed_forward.up, middle), int8(feed_forward.down, middle, level=False)
+            layer.feed_forward = Int8FeedForward(up, down)
 
 
-def int8(watched: Any, *, level: bool = True) -> Int8Linear:
+def int8(watched: Any, middle: int, *, level: bool = True) -> Int8Linear:
     """What a Watched linear computed, in 8-bit integers; it may forget its inputs then."""
     assert isinstance(watched, Watched)
-    return Int8Linear(watched, torch.cat(watched.inputs), level=level)
+    return Int8Linear(watched, torch.cat(watched.inputs), middle, level=level)

@@ -15,6 +15,7 @@ from marctl_handlers.text.packed_bert import PackedBert
 from marctl_handlers.text.packed_heads import FirstTokenHead, PoolingHead
 from marctl_handlers.text.packing import Packing
 from marctl_handlers.text.pooling import Pooling
+from marctl_handlers.text.processor import Processor
 from marctl_handlers.text.runtime import warm_up
 from marctl_handlers.text.settings import TextSettings
 from marctl_handlers.text.tokenization import Row, RowEncoder
@@ -35,7 +36,13 @@ class PackedRuntime:
     """Computes rows with a PackedBert and a head."""
 
     def __init__(
-        self, bert: PackedBert, head: Head, encoder: RowEncoder, settings: TextSettings, numbers: object
+        self,
+        bert: PackedBert,
+        head: Head,
+        encoder: RowEncoder,
+        settings: TextSettings,
+        processor: Processor,
+        numbers: object,
     ) -> None:
         """`numbers`: what the model computes in."""
         self.bert = bert
@@ -43,18 +50,23 @@ class PackedRuntime:
         self.rows_per_pass = settings.rows_per_pass or ROWS_PER_PASS
         self.max_tokens = settings.max_tokens
         self.pad_id = encoder.pad_id
-        capability = torch.backends.cpu.get_cpu_capability()
-        self.runtime = f"torch {torch.__version__} packed {numbers} cpu {capability}"
+        self.runtime = f"torch {torch.__version__} packed {numbers} cpu {processor}"
         if self.max_tokens > bert.longest:
             raise LoadError(f"max_tokens is {self.max_tokens}, but the model has positions for {bert.longest} tokens")
 
     @classmethod
     def of(
-        cls, model: Any, encoder: RowEncoder, settings: TextSettings, dtype: torch.dtype, pooling: Pooling | None = None
+        cls,
+        model: Any,
+        encoder: RowEncoder,
+        settings: TextSettings,
+        processor: Processor,
+        dtype: torch.dtype,
+        pooling: Pooling | None = None,
     ) -> PackedRuntime:
         """A float model, computed as it is."""
         bert = PackedBert(model.base_model, encoder.template, dtype, whole_layers(model, pooling))
-        return cls(bert, head_of(model, pooling, dtype), encoder, settings, dtype)
+        return cls(bert, head_of(model, pooling, dtype), encoder, settings, processor, dtype)
 
     @classmethod
     @torch.inference_mode()
@@ -63,16 +75,18 @@ class PackedRuntime:
         model: Any,
         encoder: RowEncoder,
         settings: TextSettings,
+        processor: Processor,
         samples: Sequence[Row],
         pooling: Pooling | None = None,
     ) -> PackedRuntime:
         """A float32 model, whose layers are computed in 8-bit integers with ranges that `samples` show; a last layer
-        for the first token alone is in bfloat16."""
+        for the first token alone is in floating point."""
         n_layers = whole_layers(model, pooling)
         bert = PackedBert(model.base_model, encoder.template, torch.float32, n_layers, linear=Watched)
         bert(sorted(samples, key=length))
-        bert.quantize()
-        return cls(bert, head_of(model, pooling, torch.bfloat16), encoder, settings, "int8")
+        bert.quantize(processor.int8_middle)
+        dtype = getattr(torch, processor.numbers("auto"))
+        return cls(bert, head_of(model, pooling, dtype), encoder, settings, processor, "int8")
 
     def run(self, rows: Sequence[Row], deadline: float) -> list[Any]:
         """A value per row, in order; None where the deadline (time.monotonic seconds) came first."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
-
-import torch
 
 from marctl_handlers.text.tokenization import Row
 
@@ -24,20 +21,6 @@ class Runtime(Protocol):
 
     def warm_up(self) -> None:
         """Run the shapes that requests will bring."""
-
-
-@dataclass(frozen=True, slots=True)
-class Processor:
-    """What decides how a model is computed on a processor."""
-
-    fast_int8: bool
-    """Multiplies 8-bit integers fast (VNNI)."""
-    fast_bfloat16: bool
-    """Multiplies bfloat16 numbers; elsewhere they are emulated, twenty times slower."""
-
-    @classmethod
-    def here(cls) -> Processor:
-        return cls(bool(torch.cpu._is_vnni_supported()), bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def warm_up(

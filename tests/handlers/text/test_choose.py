@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer
 from marctl_handlers.core.errors import LoadError
 from marctl_handlers.text.choose import load_runtime
 from marctl_handlers.text.packed_runtime import PackedRuntime
-from marctl_handlers.text.runtime import Processor, Runtime
+from marctl_handlers.text.processor import KINDS, PLAIN, Processor
+from marctl_handlers.text.runtime import Runtime
 from marctl_handlers.text.settings import TextSettings
 from marctl_handlers.text.tokenization import PairEncoder, Row
 from marctl_handlers.text.torch_runtime import TorchRuntime
@@ -21,9 +21,6 @@ from marctl_handlers.text.torch_runtime import TorchRuntime
 TEXTS = ["Where do people cut bread?", "a knife", "orange juice on his cereal", "Why not 3 or 42?"]
 FOREVER = float("inf")
 HUB_CLASS = "AutoModelForMultipleChoice"
-PLAIN = Processor(fast_int8=False, fast_bfloat16=False)
-"""One that multiplies float32 numbers only, which every machine can do."""
-PROCESSORS = [Processor(fast_int8, fast_bfloat16) for fast_int8 in (False, True) for fast_bfloat16 in (False, True)]
 
 
 def settings(**changes: Any) -> TextSettings:
@@ -38,14 +35,12 @@ def load(folder: Path, samples: int = 0, processor: Processor = PLAIN, **changes
 
 
 def only_where_computable(processor: Processor) -> None:
-    """Skip where this machine's own processor cannot do what the tested one does fast."""
-    here = Processor.here()
-    if processor.fast_int8 and not here.fast_int8:
-        pytest.skip("this processor has no 8-bit integer instructions (VNNI)")
-    if processor.fast_int8 and "ONEDNN_MAX_CPU_ISA" in os.environ:
-        pytest.skip("oneDNN is held to older instructions, in which sums of 8-bit products saturate")
-    if processor.fast_bfloat16 and not here.fast_bfloat16:
-        pytest.skip("this processor emulates bfloat16, twenty times slower")
+    """Skip where this machine's own processor cannot do what the tested one does."""
+    here, capabilities = Processor.here(), torch.cpu.get_capabilities()
+    if processor.int8_middle > here.int8_middle or (processor.int8_middle and not capabilities.get("avx2")):
+        pytest.skip("sums of 8-bit products would saturate on this processor")
+    if processor.bfloat16 and not here.bfloat16:
+        pytest.skip("this processor emulates bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -86,28 +81,15 @@ def test_passes_after_the_deadline_are_not_computed(tiny_model: Callable[[str], 
     assert sum(score is not None for score in scores) == 4
 
 
-@pytest.mark.parametrize("processor", PROCESSORS, ids=str)
-@pytest.mark.parametrize(
-    ("precision", "computed"),
-    [
-        (
-            "float32",
-            {(False, False): "float32", (False, True): "float32", (True, False): "float32", (True, True): "float32"},
-        ),
-        (
-            "auto",
-            {(False, False): "float32", (False, True): "bfloat16", (True, False): "float32", (True, True): "bfloat16"},
-        ),
-        ("int8", {(False, False): "float32", (False, True): "bfloat16", (True, False): "int8", (True, True): "int8"}),
-    ],
-)
+@pytest.mark.parametrize("processor", KINDS, ids=str)
+@pytest.mark.parametrize("precision", ["float32", "auto", "int8"])
 def test_each_processor_computes_in_what_it_is_fast_in(
-    precision: str, computed: dict[tuple[bool, bool], str], processor: Processor, tiny_model: Callable[[str], Path]
+    precision: str, processor: Processor, tiny_model: Callable[[str], Path]
 ) -> None:
     only_where_computable(processor)
     packed, rows = load(tiny_model("bert"), 8, processor, precision=precision)
-    numbers = computed[processor.fast_int8, processor.fast_bfloat16]
-    assert f" packed {numbers if numbers == 'int8' else f'torch.{numbers}'} " in packed.runtime
+    numbers = processor.numbers(precision)
+    assert f" packed {numbers if numbers == 'int8' else f'torch.{numbers}'} cpu {processor}" in packed.runtime
     exact, _ = load(tiny_model("bert"))
     wanted, given = exact.run(rows, FOREVER), packed.run(rows, FOREVER)
     if numbers == "float32":
@@ -117,7 +99,7 @@ def test_each_processor_computes_in_what_it_is_fast_in(
 
 
 def test_int8_scores_depend_on_no_batch_mate(tiny_model: Callable[[str], Path]) -> None:
-    fast = Processor(fast_int8=True, fast_bfloat16=False)
+    fast = next(kind for kind in KINDS if kind.name == "AVX2")
     only_where_computable(fast)
     packed, rows = load(tiny_model("bert"), 8, fast, precision="int8")
     together = packed.run(rows, FOREVER)
@@ -125,7 +107,7 @@ def test_int8_scores_depend_on_no_batch_mate(tiny_model: Callable[[str], Path]) 
     assert together == pytest.approx(alone, abs=0.05)
 
 
-@pytest.mark.parametrize("processor", PROCESSORS, ids=str)
+@pytest.mark.parametrize("processor", KINDS, ids=str)
 @pytest.mark.parametrize(
     ("kind", "samples", "reason"), [("distilbert", 8, "set `precision: auto`"), ("bert", 0, "no samples.json")]
 )
