@@ -25,6 +25,7 @@ COMMANDS = {
     "Serve": {
         "up": "marctl.cli.server:up",
         "down": "marctl.cli.server:down",
+        "drain": "marctl.cli.server:drain",
         "register": "marctl.cli.models:register",
         "unregister": "marctl.cli.models:unregister",
         "default": "marctl.cli.models:default",

@@ -1,4 +1,4 @@
-"""`marctl up`, `down` and `status`."""
+"""`marctl up`, `down`, `drain` and `status`."""
 
 from __future__ import annotations
 
@@ -178,6 +178,34 @@ def down(state: Path) -> None:
 
 @click.command()
 @common
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Return after this time, in which load balancers notice.",
+)
+@click.option("--undo", is_flag=True, help="Put it back into service.")
+def drain(state: Path, seconds: float, undo: bool) -> None:
+    """Take the gateway out of service; it goes on answering. Before a stop, so that no request is lost.
+
+    /ready turns 503, so that load balancers send no more requests here, and every connection ends with its next answer.
+
+    Example: marctl drain --seconds 10 && marctl down
+    """
+    from marctl.stack import drain as draining
+    from marctl.stack.state import State
+
+    if undo:
+        draining.undrain(State(state))
+        result({"draining": False}, "in service again")
+        return
+    draining.drain(State(state), seconds)
+    result({"draining": True}, "out of service; what comes is still answered, until marctl down or marctl drain --undo")
+
+
+@click.command()
+@common
 def status(state: Path) -> None:
     """Show what is served: versions, traffic, workers, queues. Exit code 1 if nothing runs.
 
@@ -194,7 +222,8 @@ def describe(content: dict[str, Any]) -> str:
     """The status as a table for people."""
     head = f"TorchServe pid {content['pid']}, {content['server_memory_mb']} MiB, since {content['started_at']}\n"
     if content["gateway"]:
-        head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}\n"
+        out = ", out of service: marctl drain --undo" if content["draining"] else ""
+        head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}{out}\n"
     head += f"{describe_redis(content)}{describe_features(content)}\n"
     head += describe_log(content["log"])
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from marctl.cli.group import Group
-from marctl.cli.output import common, operator, reason_option, result
+from marctl.cli.output import common, json_option, note, operator, reason_option, result, store_option
 
 if TYPE_CHECKING:
     from marctl.stack.document import Declared
@@ -58,6 +58,26 @@ def show(state: Path, schema: bool, place: str | None) -> None:
     now = State(state).history.current()
     content = msgspec.to_builtins(document.Declared(now.revision, now.document.models))
     result(content, document.dump(now.document, now.revision).rstrip())
+
+
+@state.command()
+@json_option
+@store_option
+@click.option("--onto", type=FILE, help="A document to add to; what it says of traffic and defaults stays.")
+def draft(store: Path, onto: Path | None) -> None:
+    """The document that a store's archives would make, as YAML: where to begin for nodes that follow one.
+
+    A new model's highest version is its default; a further version of a known one gets no traffic yet.
+
+    Example: marctl state draft --store model_store/archives > state.yaml
+    """
+    import msgspec
+
+    from marctl.stack import document
+    from marctl.stack.plan import drafted
+
+    found = drafted(read(onto).document if onto else document.Document(), store, note)
+    result(msgspec.to_builtins(document.Declared.of(found)), document.dump(found).rstrip())
 
 
 @state.command()

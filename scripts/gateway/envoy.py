@@ -44,6 +44,8 @@ VERSION_TEXTS = {
     TRAFFIC_FILE: f"extension_config_discovery.http_filter.{RESOLVE}.version_text",
 }
 """Each watched file, and where Envoy tells which version of it is in force."""
+LIVE, DRAINING = "LIVE", "DRAINING"
+"""What Envoy says of itself."""
 WARMING = "cluster_manager.warming_clusters"
 """How many clusters are not yet ready for requests."""
 PRIVATE = 0o600
@@ -176,12 +178,11 @@ class Envoy:
     def is_open(self, watched: Mapping[str, Discovery]) -> bool:
         """Whether these files are in force; another Envoy on the same admin port has others."""
         try:
-            state = local_session().get(f"{self.admin}/ready", timeout=CALL_TIMEOUT_S).text.strip()
-            texts = self.figures()
-        except (requests.RequestException, GatewayFailed):
+            state, texts = self.call("/ready").strip(), self.figures()
+        except GatewayFailed:
             return False
         in_force = all(texts.get(stat) == watched[name].version for name, stat in VERSION_TEXTS.items())
-        return state == "LIVE" and in_force and texts.get(WARMING) == "0"
+        return state in (LIVE, DRAINING) and in_force and texts.get(WARMING) == "0"
 
     def figures(self) -> dict[str, str]:
         """The names in force of all watched files, and how many clusters warm up."""
@@ -194,9 +195,24 @@ class Envoy:
         text = self.call(f"/stats?filter=^{name}$")
         return int(text.partition(": ")[2] or 0)
 
-    def call(self, path: str) -> str:
+    def drain(self) -> None:
+        """Readiness turns 503, and each connection ends with its next answer. Whatever comes is still answered, on new
+        connections, too, for those who send requests learn of it one after the other. Raises GatewayFailed."""
+        self.call("/healthcheck/fail", "POST")
+
+    def undrain(self) -> None:
+        """Back in service. Raises GatewayFailed."""
+        self.call("/healthcheck/ok", "POST")
+
+    @property
+    def draining(self) -> bool:
+        """Raises GatewayFailed."""
+        return self.call("/ready").strip() == DRAINING
+
+    def call(self, path: str, method: str = "GET") -> str:
+        """A page of Envoy's admin port. Raises GatewayFailed."""
         try:
-            return local_session().get(self.admin + path, timeout=CALL_TIMEOUT_S).text
+            return local_session().request(method, self.admin + path, timeout=CALL_TIMEOUT_S).text
         except requests.RequestException as err:
             raise GatewayFailed(f"Envoy does not answer at {self.admin}: {type(err).__name__}") from err
 
@@ -266,7 +282,7 @@ class Envoy:
         At most half a minute. Afterwards connections have a moment to be used up, so that none ends under a request.
         """
         try:
-            local_session().post(f"{self.admin}/drain_listeners?graceful", timeout=CALL_TIMEOUT_S)
+            self.call("/drain_listeners?graceful", "POST")
             deadline = time.monotonic() + DRAIN_TIMEOUT_S
             quiet = 0
             while quiet < QUIET_POLLS and time.monotonic() < deadline:
@@ -274,7 +290,7 @@ class Envoy:
                 quiet = 0 if self.figure(f"http.{GATEWAY}.downstream_rq_active") else quiet + 1
                 if not self.figure(f"http.{GATEWAY}.downstream_cx_active"):
                     return
-        except (requests.RequestException, GatewayFailed):
+        except GatewayFailed:
             pass  # it cannot be asked any more, so it holds nothing that could be waited for
 
 

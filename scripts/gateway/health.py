@@ -34,6 +34,7 @@ LONGEST_STEP_S = 0.5
 MOST_ROWS, MOST_REASONS = 100, 20
 """On the page that tells readiness."""
 GONE = "is gone"
+NOTHING_SERVED = "nothing is served here; what is declared, and what became of it, is shown by marctl status"
 Identity = tuple[int, int] | None
 
 
@@ -203,6 +204,8 @@ def readiness(verdicts: Sequence[Verdict], routed: Collection[tuple[str, str]]) 
         {"model": v.model, "version": v.version, "routed": (v.model, v.version) in routed, "workers_ready": v.answering}
         for v in verdicts
     ]
+    if not routed:
+        return routes(503, {**not_ready(NOTHING_SERVED), "versions": []}, "")
     answering = {(v.model, v.version): v for v in verdicts if v.answering}
     missing = [(model, version) for model, version in sorted(routed) if (model, version) not in answering]
     troubles = {(v.model, v.version): "; ".join(v.troubles) or "it has no worker" for v in verdicts}

@@ -35,7 +35,7 @@ from marctl.gateway.names import (
     socket_address,
     typed,
 )
-from marctl.gateway.routes import LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S
+from marctl.gateway.routes import LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S, metrics_routes
 from marctl.gateway.settings import GatewaySettings, Tls
 from marctl.gateway.traffic import LUA
 from marctl_handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
@@ -54,6 +54,8 @@ CLIENTS_COUNTED = 10_000
 """Buckets of the rate limit that are kept at once; the client that was away longest loses its own."""
 PROBE_CONNECTIONS = 64
 """To the listener for probes."""
+METRICS_CONNECTIONS = 16
+"""To the listener for figures."""
 PAGES = 8
 """/metrics and /health under way at once: each costs Envoy's main thread or TorchServe some milliseconds, and a page is
 large. More get 503."""
@@ -100,6 +102,13 @@ UNAVAILABLE = {
     "OM": ("overloaded", "the gateway's memory is nearly full; try again later"),
 }
 """Why a request got a 503, by Envoy's response flag: a finer error than that of LOCAL_ERRORS."""
+DRAINING: Json = {
+    "error": "draining",
+    "detail": "this server is being taken out of service: it answers what it gets, and should be sent nothing new. "
+    "It is put back into service by marctl drain --undo",
+    "status": "not ready",
+}
+"""What readiness says while Envoy drains."""
 
 
 def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json, settings: GatewaySettings) -> Json:
@@ -127,6 +136,7 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
                 fallback_listener(files, settings),
                 probe_listener(files, settings),
                 inner_probe_listener(files, settings),
+                *([metrics_listener(files, settings)] if settings.metrics_port else []),
             ],
             "clusters": [
                 fallback_cluster(),
@@ -234,6 +244,7 @@ def fallback_listener(files: Path, settings: GatewaySettings) -> Json:
     return {
         "name": FALLBACK,
         "internal_listener": {},
+        "drain_type": "MODIFY_ONLY",
         "per_connection_buffer_limit_bytes": settings.body_bytes,
         "ignore_global_conn_limit": True,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
@@ -242,12 +253,7 @@ def fallback_listener(files: Path, settings: GatewaySettings) -> Json:
 
 def probe_listener(files: Path, settings: GatewaySettings) -> Json:
     """/healthz and /ready on a port of their own, past every limit but one of its own."""
-    limit = extension(
-        "envoy.filters.network.connection_limit",
-        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
-        stat_prefix=PROBES,
-        max_connections=PROBE_CONNECTIONS,
-    )
+    limit = connection_limit(PROBES, PROBE_CONNECTIONS)
     return {
         "name": PROBES,
         "address": socket_address(settings.address, settings.probe_port),
@@ -262,6 +268,7 @@ def inner_probe_listener(files: Path, settings: GatewaySettings) -> Json:
     return {
         "name": INNER_PROBES,
         "internal_listener": {},
+        "drain_type": "MODIFY_ONLY",
         "ignore_global_conn_limit": True,
         "bypass_overload_manager": True,
         "filter_chains": [{"filters": [probe_pages(files, settings)]}],
@@ -269,9 +276,53 @@ def inner_probe_listener(files: Path, settings: GatewaySettings) -> Json:
 
 
 def probe_pages(files: Path, settings: GatewaySettings) -> Json:
-    manager = connection_manager(PROBES, files, settings, [extension(ROUTER, f"{HTTP}.router.v3.Router")])
+    manager = connection_manager(PROBES, files, settings, [not_ready_while_draining(), plain_router()])
     # Whoever asks now and then need not keep one of a few connections.
     return {"name": "http", "typed_config": manager | {"common_http_protocol_options": {"idle_timeout": "5s"}}}
+
+
+def not_ready_while_draining() -> Json:
+    """Readiness is 503 from /healthcheck/fail on Envoy's admin page to /healthcheck/ok, whatever else is known."""
+    return extension(
+        "envoy.filters.http.health_check",
+        f"{HTTP}.health_check.v3.HealthCheck",
+        pass_through_mode=True,
+        headers=[{"name": ":path", "string_match": {"exact": "/ready"}}],
+    )
+
+
+def metrics_listener(files: Path, settings: GatewaySettings) -> Json:
+    """/metrics for a Prometheus on another machine. Its routes never change."""
+    manager = connection_manager(METRICS, files, settings, [plain_router()])
+    del manager["rds"]
+    manager["route_config"] = metrics_routes()
+    return {
+        "name": METRICS,
+        "address": socket_address(settings.address, settings.metrics_port),
+        "enable_reuse_port": False,
+        "ignore_global_conn_limit": True,
+        "filter_chains": [
+            {
+                "filters": [
+                    connection_limit(METRICS, METRICS_CONNECTIONS),
+                    {"name": "http", "typed_config": manager},
+                ]
+            }
+        ],
+    }
+
+
+def plain_router() -> Json:
+    return extension(ROUTER, f"{HTTP}.router.v3.Router")
+
+
+def connection_limit(name: str, connections: int) -> Json:
+    return extension(
+        "envoy.filters.network.connection_limit",
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+        stat_prefix=name,
+        max_connections=connections,
+    )
 
 
 def connection_manager(name: str, files: Path, settings: GatewaySettings, filters: list[Json]) -> Json:
@@ -313,7 +364,9 @@ def local_replies(settings: GatewaySettings) -> Json:
         in_one_form.append(mapper(code, where, {"json_format": {"error": error, "detail": detail}}))
     as_it_is = [mapper(code, [], OWN_WORDS) for code, words in LOCAL_ERRORS.items() if words is None]
     readiness = header_filter(":path", {"safe_regex": {"regex": "(/v2/.*)?/ready|/v1/models/[^/:]*"}})
-    return {"mappers": [mapper(503, [readiness], OWN_WORDS), *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
+    draining = mapper(503, [{"response_flag_filter": {"flags": ["LH"]}}], {"json_format": DRAINING})
+    of_probes = [draining, mapper(503, [readiness], OWN_WORDS)]
+    return {"mappers": [*of_probes, *for_grpc, *in_one_text, *in_one_form, *as_it_is]}
 
 
 OWN_WORDS: Json = {

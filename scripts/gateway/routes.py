@@ -21,6 +21,7 @@ from marctl.gateway.names import (
     GATEWAY,
     HTTP_STATUS_HEADER,
     LIMIT,
+    METRICS,
     PROBES,
     RESOLVE,
     ROUTE_HEADER,
@@ -40,6 +41,8 @@ from marctl_handlers.core.messages import LOADING_HEADER, ROLE_HEADER, START_HEA
 RETRY_AFTER_S = 1
 LONGEST_ANSWER_BYTES = 256 * 1024
 """Of what a route answers by itself."""
+PAGE_TIMEOUT_S = 5.0
+"""For a page of figures; a little longer than any part of it may take."""
 MOST_PATHS = 50
 """Models that have paths of their own in the OpenAPI document."""
 LONGEST_TIMEOUT_S = 3600.0
@@ -74,6 +77,13 @@ def fallback_routes(further: Iterable[Json] = ()) -> Json:
     """The inner listener's: of copies, and of requests that a version failed."""
     nobody = {"match": {"prefix": "/"}, "direct_response": {"status": 503}}
     return route_configuration(FALLBACK, inner_ways(), [*further, nobody])
+
+
+def metrics_routes() -> Json:
+    """Of the listener for figures, which has no other page."""
+    figures = {"match": {"path": "/metrics"}, "route": {"cluster": METRICS, "timeout": seconds(PAGE_TIMEOUT_S)}}
+    nothing = {"match": {"prefix": "/"}, **answer(404, {"error": "no_such_path", "detail": "there is: /metrics"})}
+    return {"name": METRICS, "virtual_hosts": [{"name": METRICS, "domains": ["*"], "routes": [figures, nothing]}]}
 
 
 def route_configuration(name: str, ways: dict[str, Json], routes: list[Json]) -> Json:

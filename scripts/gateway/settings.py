@@ -54,6 +54,8 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Envoy's heap at most: near it, requests are refused, and those that hold most of it are ended."""
     probe_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """A port of its own for /healthz and /ready, which answers while the gateway is full; 0 for any free one."""
+    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """A port of its own for /metrics, which asks for no key: for a Prometheus on another machine. 0 for none."""
     requests_per_version: Positive = 2048
     """Under way at once, TorchServe's queue included; more get 503. It should be more than a recipe's `queue_size`:
     what TorchServe refuses falls back, what Envoy refuses does not."""

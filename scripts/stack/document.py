@@ -205,9 +205,11 @@ def parse(text: str, origin: object) -> Declared:
     return declared
 
 
-def dump(document: Document, revision: int) -> str:
+def dump(document: Document, revision: int | None = None) -> str:
     """The YAML form, which `parse` reads."""
     content = whole(msgspec.to_builtins(Declared.of(document, revision)))
+    if revision is None:
+        del content["revision"]
     if not content["shared"]:
         del content["shared"]
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

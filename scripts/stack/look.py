@@ -13,6 +13,8 @@ from marctl.core.errors import UserError
 from marctl.core.explainers import SUFFIX, explainer_of, is_explainer, models_in
 from marctl.core.order import version_order
 from marctl.core.shared import is_shared
+from marctl.gateway.envoy import GatewayFailed
+from marctl.gateway.settings import GatewaySettings
 from marctl.records.keeper import figures_of
 from marctl.stack import redis_server
 from marctl.stack.document import Document
@@ -91,6 +93,7 @@ def status(state: State) -> dict[str, Any]:
         "gateway": running.gateway.address if running.gateway else None,
         "gateway_pid": running.gateway.pid if running.gateway else None,
         "admin": running.gateway.admin if running.gateway else None,
+        "draining": draining(state, running),
         **redis_status(state, running, redis_server.CACHE),
         **redis_status(state, running, redis_server.FEATURES),
         "log": msgspec.to_builtins(figures_of(state.prediction_log)),
@@ -103,6 +106,13 @@ def status(state: State) -> dict[str, Any]:
         "shared": [worker_row(each, shared) for each in shared.served],
         **({"follow": followed(following), "nodes": nodes(following)} if following else {}),
     }
+
+
+def draining(state: State, running: Running) -> bool:
+    """Whether its gateway was taken out of service by `marctl drain`."""
+    with suppress(GatewayFailed):
+        return running.gateway is not None and state.envoy(running.ports, GatewaySettings()).draining
+    return False
 
 
 def followed(following: Following) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from marctl.build.reader import Archive, read_archive
+from marctl.core.errors import UserError
 from marctl.core.order import version_order
 from marctl.stack.document import SHARED, Document, Model, Version, refuse_faults
 from marctl.stack.history import Revision
@@ -19,6 +20,10 @@ TAKE_BACK = "take back"
 """The command of a revision by which the reconciler undoes one that failed."""
 
 
+class NothingToServe(UserError):
+    """No archive and no recipe."""
+
+
 def find_archives(recipes: Path, store: Path, notify: Notify) -> list[Path]:
     """Build what the recipes describe; without recipes, whatever lies in the store."""
     if any(recipes.glob("*/*/model.yaml")):
@@ -26,6 +31,14 @@ def find_archives(recipes: Path, store: Path, notify: Notify) -> list[Path]:
 
         return build_all(recipes, store, notify)
     return sorted(store.glob("*.mar"))
+
+
+def drafted(document: Document, store: Path, notify: Notify) -> Document:
+    """The document with the archives of a store. Raises DocumentInvalid, and NothingToServe if there is none."""
+    paths = sorted(store.glob("*.mar"))
+    if not paths:
+        raise NothingToServe(f"no archive in {store}; build some: marctl build")
+    return declare(document, paths, set(), notify)
 
 
 def declare(document: Document, paths: Sequence[Path], left_out: set[tuple[str, str]], notify: Notify) -> Document:

@@ -28,7 +28,7 @@ from marctl.records.keeper import keeping
 from marctl.stack.document import Document
 from marctl.stack.follow import begin, following, node_name
 from marctl.stack.metrics.page import MetricsPage
-from marctl.stack.plan import declare, find_archives, left_out, with_workers
+from marctl.stack.plan import NothingToServe, declare, find_archives, left_out, with_workers
 from marctl.stack.reconciler import Reconciler
 from marctl.stack.rotation import rotating
 from marctl.stack.servers import Request, Servers, stop_stack
@@ -45,10 +45,6 @@ BARE_FILE = "marctl.stack.up"
 
 class AlreadyRunning(UserError):
     """This state folder's stack is up."""
-
-
-class NothingToServe(UserError):
-    """No archive and no recipe."""
 
 
 class Terminated(KeyboardInterrupt):

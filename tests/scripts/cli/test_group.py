@@ -20,6 +20,7 @@ HEAVY = {"torch", "transformers", "requests", "rich.table", "psutil", "msgspec",
 STACK_COMMANDS = [
     "up",
     "down",
+    "drain",
     "status",
     "register",
     "scale",
@@ -30,6 +31,8 @@ STACK_COMMANDS = [
     "batch",
     "logs",
 ]
+STATELESS = ["state draft"]
+"""Looks at a store alone."""
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -54,12 +57,18 @@ def test_every_command_has_an_example_and_the_common_options(name: str) -> None:
     shown = CliRunner().invoke(main, [*name.split(), "--help"]).output
     assert f"Example: marctl {name}" in " ".join(shown.split())
     assert "--json" in shown
-    assert ("--state" in shown) == (name in STACK_COMMANDS or " " in name)
+    assert ("--state" in shown) == (name in STACK_COMMANDS or (" " in name and name not in STATELESS))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_listed_command_exists(name: str) -> None:
     assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+
+
+def test_what_does_not_run_cannot_be_drained(tmp_path: Path) -> None:
+    for words in (["drain"], ["drain", "--undo"]):
+        done = CliRunner().invoke(main, [*words, "--state", str(tmp_path)])
+        assert (done.exit_code, "nothing runs" in done.output) == (1, True)
 
 
 def test_misuse_is_exit_code_2() -> None:

@@ -80,6 +80,17 @@ def test_a_version_with_a_live_worker_gets_requests_and_is_ready(
     assert page["versions"] == [{"model": "mcqa", "version": "1.0", "routed": True, "workers_ready": 1}]
 
 
+def test_a_stack_that_serves_nothing_is_not_ready(watched: Watched, worker: subprocess.Popen[bytes]) -> None:
+    """Or a node whose first document failed would be sent requests."""
+    watched.health.step([], [])
+    assert watched.page("/ready")[0] == 503
+    assert "nothing is served" in watched.page("/ready")[1]["detail"]
+    watched.step(worker.pid)
+    assert watched.page("/ready")[0] == 200
+    watched.health.step([Workers("mcqa", "1.0", (worker.pid,), (True,))], [])
+    assert watched.page("/ready")[0] == 503
+
+
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "zombie"])
 def test_a_killed_worker_is_noticed_at_the_next_look(
     watched: Watched, worker: subprocess.Popen[bytes], reaped: bool

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from marctl.core.order import version_order
-from marctl.stack.document import Document
+from marctl.stack.document import Document, dump, parse
 from marctl.stack.history import History
-from marctl.stack.plan import TAKE_BACK, declare, find_archives, left_out, with_workers
+from marctl.stack.plan import TAKE_BACK, NothingToServe, declare, drafted, find_archives, left_out, with_workers
 from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
 
 
@@ -39,6 +39,22 @@ def test_a_first_start_declares_all_and_the_highest_version_as_default(store: Pa
     assert document.models["mcqa"].default == "1.10"
     assert {content.workers for _, _, content in document.versions()} == {1}
     assert notes == []
+
+
+def test_a_draft_is_read_back_as_it_was_and_a_further_one_keeps_the_default(store: Path, notes: Notes) -> None:
+    first = drafted(Document(), store, notes)
+    assert versions(first) == ["mcqa 1.2", "mcqa 1.9", "mcqa 1.10"]
+    written = dump(first)
+    assert "revision" not in written
+    assert parse(written, "the draft").document == first
+    tiny_archive(store, version="1.11")
+    second = drafted(first, store, notes)
+    assert (versions(second)[-1], second.models["mcqa"].default) == ("mcqa 1.11", "1.10")
+
+
+def test_a_draft_of_an_empty_store_is_refused(tmp_path: Path, notes: Notes) -> None:
+    with pytest.raises(NothingToServe, match="marctl build"):
+        drafted(Document(), tmp_path, notes)
 
 
 def test_a_default_stays_where_it_is_and_new_versions_get_no_traffic(store: Path, notes: Notes) -> None:
