@@ -1,11 +1,11 @@
 """What a batch job costs beside its model alone, and beside one client that asks the same over HTTP.
 
-    python -m loadtest.batch.cost --rows mcqa/1.0=20000 mcqa/2.0=4000 embed/1.0=6000 loans=200000
+    python -m loadtest.batch.cost --rows mcqa/1.0=20000 mcqa/2.0=4000 embed/1.0=6000 credit/1.0=200000
 
 Of each version, on the same rows, in turn: `ceiling`, the archive's own `predict` on ready questions in one process,
 and there, too, what a job's units add to it (ceiling.py); `batch`, the command `marctl batch`; and `http`, a client
 that sends 8 instances a request, few enough to go with the small ones, over 16 connections to a stack with a worker per
-core and no cache. `loans` is a model of this study's own (rows.py), without http. Processor seconds are per 1,000 rows;
+core and no cache. `credit` is asked without http. Processor seconds are per 1,000 rows;
 of the batch job those that the units tell, and those of all its processes. `start` is a job of one row whose model is
 nothing: what Ray and the command cost alone. One JSON line each.
 """
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loadtest.batch.jobs import finish
-from loadtest.batch.rows import WRITERS, loan_archive
+from loadtest.batch.rows import WRITERS
 from loadtest.generator import Generator, Target
 from loadtest.stack import ARCHIVES, PROJECT, CpuMeter, running_stack
 from marctl.batch.archive import extract
@@ -35,7 +35,7 @@ from tests.batch_archives import doubling_archive
 
 INSTANCES, CONNECTIONS = 8, 16
 WARM_UP_S, SECONDS = 4.0, 20.0
-DEFAULT = ["mcqa/1.0=20000", "mcqa/2.0=4000", "embed/1.0=6000", "loans=200000"]
+DEFAULT = ["mcqa/1.0=20000", "mcqa/2.0=4000", "embed/1.0=6000", "credit/1.0=200000"]
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         for asked in options.rows:
             version, _, rows = asked.partition("=")
             folder = Path(work) / version.replace("/", "-")
-            measure(folder, version, int(rows), http=not options.no_http and version != "loans")
+            measure(folder, version, int(rows), http=not options.no_http and not version.startswith("credit/"))
 
 
 def start(folder: Path) -> None:
@@ -61,12 +61,11 @@ def start(folder: Path) -> None:
 def measure(folder: Path, version: str, rows: int, *, http: bool) -> None:
     folder.mkdir()
     model = version.partition("/")[0]
-    archive = loan_archive(folder / "loans") if version == "loans" else ARCHIVES / f"{version.replace('/', '-')}.mar"
+    archive = ARCHIVES / f"{version.replace('/', '-')}.mar"
     path = folder / "rows.parquet"
     WRITERS[model](path, rows)
     extract(archive, folder / "root")
-    name, _, number = version.partition("/")
-    found = ceiling(folder / "root", path, name, number or "1.0")
+    found = ceiling(folder / "root", path, *version.split("/"))
     tell("ceiling", version, **found)
     done = finish(archive, [path], folder / "out", "--key", "id")
     if http:

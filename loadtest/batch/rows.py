@@ -1,31 +1,38 @@
-"""Input files and archives for studies: made questions and texts, and a table of loans with a model of its own."""
+"""Input files for studies: made questions, texts, and applicants for `credit`."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loadtest.embedding import texts
 from loadtest.questions import made
-from loadtest.stack import MARCTL, PROJECT
 
 AT_ONCE = 100_000
-LABELS = '["good", "bad"]'
-TREES, DEPTH, TRAINED_ON = 200, 5, 20_000
-NUMBERS = ("income", "amount", "duration", "savings", "debt", "age", "rate", "balance")
+MISSING = 0.02
+NUMBERS = {
+    "Seniority": 8,
+    "Time": 46,
+    "Age": 37,
+    "Expenses": 55,
+    "Income": 130,
+    "Assets": 5000,
+    "Debt": 300,
+    "Amount": 1000,
+    "Price": 1400,
+}
+"""Features of `credit` to about what they are on average."""
 CATEGORIES = {
-    "home": ("own", "rent", "family"),
-    "job": ("clerk", "nurse", "driver", "teacher", "none"),
-    "purpose": ("car", "house", "school", "holiday", "other"),
-    "region": tuple(f"r{i}" for i in range(20)),
+    "Home": ("owner", "parents", "rent", "other"),
+    "Marital": ("married", "single", "separated", "divorced", "widow"),
+    "Records": ("no", "yes"),
+    "Job": ("fixed", "freelance", "partime", "others"),
 }
 
 
@@ -53,8 +60,8 @@ def write(path: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> None
             writer.write_table(pa.Table.from_pylist(part, schema))
 
 
-def loans(path: Path, count: int) -> None:
-    """Made loans with an `id`: eight numbers, four categories, one value in a hundred missing."""
+def applicants(path: Path, count: int) -> None:
+    """Made applicants with an `id`: nine numbers, four categories, one value in fifty missing."""
     draw = np.random.default_rng(5)
     with pq.ParquetWriter(path, drawn(draw, 1, 0).schema) as writer:
         for start in range(0, count, AT_ONCE):
@@ -63,36 +70,12 @@ def loans(path: Path, count: int) -> None:
 
 def drawn(draw: np.random.Generator, count: int, start: int) -> pa.Table:
     columns: dict[str, Any] = {"id": np.arange(start, start + count)}
-    for name in NUMBERS:
-        values = draw.lognormal(7, 1, count).round(2)
-        columns[name] = pa.array(values, mask=draw.random(count) < 0.01)
+    for name, mean in NUMBERS.items():
+        values = np.minimum(draw.gamma(2, mean / 2, count).round(), 20 * mean if name != "Age" else 100)
+        columns[name] = pa.array(values, mask=draw.random(count) < MISSING)
     for name, names in CATEGORIES.items():
-        columns[name] = draw.choice(names, count)
+        columns[name] = pa.array(draw.choice(names, count), mask=draw.random(count) < MISSING)
     return pa.table(columns)
 
 
-def loan_archive(folder: Path) -> Path:
-    """A model of loans, trained on made ones, in an archive: `loans` 1.0."""
-    import xgboost
-
-    from marctl_handlers.features import Features, fit, resolve_table, specification_of
-
-    table = drawn(np.random.default_rng(1), TRAINED_ON, 0)
-    numbers = [{"name": name, "type": "number", "missing": "median", "transform": ["standardise"]} for name in NUMBERS]
-    categories = [{"name": name, "type": "category", "transform": ["one_hot"]} for name in CATEGORIES]
-    specification = fit(specification_of([*numbers, *categories]), table)
-    features = Features(specification)
-    risk = np.nan_to_num(table["amount"].to_numpy()) / (1 + np.nan_to_num(table["income"].to_numpy()))
-    matrix = xgboost.DMatrix(features.encode(resolve_table(features, table)), (risk > 1).astype(int))
-    options = {"objective": "binary:logistic", "max_depth": DEPTH, "seed": 1, "nthread": 1}
-    folder.mkdir(parents=True, exist_ok=True)
-    xgboost.train(options, matrix, TREES).save_model(folder / "model.json")
-    (folder / "features.json").write_bytes(msgspec.json.encode(specification))
-    command = [*MARCTL, "build", "--from", str(folder / "model.json"), "--features", str(folder / "features.json")]
-    command += ["--name", "loans", "--version", "1.0", "--set", f"labels={LABELS}"]
-    command += ["--recipes", str(folder / "recipes"), "--store", str(folder / "store")]
-    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
-    return folder / "store" / "loans-1.0.mar"
-
-
-WRITERS: dict[str, Callable[[Path, int], None]] = {"mcqa": questions, "embed": sentences, "loans": loans}
+WRITERS: dict[str, Callable[[Path, int], None]] = {"mcqa": questions, "embed": sentences, "credit": applicants}

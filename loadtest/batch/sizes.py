@@ -1,4 +1,4 @@
-"""How memory and time of a batch job grow with its rows: a table of loans, from ten thousand rows up.
+"""How memory and time of a batch job grow with its rows: applicants for `credit` 1.0, from ten thousand rows up.
 
     python -m loadtest.batch.sizes --rows 10000 500000 10000000
 
@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 from loadtest.batch.jobs import finish
-from loadtest.batch.rows import loan_archive, loans
+from loadtest.batch.rows import applicants
+from loadtest.stack import ARCHIVES
 
 
 def main() -> None:
@@ -23,11 +24,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sizes-") as work:
         folder = Path(work)
-        archive = loan_archive(folder / "loans")
         for rows in options.rows:
             path = folder / f"{rows}.parquet"
-            loans(path, rows)
-            done = finish(archive, [path], folder / f"out-{rows}", "--key", "id")
+            applicants(path, rows)
+            done = finish(ARCHIVES / "credit-1.0.mar", [path], folder / f"out-{rows}", "--key", "id")
             told = {"rows": done.rows, "seconds": done.seconds, "rows_per_s": round(done.rows / done.seconds)}
             units = {
                 "unit_rows": done.manifest["settings"]["unit_rows"],

@@ -19,6 +19,7 @@ import msgspec
 
 from marctl.batch.actor import Actor, Outcome, Setup
 from marctl.batch.plan import Unit
+from marctl.batch.room import Room
 from marctl.core.errors import UserError
 
 OBJECT_STORE_BYTES = 80 << 20
@@ -107,9 +108,7 @@ def errors_to(log: Path) -> Iterator[None]:
             os.close(terminal)
 
 
-def outcomes(
-    ray: Any, setup: Setup, units: Sequence[Unit], archive: Path, *, actors: int, cpus: float, gpus: float
-) -> Generator[Outcome]:
+def outcomes(ray: Any, setup: Setup, units: Sequence[Unit], archive: Path, room: Room) -> Generator[Outcome]:
     """Of each unit, as they come. Raises ClusterLost."""
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -120,9 +119,9 @@ def outcomes(
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Actor,
         fn_constructor_args=(msgspec.json.encode(setup), [ray.put(archive.read_bytes())]),
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
-        num_cpus=cpus,
-        num_gpus=gpus or None,
+        compute=ray.data.ActorPoolStrategy(size=min(room.actors, len(rows))),
+        num_cpus=room.cores,
+        num_gpus=room.gpus or None,
     )
     try:
         for row in dataset.iter_rows():

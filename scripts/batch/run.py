@@ -27,6 +27,7 @@ from marctl.batch.places import find_files, place_of
 from marctl.batch.plan import Unit, plan, unit_rows_for
 from marctl.batch.progress import Progress
 from marctl.batch.questions import columns_for
+from marctl.batch.room import room_for
 from marctl.batch.roots import refuse_files_outside, refuse_outside
 from marctl.batch.sources import DELIMITED, PARQUET, Scanned, scan
 from marctl.batch.where import Condition
@@ -243,16 +244,8 @@ class Attempt:
                 cluster(request.address, folder, cpus) as ray,
                 Progress(self._planned, self._done, request.progress_file) as progress,
             ):
-                actors = request.actors or actors_for(ray, threads, request.gpus)
-                found = outcomes(
-                    ray,
-                    setup,
-                    waiting,
-                    request.archive,
-                    actors=actors,
-                    cpus=share(actors, threads, ray),
-                    gpus=request.gpus,
-                )
+                room = room_for(ray.cluster_resources(), threads, request.gpus, request.actors)
+                found = outcomes(ray, setup, waiting, request.archive, room)
                 with closing(found):
                     for outcome in found:
                         self._take(outcome.report, outcome.failure, progress)
@@ -310,18 +303,3 @@ class Attempt:
         }
         self._output.finish(manifest)
         return msgspec.to_builtins(manifest)  # type: ignore[no-any-return]
-
-
-def actors_for(ray: Any, threads: int, gpus: float) -> int:
-    """As many as the cluster's cores or GPUs hold."""
-    there = ray.cluster_resources()
-    count = there.get("GPU", 0) // gpus if gpus else there.get("CPU", 1) // threads
-    if gpus and count < 1:
-        raise UserError(f"--gpus {gpus:g}: Ray finds {there.get('GPU', 0):g} GPUs")
-    return max(1, int(count))
-
-
-def share(actors: int, threads: int, ray: Any) -> float:
-    """Cores that an actor reserves; less than its threads where the user asks for more actors than there is room."""
-    cores: float = ray.cluster_resources().get("CPU", 1)
-    return min(float(threads), max(cores / actors, 0.01))

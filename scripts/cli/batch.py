@@ -84,6 +84,8 @@ def batch(
 
     if unit_rows is not None and unit_rows % 256:
         raise click.UsageError(f"--unit-rows {unit_rows} is no multiple of 256")
+    if gpus > 1 and not gpus.is_integer():
+        raise click.UsageError(f"--gpus {gpus:g}: expected a share of one GPU, or a whole number of GPUs")
     if bool(features) != bool(as_of):
         raise click.UsageError("--features and --as-of belong together")
     request = Request(

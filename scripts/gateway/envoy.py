@@ -171,7 +171,7 @@ class Envoy:
         return {
             CLUSTERS: Discovery.of([typed("envoy.config.cluster.v3.Cluster", **cluster) for cluster in clusters]),
             f"{FALLBACK}.json": Discovery.of([fallback_routes(open_inference.inner_routes())]),
-            f"{GATEWAY}.json": Discovery.of([gateway_routes(served, further, told)]),
+            f"{GATEWAY}.json": Discovery.of([gateway_routes(served, further, told, batch.sections(self.settings))]),
             TRAFFIC_FILE: Discovery.of([resolver(served, policies, addresses)]),
         }
 

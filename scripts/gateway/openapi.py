@@ -28,13 +28,15 @@ TYPES = (ErrorBody, Feedback, InferRequest, InferResponse, ModelMetadata)
 EMBED_MODEL = "embed"
 """Who answers `/embed`."""
 PREDICTIONS, EXPLANATIONS, PROTOCOL, OPERATIONS = "predictions", "explanations", "open inference protocol", "operations"
-"""Tags."""
+TAGS = (PREDICTIONS, EXPLANATIONS, PROTOCOL, OPERATIONS)
 ERRORS = {
     400: "The body is not JSON, or the request breaks HTTP's rules",
     401: "The gateway asks for a key, in the header x-api-key",
+    403: "A place that the gateway's operator does not open to clients",
     404: "No such model, version or path",
     405: "The path takes another method, which the header allow names",
     408: "The request did not arrive in time",
+    409: "Another job writes to the same folder",
     413: "More at a time than the gateway or the version takes",
     415: "The body is compressed",
     422: "JSON that breaks the schema; the detail names the place",
@@ -94,6 +96,17 @@ class Asked:
         return found
 
 
+@dataclass(frozen=True)
+class Section:
+    """Paths of a further service behind the gateway."""
+
+    tag: str
+    operations: Mapping[str, Json]
+    """By path; of each, method to operation."""
+    types: tuple[type, ...]
+    """That they refer to."""
+
+
 VERBS = {PREDICTIONS: "predict", EXPLANATIONS: "explain"}
 ANY_MODEL = "any-model"
 """Stands for all of them where they are too many for paths of their own."""
@@ -147,11 +160,14 @@ def types_of(model: str, told: Json) -> Iterator[tuple[str, Json]]:
             yield f"{model}.{part}", placed(model, schema)
 
 
-def document(served: Served, declared: Declared, *, one_for_all: bool = False) -> Json:
+def document(
+    served: Served, declared: Declared, sections: Sequence[Section] = (), *, one_for_all: bool = False
+) -> Json:
     """The document: a path of its own for each model that is served, with its own types, or `one_for_all` models."""
     paths: Json = {}
     asked = asked_of({ANY_MODEL: ()} if one_for_all else served, declared)
-    for path, tag, operation in operations(asked):
+    further = [(path, each.tag, operation) for each in sections for path, operation in each.operations.items()]
+    for path, tag, operation in (*operations(asked), *further):
         for method, content_ in operation.items():
             named = {"operationId": operation_id(method, path), "tags": [tag], **content_}
             paths.setdefault(path, {})[method] = named
@@ -164,10 +180,10 @@ def document(served: Served, declared: Declared, *, one_for_all: bool = False) -
             "inference.GRPCInferenceService and org.pytorch.serve.grpc.inference.InferenceAPIsService.",
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in (PREDICTIONS, EXPLANATIONS, PROTOCOL, OPERATIONS)],
+        "tags": [{"name": tag} for tag in (*TAGS, *(each.tag for each in sections))],
         "paths": paths,
         "components": {
-            "schemas": schemas(asked, declared),
+            "schemas": schemas(asked, declared, [kind for each in sections for kind in each.types]),
             "parameters": shared_parameters(served),
             "responses": dict(error_responses()),
         },
@@ -179,9 +195,9 @@ def operation_id(method: str, path: str) -> str:
     return "_".join([method, *re.findall(r"[a-z0-9]+", path.removesuffix(".json"))])
 
 
-def schemas(asked: Sequence[Asked], declared: Declared) -> Json:
+def schemas(asked: Sequence[Asked], declared: Declared, further: Sequence[type] = ()) -> Json:
     """The types' own, and what is made of them."""
-    _, found = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
+    _, found = msgspec.json.schema_components([*TYPES, *further], ref_template="#/components/schemas/{name}")
     theirs = {name: schema for model, told in declared.items() for name, schema in types_of(model, told)}
     forms = {name: form for each in asked if each.question is not None for name, form in several(each).items()}
     return {

@@ -7,7 +7,7 @@ this leaves name the version's cluster, the time there is, and one of `ways`, th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from marctl.core.explainers import models_in
 from marctl.gateway import openapi
@@ -64,12 +64,17 @@ FAILED_CODES = [500, 502, 503, 504, 507]
 """What another version may do better. 501 is not among them: it means that this kind of request is not supported."""
 
 
-def gateway_routes(served: Served, further: Iterable[Json] = (), declared: openapi.Declared | None = None) -> Json:
+def gateway_routes(
+    served: Served,
+    further: Iterable[Json] = (),
+    declared: openapi.Declared | None = None,
+    sections: Sequence[openapi.Section] = (),
+) -> Json:
     """The open listener's routes; `further` are tried after its own.
 
-    `declared`: what the models' archives say of their tasks, for the OpenAPI document.
+    For the OpenAPI document, `declared`: what the models' archives say of their tasks; `sections`: of other services.
     """
-    routes = [*wrong_requests(), *pages(served, declared or {}), *further, *entries(), nothing_there()]
+    routes = [*wrong_requests(), *pages(served, declared or {}, sections), *further, *entries(), nothing_there()]
     return route_configuration(GATEWAY, ways(), routes)
 
 
@@ -117,13 +122,7 @@ def wrong_requests() -> Iterator[Json]:
     # A worker answers DESCRIBING, and must not be asked by HEAD.
     takes = {ASKING: ["POST"], INFERRING: ["POST"], SHOWING: ["GET", "HEAD"], DESCRIBING: ["GET"]}
     for path, methods in takes.items():
-        told = {"error": "method_not_allowed", "detail": f"this path takes {' or '.join(methods)}"}
-        in_its_form = {"error": ": ".join(told.values())} if path in (INFERRING, DESCRIBING) else told
-        yield {
-            "match": {"safe_regex": {"regex": path}, "headers": [other_than(":method", name) for name in methods]},
-            **answer(405, in_its_form),
-            "response_headers_to_add": [label("allow", ", ".join(methods), overwrite=True)],
-        }
+        yield other_methods(path, methods, in_protocols_form=path in (INFERRING, DESCRIBING))
     packed = [{"name": "content-encoding", "present_match": True}, other_than("content-encoding", "identity")]
     detail = "compressed bodies are not read; send the body as it is, without the header content-encoding"
     told = {"error": "unsupported_encoding", "detail": detail}
@@ -133,11 +132,21 @@ def wrong_requests() -> Iterator[Json]:
     yield {"match": slash, **no_such("path", detail)}
 
 
+def other_methods(path: str, methods: list[str], *, in_protocols_form: bool = False) -> Json:
+    """405 for methods that a path does not take; `path`: a regular expression."""
+    told = {"error": "method_not_allowed", "detail": f"this path takes {' or '.join(methods)}"}
+    return {
+        "match": {"safe_regex": {"regex": path}, "headers": [other_than(":method", name) for name in methods]},
+        **answer(405, {"error": ": ".join(told.values())} if in_protocols_form else told),
+        "response_headers_to_add": [label("allow", ", ".join(methods), overwrite=True)],
+    }
+
+
 def other_than(header: str, value: str) -> Json:
     return {"name": header, "string_match": {"exact": value, "ignore_case": True}, "invert_match": True}
 
 
-def pages(served: Served, declared: openapi.Declared) -> Iterator[Json]:
+def pages(served: Served, declared: openapi.Declared, sections: Sequence[openapi.Section]) -> Iterator[Json]:
     """Liveness, readiness, health, figures, and what is served."""
     alive = {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
     ready = {"match": {"path": "/ready"}, "route": {"cluster": PROBES}}
@@ -145,17 +154,17 @@ def pages(served: Served, declared: openapi.Declared) -> Iterator[Json]:
         yield probe | {"typed_per_filter_config": open_to_all()}
     yield {"match": {"path": "/health"}, **lua("health")}
     yield {"match": {"path": "/metrics"}, **lua("metrics")}
-    yield {"match": {"path": openapi.PATH}, **answer(200, openapi_within(served, declared))}
+    yield {"match": {"path": openapi.PATH}, **answer(200, openapi_within(served, declared, sections))}
     yield {"match": {"path": "/v1/models"}, **answer(200, {"models": models_in(served)})}
 
 
-def openapi_within(served: Served, declared: openapi.Declared) -> Json:
+def openapi_within(served: Served, declared: openapi.Declared, sections: Sequence[openapi.Section] = ()) -> Json:
     """The OpenAPI document; without the types of models, or the paths, where it would be too long for an answer."""
     for types in (declared, {}) if len(served) <= MOST_PATHS else ():
-        found = openapi.document(served, types)
+        found = openapi.document(served, types, sections)
         if len(json.dumps(found)) < LONGEST_ANSWER_BYTES:
             return found
-    return openapi.document(served, {}, one_for_all=True)
+    return openapi.document(served, {}, sections, one_for_all=True)
 
 
 def readiness() -> Json:

@@ -36,7 +36,7 @@ class BatchService(Struct, frozen=True):
         """Raises UserError, StartFailed."""
         read_settings(Path(self.config))
         refuse_without_ray()
-        arguments = [self.config, str(state.batch), self.store, str(self.port)]
+        arguments = [self.config, str(state.batch), str(state.folder), self.store, str(self.port)]
         program = Program(
             name="the batch service",
             command=[sys.executable, "-m", MODULE, *arguments],

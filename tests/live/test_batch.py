@@ -241,6 +241,18 @@ def test_a_row_that_ends_the_process_stops_the_job_with_its_place(folder: Path, 
     assert "times the process ended" in done.stderr
 
 
+def test_gpus_that_are_not_there_are_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    """An actor that no GPU is left for would wait for ever."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"value": 1}\n')
+    command = (archive(folder, "quick"), path, tmp_path / "out")
+    told = marctl_batch(*command, "--gpus", "1", "--actors", "1", CUDA_VISIBLE_DEVICES="")
+    assert (told.returncode, json.loads(told.stdout)["error"]) == (1, "no_room")
+    assert "Ray finds 0" in told.stderr
+    told = marctl_batch(*command, "--gpus", "1.5")
+    assert (told.returncode, "a whole number of GPUs" in told.stderr) == (2, True)
+
+
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An S3 server on loopback, with a bucket; the environment that finds it."""

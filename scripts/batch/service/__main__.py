@@ -1,4 +1,4 @@
-"""Serves the API on loopback until SIGTERM: python -m marctl.batch.service CONFIG FOLDER STORE PORT"""
+"""Serves the API on loopback until SIGTERM: python -m marctl.batch.service CONFIG FOLDER STATE STORE PORT"""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from marctl.batch.service.settings import read_settings
 from marctl.core.http import HOST
 
 
-def main(config: str, folder: str, store: str, port: str) -> None:
+def main(config: str, folder: str, state: str, store: str, port: str) -> None:
+    """`folder`: of the jobs; `state`: of the stack, whose prediction log jobs may write to."""
     import uvicorn
 
     settings = read_settings(Path(config))
-    jobs = Jobs(Path(folder), Path(store), settings)
+    jobs = Jobs(Path(folder), Path(state), Path(store), settings)
     app = make_app(jobs, settings, Path(store))
     uvicorn.run(app, host=HOST, port=int(port), log_level="warning", access_log=False, server_header=False)
 

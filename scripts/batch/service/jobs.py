@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,8 +14,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from marctl.batch.service.records import Asked, Record, Records
+from marctl.batch.service.command import command_of
+from marctl.batch.service.figures import Ended
+from marctl.batch.service.records import OVER, UNDER_WAY, Record, Records
 from marctl.batch.service.settings import ServiceSettings
+from marctl.core.batch_jobs import BatchPredict, JobFigures
 from marctl.core.errors import UserError
 from marctl.core.process import Identity, kill, reap
 
@@ -24,7 +26,6 @@ POLL_S = 0.3
 MOST_ATTEMPTS = 5
 """Of a job whose process was killed by somebody else; each goes on where the one before stopped."""
 GRACE_S = 30.0
-MARCTL = [sys.executable, "-c", "from marctl.cli import main; main(prog_name='marctl')"]
 FAILED = {"error": "failed", "detail": "the job's process ended without a word"}
 
 
@@ -43,17 +44,19 @@ class NoSuchJob(UserError):
 class Jobs:
     """Takes jobs, and starts them in the order in which they came."""
 
-    def __init__(self, folder: Path, store: Path, settings: ServiceSettings) -> None:
+    def __init__(self, folder: Path, state: Path, store: Path, settings: ServiceSettings) -> None:
+        """`folder`: of the records; `state`: of the stack; `store`: of the archives."""
         self.records = Records(folder)
-        self._store, self._settings = store, settings
+        self._state, self._store, self._settings = state, store, settings
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         """Those that this process started; others were started by one before it."""
+        self._ended = Ended()
 
     # --- for clients
 
-    def submit(self, asked: Asked, client: str) -> Record:
+    def submit(self, asked: BatchPredict, client: str) -> Record:
         """Raises TooManyJobs, OutputTaken, and UserError."""
         with self._lock:
             open_jobs = [record for record in self.records.all() if not record.over]
@@ -76,11 +79,15 @@ class Jobs:
         with self._lock:
             record = self.find(job, client)
             if record.status == "queued":
-                return self.records.change(record, status="cancelled", finished_at=now())
-            if record.status == "running":
+                record = self.records.change(record, status="cancelled", finished_at=now())
+                self._ended.add(record)
+            elif record.status == "running":
                 record = self.records.change(record, status="cancelling")
                 self._end(record)
             return record
+
+    def figures(self) -> JobFigures:
+        return self._ended.figures(self.records)
 
     # --- the thread that runs them
 
@@ -91,7 +98,7 @@ class Jobs:
         """End the jobs that run, in order; the next service goes on with them."""
         self._stopped.set()
         with self._lock:
-            running = [record for record in self.records.all() if record.status in ("running", "cancelling")]
+            running = [record for record in self.records.all() if record.status in UNDER_WAY]
             for record in running:
                 self._end(record)
             self._wait(running)
@@ -107,10 +114,10 @@ class Jobs:
 
     def _step(self) -> None:
         for record in self.records.all():
-            if record.status in ("running", "cancelling") and not self._alive(record):
+            if record.status in UNDER_WAY and not self._alive(record):
                 self._settle(record)
         waiting = [record for record in reversed(self.records.all()) if record.status == "queued"]
-        busy = sum(record.status in ("running", "cancelling") for record in self.records.all())
+        busy = sum(record.status in UNDER_WAY for record in self.records.all())
         for record in waiting[: max(0, self._settings.jobs_at_once - busy)]:
             self._begin(record)
         self.records.forget_old()
@@ -122,7 +129,7 @@ class Jobs:
         )
         with self.records.log(record.id).open("ab") as log, self.records.result(record.id).open("wb") as result:
             child = subprocess.Popen(
-                self._command(record),
+                command_of(record, self._settings, self.records.progress(record.id), self._state, self._store),
                 cwd=Path(__file__).parents[3],
                 stdin=subprocess.DEVNULL,
                 stdout=result,
@@ -133,22 +140,6 @@ class Jobs:
             os.setpriority(os.PRIO_PROCESS, child.pid, self._settings.nice)
         self._children[record.id] = child
         self.records.change(record, process=Identity.of(child.pid))
-
-    def _command(self, record: Record) -> list[str]:
-        asked, settings = record.asked, self._settings
-        options = [f"--map={field}={column}" for field, column in asked.map.items()]
-        options += [f"--key={key}" for key in asked.key]
-        for name in ("where", "sample", "limit", "max_errors"):
-            if (value := getattr(asked, name)) is not None:
-                options.append(f"--{name.replace('_', '-')}={value}")
-        # Only the first attempt may discard what is there, or each would begin anew.
-        options += ["--restart"] if asked.restart and record.attempts == 1 else []
-        options += [f"--actors={settings.actors}"] if settings.actors else []
-        options += [f"--address={settings.address}"] if settings.address else []
-        options += [f"--read-below={root}" for root in settings.read]
-        options += [f"--write-below={root}" for root in settings.write]
-        options += [f"--progress={self.records.progress(record.id)}", f"--store={self._store}", "--json", "--"]
-        return [*MARCTL, "batch", *options, f"{asked.model}/{asked.version}", *asked.input, asked.output]
 
     def _alive(self, record: Record) -> bool:
         child = self._children.get(record.id)
@@ -183,9 +174,11 @@ class Jobs:
             changes["rows"] = told["rows"]
         if status == "failed":
             changes["error"] = told or FAILED
-        if status in ("done", "failed", "cancelled"):
+        if status in OVER:
             changes["finished_at"] = now()
-        self.records.change(record, **changes)
+        record = self.records.change(record, **changes)
+        if record.over:
+            self._ended.add(record)
 
     def _has_result(self, record: Record) -> bool:
         return self._told(record) is not None

@@ -4,43 +4,28 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from marctl.batch.progress import Figures
+from marctl.core.batch_jobs import BatchPredict, Status
 from marctl.core.files import write_atomically
 from marctl.core.process import Identity
 
-Status = Literal["queued", "running", "cancelling", "done", "failed", "cancelled"]
 OVER: tuple[Status, ...] = ("done", "failed", "cancelled")
+UNDER_WAY: tuple[Status, ...] = ("running", "cancelling")
 MOST_KEPT = 1000
 """Jobs that are over, at most; the oldest are forgotten. Their output stays."""
 PRIVATE = 0o600
-
-
-class Asked(Struct, frozen=True, kw_only=True):
-    """What a client asked for, checked."""
-
-    model: str
-    version: str
-    input: list[str]
-    output: str
-    map: dict[str, str] = {}
-    key: list[str] = []
-    where: str | None = None
-    sample: float | None = None
-    limit: int | None = None
-    max_errors: int | None = None
-    restart: bool = False
 
 
 class Record(Struct, frozen=True, kw_only=True):
     """A job of the service."""
 
     id: str
-    asked: Asked
+    asked: BatchPredict
     client: str
     status: Status
     submitted_at: str

@@ -20,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 
 from marctl.core.errors import UserError
 from marctl.core.http import HOST, local_session
+from marctl.stack.metrics.batch_jobs import BatchJobFigures
 from marctl.stack.metrics.gateway import GatewayFigures
 from marctl.stack.metrics.gpus import Gpus
 from marctl.stack.metrics.host import Host
@@ -58,6 +59,8 @@ class MetricsPage:
         ]
         if running.gateway is not None:
             self._collectors.append(GatewayFigures(running.gateway.admin, TIMEOUT_S))
+        if (batch := state.gateway_settings().batch) is not None:
+            self._collectors.append(BatchJobFigures(batch, TIMEOUT_S))
         self._server: Server | None = None
         self._stopped = threading.Event()
 

@@ -17,7 +17,7 @@ LABELS = ("part",)
 
 
 class Parts:
-    """TorchServe, Envoy, both stores, and the process that serves this page. Workers count themselves."""
+    """TorchServe, Envoy, both stores, the batch service, the process of this page; workers count themselves."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -40,6 +40,8 @@ def pids_of(running: Running) -> dict[str, int | None]:
     found = {"torchserve": running.server.pid if running.server and running.server.alive else None}
     if running.gateway is not None:
         found["envoy"] = running.gateway.pid
+    if running.batch is not None:
+        found["batch"] = running.batch.pid if running.batch.alive else None
     for part, store in stores_of(running).items():
         found[part] = store.pid
     return found
@@ -52,7 +54,7 @@ def stores_of(running: Running) -> dict[str, Redis]:
 
 
 def presence(running: Running, pids: dict[str, int | None]) -> dict[str, bool]:
-    found: dict[str, bool] = {part: pids[part] is not None for part in ("torchserve", "envoy") if part in pids}
+    found: dict[str, bool] = {part: pids[part] is not None for part in ("torchserve", "envoy", "batch") if part in pids}
     return found | {part: redis_server.answers(store.url) for part, store in stores_of(running).items()}
 
 
