@@ -23,9 +23,12 @@ from loadtest.processes import Usage
 from loadtest.questions import Stream
 from marctl.core.process import stop_tree
 from marctl.stack.ports import free_port
+from marctl_handlers.text.processor import Processor
 
 START_TIMEOUT_S = 180.0
 ASK_TIMEOUT_S = 30.0
+KEPT = ("HOME", "LANG", "PATH", "JAVA_HOME", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Variables of the caller's; the last two let all servers alike do without some of the processor's instructions."""
 ANSWER_TOLERANCE, MEAN_TOLERANCE = 0.1, 0.02
 """Of any probability against float32's, and of the mean question's furthest one. Seen: bfloat16 0.027 and 0.005, 8-bit
 integers 0.051; a wrong tokenization or a wrong order of choices is beyond both."""
@@ -140,9 +143,15 @@ def started(contender: Contender, model: Model) -> Iterator[tuple[psutil.Process
 
 def environment(site: Site, contender: Contender) -> dict[str, str]:
     """Little of the caller's: one thread, no network, the place of the model and the port."""
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "PATH", "JAVA_HOME") if name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     kept["PATH"] = f"{site.python.parent}:{kept.get('PATH', os.defpath)}"
-    ours = {"MODEL_FOLDER": str(site.model_folder), "PORT": str(site.port), "PYTHONPATH": str(SERVERS)}
+    numbers = Processor.here().numbers("auto")
+    ours = {
+        "MODEL_FOLDER": str(site.model_folder),
+        "NUMBERS": numbers,
+        "PORT": str(site.port),
+        "PYTHONPATH": str(SERVERS),
+    }
     ours |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     ours |= {"TMPDIR": str(site.folder), "LOG_LOCATION": str(site.folder), "METRICS_LOCATION": str(site.folder)}
     if not contender.packages:

@@ -172,11 +172,22 @@ def inspect(file: Path, check: bool) -> None:
         "sha256": archive.sha256,
         "bytes": sum(archive.files.values()),
         "verified": check,
+        **computed_in(archive.metadata.get("settings", {})),
         "metadata": {key: value for key, value in archive.metadata.items() if key != "files"},
         "samples": [{"request": sample.request, "expected": sample.expected} for sample in archive.samples],
         "files": archive.files,
     }
     result(content, describe(content))
+
+
+def computed_in(settings: dict[str, Any]) -> dict[str, str]:
+    """In which numbers this machine's processor would compute a version, if that depends on the processor."""
+    if settings.get("precision") is None:
+        return {}
+    from marctl_handlers.text.processor import Processor
+
+    here = Processor.here()
+    return {"computed_in": f"{here.numbers(settings['precision'])} on this processor: {here}"}
 
 
 def describe(content: dict[str, Any]) -> str:
@@ -191,6 +202,7 @@ def describe(content: dict[str, Any]) -> str:
         "task": known.get("task"),
         "what": known.get("description"),
         "settings": ", ".join(f"{name} {value}" for name, value in known.get("settings", {}).items()),
+        "computed in": content.get("computed_in"),
         "licence": known.get("licence"),
         "trained": known.get("trained"),
         "verified with": libraries,

@@ -1,7 +1,7 @@
 """The model as one would write it in an afternoon, shared by all servers but ours.
 
-bfloat16, one thread, all rows of a batch padded to its longest. The environment says where the `save_pretrained`
-folder is (MODEL_FOLDER) and which port to listen on (PORT).
+One thread, all rows of a batch padded to its longest. The environment says where the `save_pretrained` folder is
+(MODEL_FOLDER), in which numbers to compute (NUMBERS, a torch type) and which port to listen on (PORT).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ BATCH_DELAY_S = 0.005
 
 
 class Model:
-    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self) -> None:
         torch.set_num_threads(1)
+        dtype = getattr(torch, os.environ["NUMBERS"])
         folder = os.environ["MODEL_FOLDER"]
         # Where a text is too long, its beginning goes, as in our archives.
         self.tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
