@@ -45,6 +45,7 @@ COMMANDS = {
     },
     "Observe": {
         "status": "marctl.cli.server:status",
+        "check": "marctl.cli.server:check",
         "logs": "marctl.cli.logs:logs",
         "log": "marctl.cli.log:log",
         "cache": "marctl.cli.cache:cache",

@@ -42,6 +42,8 @@ def state_option(command: Function) -> Function:
         type=FOLDER,
         default=Path(".marctl"),
         show_default=True,
+        envvar="MARCTL_STATE",
+        show_envvar=True,
         help="Folder of this stack: its settings, logs and choices.",
     )(command)
 
@@ -60,7 +62,13 @@ def recipes_option(command: Function) -> Function:
 def store_option(command: Function) -> Function:
     """`--store`, given to the command as `store`: the folder."""
     return click.option(
-        "--store", type=FOLDER, default=Path("model_store/archives"), show_default=True, help="Folder of archives."
+        "--store",
+        type=FOLDER,
+        default=Path("model_store/archives"),
+        show_default=True,
+        envvar="MARCTL_STORE",
+        show_envvar=True,
+        help="Folder of archives.",
     )(command)
 
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from marctl.cli.output import common, note, recipes_option, result, store_option, table
+from marctl.cli.output import common, emit_json, note, recipes_option, result, store_option, table
 
 if TYPE_CHECKING:
+    from marctl.stack.servers import Request
     from marctl.stack.state import State
 
 TITLES = ["model", "version", "default", "workers", "pids", "MiB", "queue", "batch", "archive", "since (UTC)"]
@@ -50,6 +51,7 @@ MIB = 1 << 20
     "--follow", metavar="PLACE", help="Serve the document of this YAML file or redis:// URL, and follow its changes."
 )
 @click.option("--node", metavar="NAME", help="This node's name among those that follow; by default HOST:PORT.")
+@click.option("--logs", is_flag=True, help="Print what all parts log, as lines of JSON; for a container.")
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(
     state: Path,
@@ -67,6 +69,7 @@ def up(
     workers: int | None,
     follow: str | None,
     node: str | None,
+    logs: bool,
     detach: bool,
 ) -> None:
     """Build, start and check everything, then serve until Ctrl-C, restarting whatever dies.
@@ -84,6 +87,8 @@ def up(
     from marctl.stack.state import State
     from marctl.stack.up import Terminated, serve, serve_detached, terminable
 
+    if logs and detach:
+        raise click.UsageError("--logs prints while marctl runs, and --detach ends it; give only one of them")
     if follow is not None and workers is not None:
         raise click.UsageError("--workers is declared, and the document at PLACE declares it; give only one of them")
     if follow is not None:
@@ -117,10 +122,31 @@ def up(
             serve_detached(home, request, note)
             announce(home, f"stop it with: marctl down --state {state}")
             return
+        if logs:
+            serve_and_print(home, request)
+            return
         try:
             serve(home, request, note, lambda: announce(home, "stop it with Ctrl-C"))
         except Terminated:
             note("stopped")
+
+
+def serve_and_print(home: State, request: Request) -> None:
+    """Serve in the foreground, and print only what the parts log; this process's own faults go to standard error."""
+    import logging
+
+    from marctl.stack.log_lines import following
+    from marctl.stack.up import Terminated, recorded, serve
+    from marctl_handlers.core.log_lines import log_in_json
+
+    logging.basicConfig(level=logging.WARNING)
+    log_in_json("reconciler")
+    tell = recorded(home, lambda _: None)
+    with following(home.logs, lambda line: emit_json(line.content)):
+        try:
+            serve(home, request, lambda _: None, lambda: tell("serving"))
+        except Terminated:
+            tell("stopped")
 
 
 def announce(state: State, ending: str) -> None:
@@ -216,6 +242,34 @@ def status(state: Path) -> None:
 
     content = status(State(state))
     result(content, describe(content))
+
+
+@click.command()
+@common
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds for each model.",
+)
+def check(state: Path, timeout_s: float) -> None:
+    """Ask each model one of its sample requests, as a client would. Exit code 1 if one is not answered.
+
+    \b
+    For a container's health check. The requests are in the prediction log; their ids begin with `check-`.
+
+    Example: marctl check
+    """
+    from msgspec import to_builtins
+
+    from marctl.stack.check import check
+    from marctl.stack.state import State
+
+    answers = check(State(state), timeout_s)
+    rows = [f"{each.model} {each.version}  {'busy' if each.busy else f'{each.ms} ms'}" for each in answers]
+    result({"answers": to_builtins(answers)}, "\n".join(rows) or "no model to ask")
 
 
 def describe(content: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gzip
 import re
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,3 +156,29 @@ class Follower:
             self._read[path] = (number, start + len(content) + bool(content))
             return content.decode(errors="replace").splitlines()
         return []
+
+
+@contextmanager
+def following(logs: Path, show: Callable[[Line], None]) -> Iterator[None]:
+    """Show what all parts log within the block, from a thread. It ends where nobody reads any more."""
+    follower = Follower(logs, tuple(FILES))
+    ending = threading.Event()
+
+    def show_new() -> None:
+        for line in follower.new():
+            show(line)
+
+    def run() -> None:
+        with suppress(OSError):
+            while not ending.wait(POLL_S):
+                show_new()
+
+    thread = threading.Thread(target=run, name="logs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+        with suppress(OSError):
+            show_new()

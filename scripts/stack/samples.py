@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import requests
@@ -62,12 +63,21 @@ def ask(
     """The parsed answer to one sample's request."""
     who = f"{archive.name} {archive.version}"
     url = f"{inference}/predictions/{at or f'{archive.name}/{archive.version}'}"
-    request, raw = archive.samples[index].request, archive.metadata.get("input_schema", {}) is None
-    if not raw:
-        return post(session, url, request, who, index, timeout_s)
-    whole = {"instances": [{"b64": request["data"], "content_type": request["content_type"]}]}
-    answers: Any = post(session, url, whole, who, index, timeout_s)["predictions"]
-    return dict(answers[0])
+    body = request_body(archive.samples[index].request, archive.metadata)
+    answer: Any = post(session, url, body, who, index, timeout_s)
+    return dict(answer["predictions"][0]) if is_raw(archive.metadata) else answer
+
+
+def request_body(request: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample's request as JSON to be sent; one of raw bytes is the only instance of its request."""
+    if not is_raw(metadata):
+        return request
+    return {"instances": [{"b64": request["data"], "content_type": request["content_type"]}]}
+
+
+def is_raw(metadata: Mapping[str, Any]) -> bool:
+    """Whether an archive's requests are raw bodies, such as images."""
+    return metadata.get("input_schema", {}) is None
 
 
 def faults_of(archive: Archive, sample: Sample, answer: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ EXPLAINS = ".explain"
 """Marks the folder of workers that explain."""
 UNPACKED = ".unpacked"
 """Under the archive's own name TorchServe would take the file in the store instead (ModelArchive.java, 0.12.0)."""
-DIGEST_LENGTH = 16
+DIGEST, DIGEST_LENGTH = "sha256:", 16
 SPARE_BYTES = 64 << 20
 """Left free when an archive is unpacked, for logs and sockets."""
 
@@ -61,7 +61,7 @@ def missing(before: Document, after: Document, store: Path) -> list[str]:
 
 def digest_of(archive: Archive) -> str:
     """As the document names it."""
-    return f"sha256:{archive.sha256}"
+    return DIGEST + archive.sha256
 
 
 def file_name(archive: Archive) -> str:
@@ -99,7 +99,12 @@ def put(archive: Archive, store: Path, *, force: bool) -> Iterator[Archive]:
 
 def unpacked_folder(archive: Archive, folder: Path) -> Path:
     """Where it is unpacked; the digest in the path tells which content a registered version has."""
-    return folder / archive.sha256[:DIGEST_LENGTH] / (archive.path.name + UNPACKED)
+    return content_folder(folder, digest_of(archive), archive.path.name)
+
+
+def content_folder(folder: Path, digest: str, file: str) -> Path:
+    """The same of an archive that is known by what the document says of it."""
+    return folder / digest.removeprefix(DIGEST)[:DIGEST_LENGTH] / (file + UNPACKED)
 
 
 def unpack(archive: Archive, folder: Path) -> Path:
