@@ -20,7 +20,7 @@ import requests
 from tests.docker.images import Image
 
 NUMBERS = count(1)
-PORT, PROBES = 8000, 8001
+PORT, PROBES, FIGURES = 8000, 8001, 8002
 POLL_S = 0.05
 MOUNTS = r"""
 set -e
@@ -76,6 +76,10 @@ class Container:
     @property
     def probes(self) -> str:
         return f"http://{self.address}:{PROBES}"
+
+    @property
+    def figures(self) -> str:
+        return f"http://{self.address}:{FIGURES}"
 
     @property
     def log(self) -> Path:

@@ -192,7 +192,7 @@ def test_answers_a_prediction_at_the_gateway_and_nowhere_else(served: Container,
     assert reply.status_code == 200, reply.text
     assert reply.json()["model"] == question[0]
     assert requests.get(f"{served.probes}/healthz", timeout=5).ok
-    assert "handler_stage_seconds" in requests.get(f"{served.probes}/metrics", timeout=5).text
+    assert "handler_stage_seconds" in requests.get(f"{served.figures}/metrics", timeout=5).text
     for port in INNER_PORTS:
         with socket.socket() as probe:
             probe.settimeout(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -179,6 +180,25 @@ def test_an_unknown_version_is_named(site: Site) -> None:
     assert "7.7" in done.stderr
 
 
+def test_a_check_asks_each_model_as_a_client_would(site: Site) -> None:
+    [answer] = site.call("check")["answers"]
+    assert (answer["model"], answer["version"], answer["busy"]) == ("mcqa", "1.10", False)
+
+
+def test_a_check_fails_while_no_worker_can_answer(site: Site) -> None:
+    [pid] = site.versions()["mcqa 1.10"]["pids"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: site.run("check", "--timeout", "2").returncode == 1)
+        failed = site.run("check", "--timeout", "2")
+        assert failed.returncode == 1
+        assert "mcqa answered its sample with 503" in failed.stderr
+        assert "no_worker" in failed.stderr
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: site.run("check").returncode == 0)
+
+
 def test_down_leaves_nothing_and_the_next_start_respects_what_was_chosen(make_site: MakeSite, tmp_path: Path) -> None:
     site = make_site("1.0", "1.1", "1.2")
     listened = site.up()
@@ -235,6 +255,21 @@ def test_a_foreground_stack_stops_whole(make_site: MakeSite, sent: signal.Signal
     assert "Traceback" not in errors
     assert not any(map(is_alive, started))
     site.assert_nothing_left(listened)
+
+
+def test_a_container_prints_what_all_parts_log_as_lines_of_json(make_site: MakeSite) -> None:
+    site = make_site("1.0")
+    process = site.popen(*site.up_arguments, "--logs")
+    assert process.stdout
+    lines = []
+    while not lines or lines[-1]["message"] != "serving":
+        lines.append(json.loads(process.stdout.readline()))
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    lines += [json.loads(line) for line in out.splitlines()]
+    assert (process.returncode, err) == (0, "")
+    assert lines[-1]["message"] == "stopped"
+    assert {"reconciler", "worker"} <= {line["part"] for line in lines}
 
 
 def test_redis_that_dies_is_started_again_where_the_workers_find_it(make_site: MakeSite) -> None:
