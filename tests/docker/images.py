@@ -58,10 +58,14 @@ class Image:
         return dict(pair.split("=", 1) for pair in self.config["Env"])
 
     @property
+    def packages(self) -> Path:
+        return next(self.root.glob("opt/marctl/lib/python3*/site-packages"))
+
+    @property
     def healthcheck(self) -> list[str]:
         kind, *command = self.config["Healthcheck"]["Test"]
         assert kind == "CMD"
-        return command
+        return list(command)
 
     def close(self) -> None:
         buildah("rm", self.container)

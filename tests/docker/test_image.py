@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ import pytest
 import redis
 import requests
 import yaml
+from packaging.utils import canonicalize_name
 
 from marctl.build.adopt import adopt
 from marctl.build.build import build as build_archive
@@ -134,7 +136,7 @@ def ask(container: Container, question: Question, **headers: str) -> requests.Re
 
 
 def test_holds_what_serving_needs_and_nothing_else(image: Image, figures: dict[str, Any]) -> None:
-    root, packages = image.root, next(image.root.glob("opt/marctl/lib/python3*/site-packages"))
+    root, packages = image.root, image.packages
     parts = sorted(((round(mib(path)), path.name) for path in packages.iterdir()), reverse=True)[:20]
     base = round(sum(mib(root / name) for name in ("usr", "var", "etc")))
     figures |= {"mib": round(mib(root)), "base_mib": base, "parts_mib": {name: size for size, name in parts}}
@@ -150,10 +152,9 @@ def test_holds_what_serving_needs_and_nothing_else(image: Image, figures: dict[s
 
 def test_every_module_is_compiled(image: Image) -> None:
     """Else each start of a worker compiles it again, since nothing can be written there."""
-    packages = next(image.root.glob("opt/marctl/lib/python3*/site-packages"))
     missing = [
         path
-        for path in packages.rglob("*.py")
+        for path in image.packages.rglob("*.py")
         if not list((path.parent / "__pycache__").glob(f"{path.stem}.cpython-*.pyc"))
     ]
     assert [path.name for path in missing] == ["py312_intrinsics.py"]
@@ -170,6 +171,16 @@ def test_no_secret_of_the_build_is_in_it(image: Image) -> None:
     pip_conf = image.root / "etc/pip.conf"
     assert not pip_conf.exists()
     assert not {name for name in image.environ if "TOKEN" in name or "PASSWORD" in name or name.startswith("PIP_")}
+
+
+def test_its_bill_of_materials_names_every_package(image: Image) -> None:
+    bill = json.loads((image.root / "opt/marctl/sbom.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    told = {canonicalize_name(part["name"]): part["version"] for part in bill["components"]}
+    lock = (images.PROJECT / "docker/requirements/cpu.txt").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE))
+    assert locked.items() <= told.items()
+    assert told.keys() - locked.keys() == {"torchserve-marctl"}
 
 
 # What runs
