@@ -19,6 +19,7 @@ from marctl.core.errors import UserError, short_name
 
 COMMANDS = {
     "Build": {
+        "init": "marctl.cli.starter:init",
         "build": "marctl.cli.archive:build",
         "inspect": "marctl.cli.archive:inspect",
     },

@@ -18,7 +18,6 @@ from marctl.stack.state import State
 
 MODULE = "marctl.batch.service"
 START_TIMEOUT_S = 60.0
-PROJECT = Path(__file__).parents[2]
 
 
 class BatchService(Struct, frozen=True):
@@ -40,7 +39,7 @@ class BatchService(Struct, frozen=True):
         program = Program(
             name="the batch service",
             command=[sys.executable, "-m", MODULE, *arguments],
-            folder=PROJECT,
+            folder=state.folder,
             environ=os.environ,
             log=state.logs / "batch.log",
         )

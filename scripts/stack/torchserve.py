@@ -31,7 +31,8 @@ from marctl.stack.state import State
 from marctl_handlers.redis import spill
 from marctl_handlers.torchserve.metrics import FOLDER_VARIABLE
 
-PROJECT = Path(__file__).parents[2]
+SETTINGS = Path(__file__).parent / "settings"
+"""The files that come with this code; in a clone they are links to those at its top."""
 CONFIG, LOG_CONFIG, METRICS_CONFIG = "config.properties", "log4j2.xml", "metrics.yaml"
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 START_TIMEOUT_S = 90.0
@@ -146,10 +147,10 @@ def socket_prefix(temp: Path) -> str:
 
 def project_file(name: str) -> Path:
     """A settings file: the current folder's, else the one that came with this code."""
-    for folder in (Path.cwd(), PROJECT):
+    for folder in (Path.cwd(), SETTINGS):
         if (folder / name).is_file():
             return (folder / name).resolve()
-    raise UserError(f"{name}: not in {Path.cwd()}, nor in {PROJECT}; run marctl in the project's folder")
+    raise UserError(f"{name}: not in {Path.cwd()}, nor in {SETTINGS}; put one there, or install torchserve-marctl anew")
 
 
 def read_properties(path: Path) -> dict[str, str]:

@@ -130,7 +130,7 @@ class Jobs:
         with self.records.log(record.id).open("ab") as log, self.records.result(record.id).open("wb") as result:
             child = subprocess.Popen(
                 command_of(record, self._settings, self.records.progress(record.id), self._state, self._store),
-                cwd=Path(__file__).parents[3],
+                cwd=self.records.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=result,
                 stderr=log,

@@ -10,7 +10,7 @@ from marctl.stack.ports import Ports
 from marctl.stack.state import State
 from marctl.stack.torchserve import (
     CONFIG,
-    PROJECT,
+    SETTINGS,
     SOCKET_PATH_BYTES,
     command,
     environment,
@@ -26,7 +26,7 @@ LOGS, TEMP = Path("/s/logs"), Path("/s/tmp")
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, str]:
-    return resolve(read_properties(PROJECT / CONFIG), PORTS, tmp_path)
+    return resolve(read_properties(SETTINGS / CONFIG), PORTS, tmp_path)
 
 
 def test_every_address_is_loopback(settings: dict[str, str]) -> None:
@@ -92,4 +92,4 @@ def test_a_long_state_path_gets_a_temp_folder_with_a_short_one(tmp_path: Path) -
 
 def test_settings_hold_no_trailing_comment() -> None:
     """Java properties have none: `true  # why` would read as false."""
-    assert not any("#" in value for value in read_properties(PROJECT / CONFIG).values())
+    assert not any("#" in value for value in read_properties(SETTINGS / CONFIG).values())
