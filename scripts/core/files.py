@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from marctl.core.errors import UserError
@@ -41,7 +41,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as err:
         raise write_failed(path, err) from err
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide why the file could not be written
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -192,7 +192,9 @@ def github(content: Any) -> tuple[list[str], list[str]]:
     """Commands and kept paths of a workflow. YAML 1.1 takes its key `on` for true."""
     assert content[True]["push"]
     steps = content["jobs"]["archives"]["steps"]
-    return [step["run"] for step in steps if "run" in step], [s["with"]["path"] for s in steps if s.get("name") == "Upload"]
+    return [step["run"] for step in steps if "run" in step], [
+        s["with"]["path"] for s in steps if s.get("name") == "Upload"
+    ]
 
 
 def gitlab(content: Any) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""What clients ask, what they are answered, and how: a task of your own. Put your model in the place of the greeting."""
+"""A task of your own: what clients ask, what they are answered, and how. Put your model where the greeting is."""
 
 from collections.abc import Sequence
 from pathlib import Path
