@@ -31,6 +31,7 @@ COMMANDS = {
         "unregister": "marctl.cli.models:unregister",
         "default": "marctl.cli.models:default",
         "scale": "marctl.cli.models:scale",
+        "autoscale": "marctl.cli.capacity:autoscale",
         "state": "marctl.cli.state:state",
         "history": "marctl.cli.history:history",
         "rollback": "marctl.cli.history:rollback",

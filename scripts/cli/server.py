@@ -52,6 +52,13 @@ MIB = 1 << 20
 )
 @click.option("--node", metavar="NAME", help="This node's name among those that follow; by default HOST:PORT.")
 @click.option("--logs", is_flag=True, help="Print what all parts log, as lines of JSON; for a container.")
+@click.option(
+    "--autoscale",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Add and take away workers by load; FILE holds bounds and objectives (marctl autoscale --help).",
+)
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(
     state: Path,
@@ -70,6 +77,7 @@ def up(
     follow: str | None,
     node: str | None,
     logs: bool,
+    autoscale: str | None,
     detach: bool,
 ) -> None:
     """Build, start and check everything, then serve until Ctrl-C, restarting whatever dies.
@@ -95,6 +103,8 @@ def up(
         follow = place_of(absolute(follow)).text
     if node is not None:
         check_node(node)
+    if autoscale is not None:
+        autoscale = checked_settings(autoscale, follow)
     if batch_config is not None:
         from marctl.batch.service.settings import read_settings
 
@@ -116,6 +126,7 @@ def up(
         redis=not no_redis,
         follow=follow,
         node=node,
+        autoscale=autoscale,
     )
     with terminable():
         if detach:
@@ -147,6 +158,16 @@ def serve_and_print(home: State, request: Request) -> None:
             serve(home, request, lambda _: None, lambda: tell("serving"))
         except Terminated:
             tell("stopped")
+
+
+def checked_settings(path: str, follow: str | None) -> str:
+    """The absolute path of an autoscaler's settings; empty for none. Raises UserError for a file with faults."""
+    from marctl.capacity.settings import read_settings
+
+    if follow is not None:
+        raise click.UsageError("--autoscale changes the document, and with --follow the one at PLACE says what runs")
+    read_settings(Path(path) if path else None)
+    return str(Path(path).resolve()) if path else ""
 
 
 def announce(state: State, ending: str) -> None:

@@ -25,6 +25,7 @@ FILES = {
     "worker": ("workers.log", "events.log"),
     "reconciler": ("reconciler.log",),
     "redis": ("redis.log", "features.log"),
+    "autoscaler": ("autoscaler.log",),
 }
 """Part to its files in the logs folder."""
 REDIS = re.compile(r"\d+:[A-Z] (?P<time>\d+ \w{3} \d{4} [\d:]+\.\d{3}) (?P<mark>[.*#-]) (?P<message>.*)")

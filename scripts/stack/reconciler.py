@@ -50,7 +50,7 @@ from marctl_handlers.torchserve.heartbeat import FOLDER as HEARTBEATS
 ACTOR = "reconciler"
 CANNOT_START = (StartFailed, PortTaken, NoJava)
 HISTORY, STACK, TORCHSERVE, ENVOY = "the history", "the stack", "TorchServe", "Envoy"
-BATCH = "the batch service"
+BATCH, AUTOSCALER = "the batch service", "the autoscaler"
 STEP_S = 0.05
 """How soon a new revision is noticed."""
 WATCH_S = 0.25
@@ -133,7 +133,7 @@ class Reconciler:
             return False
         if self._target is None or self._target.revision != revision.revision:
             self._target, self._deaths = revision, 0
-            known = {HISTORY, STACK, TORCHSERVE, ENVOY, BATCH, *(instance.name for instance in INSTANCES)}
+            known = {HISTORY, STACK, TORCHSERVE, ENVOY, BATCH, AUTOSCALER, *(instance.name for instance in INSTANCES)}
             self.journal.begin(known | {named(key) for key in wanted(revision.document)})
         try:
             self._converge(revision.document)
@@ -564,6 +564,7 @@ class Reconciler:
             self._revive_redis(instance)
         self._revive_envoy()
         self._start_batch()
+        self._start_autoscaler()
         if self._found is not None and not self.servers.torchserve_alive():
             self._found = None
             self._dirty = True
@@ -643,6 +644,17 @@ class Reconciler:
             self.journal.trouble(BATCH, err)
         else:
             self.journal.well(BATCH)
+
+    def _start_autoscaler(self) -> None:
+        """Not before something serves: until then there is nothing to scale. Its failure is a condition."""
+        if not self._ready or self.servers.autoscaler_alive() or self.journal.waits(AUTOSCALER):
+            return
+        try:
+            self.servers.start_autoscaler()
+        except UserError as err:
+            self.journal.trouble(AUTOSCALER, err)
+        else:
+            self.journal.well(AUTOSCALER)
 
     def _revive_redis(self, instance: Instance) -> None:
         redis = self.servers.redis(instance)

@@ -16,7 +16,7 @@ from pathlib import Path
 from marctl.core.process import LOG_BYTES
 
 EVERY_S = 10.0
-NAMES = ("gateway.log", "console.log", "redis.log", "features.log", "reconciler.log")
+NAMES = ("gateway.log", "console.log", "redis.log", "features.log", "reconciler.log", "autoscaler.log")
 
 
 def rotate_in_place(path: Path, most_bytes: int = LOG_BYTES) -> None:

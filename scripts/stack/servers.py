@@ -21,7 +21,8 @@ from marctl.gateway.envoy import Envoy
 from marctl.gateway.policies import Served, Traffic
 from marctl.gateway.settings import GatewaySettings, read_settings
 from marctl.gateway.traffic import NO_ADDRESSES, Addresses
-from marctl.stack import batch_service, redis_server
+from marctl.stack import autoscaler, batch_service, redis_server
+from marctl.stack.autoscaler import AutoscalerProcess
 from marctl.stack.batch_service import BatchService
 from marctl.stack.java import find_java
 from marctl.stack.ports import choose_ports, free_port
@@ -48,6 +49,8 @@ class Request(Struct, frozen=True):
     """Further TorchServe servers behind the gateway, on top of the configuration's."""
     batch_config: str | None = None
     """Of the batch service; None for none."""
+    autoscale: str | None = None
+    """Path of the autoscaler's settings, empty for the defaults; None for no autoscaler."""
     redis: bool = True
     """Whether the workers may use one."""
     follow: str | None = None
@@ -185,6 +188,17 @@ class Servers:
         """True, too, where there is to be none."""
         return self.batch is None or alive(self.running.batch)
 
+    def start_autoscaler(self) -> None:
+        """Raises UserError."""
+        assert self.request.autoscale is not None
+        self.notify("starting the autoscaler")
+        autoscaler.stop(self.state)  # one that outlived the reconciler before this one may have other settings
+        self._keep(autoscaler=AutoscalerProcess(self.request.autoscale).start(self.state))
+
+    def autoscaler_alive(self) -> bool:
+        """True, too, where there is to be none."""
+        return self.request.autoscale is None or alive(self.running.autoscaler)
+
     def _keep(self, **changes: Any) -> None:
         self.running = msgspec.structs.replace(self.running, **changes)
         self.state.save_running(self.running)
@@ -224,6 +238,7 @@ def stop_stack(state: State) -> bool:
     temps = {Path(running.temp)} if running else {state.folder / "tmp"}
     temps |= {temp for process in servers if (temp := temp_of(process))}
     there = bool(servers)
+    there = autoscaler.stop(state) or there
     try:
         there = stop_gateway(state, running, drain=bool(servers)) or there
     finally:

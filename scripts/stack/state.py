@@ -5,6 +5,7 @@ running.json        the stack that runs: addresses, folders, processes
 status.json         what the reconciler observed: revision in force, versions, reasons, what it does now
 follow.json         the place whose document this node follows, and what it saw there; only where it follows one
 reconciler.lock     held, and named in it, by the process that reconciles
+autoscaler.json     what the autoscaler saw last, and autoscaler.lock, held by it (scripts/stack/autoscaler.py)
 config.properties   TorchServe's settings as they are in force
 log/                drained predictions and labels, if no other folder was named
 batch/              jobs of the batch service
@@ -15,7 +16,7 @@ features/           the feature store's settings and its data
 logs/               those of each part, which `marctl logs` merges (scripts/stack/log_lines.py)
 tmp/                sockets and unpacked archives, from start to stop (elsewhere if this path is too long)
 
-Only the reconciler writes, history.jsonl aside.
+Only the reconciler writes, history.jsonl and the autoscaler's own aside.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class Running(Struct, frozen=True):
     """Where features stand; None where there is none."""
     batch: Identity | None = None
     """The batch service; its address is in the gateway's settings."""
+    autoscaler: Identity | None = None
 
     @property
     def predictions(self) -> str:
@@ -94,7 +96,7 @@ class Running(Struct, frozen=True):
         return self.gateway.address if self.gateway else self.inference
 
 
-Content = TypeVar("Content", Running, Status, Following, GatewaySettings)
+Content = TypeVar("Content", bound=Struct)
 
 
 class State:
@@ -110,6 +112,8 @@ class State:
         self.console_log = self.logs / "console.log"
         self.reconciler_log = self.logs / "reconciler.log"
         self.reconciler_lock = self.folder / "reconciler.lock"
+        self.autoscaler_lock = self.folder / "autoscaler.lock"
+        self.autoscaler_report = self.folder / "autoscaler.json"
         self.prediction_log = self.folder / "log"
         self.spill = self.folder / "spill"
         self.batch = self.folder / "batch"

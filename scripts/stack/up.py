@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import logging
@@ -24,6 +23,7 @@ import psutil
 from marctl.core.errors import Relayed, UserError, short_name
 from marctl.core.files import write_failed
 from marctl.core.process import Identity, kill, rotate
+from marctl.core.sole import holder, sole_holder
 from marctl.records.keeper import keeping
 from marctl.stack.document import Document
 from marctl.stack.follow import begin, following, node_name
@@ -129,22 +129,7 @@ def declare_start(state: State, request: Request, notify: Notify) -> None:
 def reconciling(state: State) -> Iterator[None]:
     """The right to reconcile, for one process at a time, and gone with it. Raises AlreadyRunning."""
     state.create()
-    try:
-        file = state.reconciler_lock.open("a+b")
-    except OSError as err:
-        raise write_failed(state.reconciler_lock, err) from err
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise AlreadyRunning(already_running(state)) from err
-        identity = Identity.of(os.getpid())
-        try:
-            file.truncate(0)
-            file.write(msgspec.json.encode(identity))
-            file.flush()
-        except OSError as err:
-            raise write_failed(state.reconciler_lock, err) from err
+    with sole_holder(state.reconciler_lock, lambda: AlreadyRunning(already_running(state))):
         yield
 
 
@@ -162,11 +147,7 @@ def already_running(state: State) -> str:
 
 def reconciler_of(state: State) -> Identity | None:
     """The process that reconciles this state folder, None if there is none."""
-    try:
-        found = msgspec.json.decode(state.reconciler_lock.read_bytes(), type=Identity)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return found if found.alive else None
+    return holder(state.reconciler_lock)
 
 
 def serve_detached(state: State, request: Request, notify: Notify) -> None:

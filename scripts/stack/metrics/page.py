@@ -20,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 
 from marctl.core.errors import UserError
 from marctl.core.http import HOST, local_session
+from marctl.stack.metrics.autoscaler import AutoscalerFigures
 from marctl.stack.metrics.batch_jobs import BatchJobFigures
 from marctl.stack.metrics.gateway import GatewayFigures
 from marctl.stack.metrics.gpus import Gpus
@@ -56,6 +57,7 @@ class MetricsPage:
             Host(state.folder),
             Gpus(),
             PredictionLogFigures(state.prediction_log),
+            AutoscalerFigures(state),
         ]
         if running.gateway is not None:
             self._collectors.append(GatewayFigures(running.gateway.admin, TIMEOUT_S))

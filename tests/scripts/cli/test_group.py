@@ -31,6 +31,7 @@ STACK_COMMANDS = [
     "ask",
     "batch",
     "logs",
+    "autoscale",
 ]
 STATELESS = ["state draft"]
 """Looks at a store alone."""
