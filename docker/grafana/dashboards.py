@@ -282,6 +282,38 @@ WORKERS = {
         panel("Requests that wait", "short", [(now("batcher_queue_size"), WHO)]),
         panel("Batches under way", "short", [(now("batcher_inflight_batches"), WHO)]),
     ],
+    "Autoscaling": [
+        panel(
+            "Workers",
+            "short",
+            [
+                (now("marctl_autoscaler_workers_wanted"), f"wanted {WHO}"),
+                (now("marctl_autoscaler_workers_ready"), f"ready {WHO}"),
+                (now("marctl_autoscaler_workers_demanded"), f"in demand {WHO}"),
+            ],
+            "Empty where no autoscaler runs. In demand: what the load alone takes, before bounds and room.",
+        ),
+        panel(
+            "Changes",
+            "short",
+            [
+                (
+                    f"sum by (model, version, direction) (increase(marctl_autoscaler_changes_total{{{OF}}}[1h]))",
+                    f"{{{{direction}}}} {WHO}",
+                )
+            ],
+            "Over an hour.",
+        ),
+        panel(
+            "Reason",
+            "short",
+            [(now("marctl_autoscaler_reason", "model, version, reason"), f"{{{{reason}}}} {WHO}")],
+            "Why there are so many: memory, cores and gpu say that there is no room for more.",
+        ),
+        panel(
+            "Start of a worker", "s", [(f"max by ({VERSION}) (marctl_autoscaler_worker_start_seconds{{{OF}}})", WHO)]
+        ),
+    ],
     "Cache": [
         panel(
             "Hit ratio",

@@ -66,9 +66,8 @@ class Outcome:
         }
 
     def __str__(self) -> str:
-        what = (
-            f"from {self.before} to {self.decision.workers} workers" if self.changes else f"{self.before} workers stay"
-        )
+        stay = "1 worker stays" if self.before == 1 else f"{self.before} workers stay"
+        what = f"from {self.before} to {self.decision.workers} workers" if self.changes else stay
         done = f" ({self.done})" if self.done else ""
         return f"{' '.join(self.key)}: {what}{done}: {self.decision.reason}"
 
@@ -219,7 +218,7 @@ class Autoscaler:
 
     def _scaled(self, outcome: Outcome) -> Scaled:
         before = self._report.of(*outcome.key)
-        ups, downs = (before.ups, before.downs) if before else (0, 0)
+        ups, downs, removed = (before.ups, before.downs, before.removed) if before else (0, 0, 0)
         grew = outcome.decision.workers - outcome.before if outcome.done.startswith("revision") else 0
         return Scaled(
             *outcome.key,
@@ -231,6 +230,7 @@ class Autoscaler:
             start_s=self._watches[outcome.key].start_s,
             ups=ups + (grew > 0),
             downs=downs + (grew < 0),
+            removed=removed + max(-grew, 0),
         )
 
 

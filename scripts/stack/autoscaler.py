@@ -38,6 +38,8 @@ class Scaled(Struct, frozen=True, omit_defaults=True):
     ups: int = 0
     downs: int = 0
     """How often workers were added and taken away."""
+    removed: int = 0
+    """Workers that were taken away."""
 
 
 class AutoscalerReport(Struct, frozen=True, omit_defaults=True):

@@ -67,6 +67,7 @@ none."""
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 VARIABLES = {"$model": ".*", "$version": ".*", "$__rate_interval": f"{5 * SCRAPE_S}s", "$core_hour_price": "0.05"}
 LOAD_S = 6.0
+AUTOSCALE = {"every_seconds": 1, "max": 2, "queue_ms": 500, "hold_seconds": 600, "versions": {"sums/2.0": {}}}
 
 
 @dataclass
@@ -113,7 +114,9 @@ def site(
     certificate, key = self_signed(tools)
     (tools / "gateway.yaml").write_text(yaml.safe_dump({"tls": {"certificate": certificate, "key": key}}))
     assert made.run_build().returncode == 0
-    made.call(*made.up_arguments, "--gateway-config", str(tools / "gateway.yaml"), "--detach")
+    (tools / "autoscale.yaml").write_text(yaml.safe_dump(AUTOSCALE))
+    options = ["--gateway-config", str(tools / "gateway.yaml"), "--autoscale", str(tools / "autoscale.yaml")]
+    made.call(*made.up_arguments, *options, "--detach")
     for traffic in (["split", "sums", "2.0=100"], ["fallback", "sums", "1.0"], ["shadow", "sums", "1.0=100"]):
         made.call("route", *traffic)
     return made
@@ -291,3 +294,41 @@ def test_alerts_are_silent_until_a_queue_fills_redis_stops_and_a_worker_dies(
     until(lambda: "WorkersRestart" in prometheus.firing(), 60)
     assert int(prometheus.query(starts)[0]["value"][1]) == before + 1
     until(lambda: not prometheus.firing() & {"QueueGrows", "RedisAway"}, 30)
+
+
+def test_a_full_queue_takes_one_more_worker_and_the_history_says_why(
+    site: Site, load: Load, prometheus: Prometheus
+) -> None:
+    """Four at a time, each of which keeps a worker for 0.4 s."""
+    ended = threading.Event()
+
+    def ask(number: int) -> None:
+        while not ended.is_set():
+            load.post("/predictions/sums/2.0", {"values": [float(number)], "seconds": 0.4})
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, number) for number in range(4)]
+        try:
+            until(lambda: site.versions()["sums 2.0"]["workers_ready"] == 2, 60)
+        finally:
+            ended.set()
+        for each in asking:
+            each.result()
+    [change] = [each for each in site.call("history")["revisions"] if each["actor"] == "autoscaler"]
+    assert change["command"] == "autoscale sums 2.0 2"
+    assert "queue p99" in change["reason"]
+    until(lambda: bool(prometheus.query('marctl_autoscaler_workers_ready{version="2.0"} == 2')), 20)
+    [told] = [
+        line
+        for line in map(json.loads, site.run("logs", "--part", "autoscaler", "--json").stdout.splitlines())
+        if "from 1 to 2" in line["message"]
+    ]
+    assert change["reason"] in told["message"]
+    time.sleep(3 * SCRAPE_S)
+    assert "WorkersRestart" not in alerts_of(prometheus, "sums", "2.0"), "a worker that was asked for is no restart"
+
+
+def alerts_of(prometheus: Prometheus, model: str, version: str) -> set[str]:
+    """Alerts that fire for a version."""
+    found = prometheus.query(f'ALERTS{{alertstate="firing",model="{model}",version="{version}"}}')
+    return {each["metric"]["alertname"] for each in found}

@@ -31,7 +31,7 @@ class AutoscalerFigures:
         yield GaugeMetricFamily("marctl_autoscaler_up", "1 while an autoscaler runs.", there)
         yield GaugeMetricFamily("marctl_autoscaler_last_look_timestamp_seconds", "In seconds since 1970.", report.time)
         yield from states(report.versions)
-        yield changes(report.versions)
+        yield from changes(report.versions)
 
 
 def states(versions: list[Scaled]) -> Iterator[Metric]:
@@ -53,9 +53,13 @@ def states(versions: list[Scaled]) -> Iterator[Metric]:
     yield reasons
 
 
-def changes(versions: list[Scaled]) -> Metric:
+def changes(versions: list[Scaled]) -> Iterator[Metric]:
     family = CounterMetricFamily("marctl_autoscaler_changes", "Changes of the workers.", labels=(*LABELS, "direction"))
     for each in versions:
         family.add_metric((each.model, each.version, "up"), each.ups)
         family.add_metric((each.model, each.version, "down"), each.downs)
-    return family
+    yield family
+    removed = CounterMetricFamily("marctl_autoscaler_workers_removed", "Workers that were taken away.", labels=LABELS)
+    for each in versions:
+        removed.add_metric((each.model, each.version), each.removed)
+    yield removed
