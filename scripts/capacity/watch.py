@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 from marctl.capacity.decide import Load
 from marctl.capacity.samples import Counts, Span, between
+from marctl.stack.autoscaler import FIRST_START_S
 
 COSTS_S = 20.0
 """Over so long a time the cost of a request is measured; its rate and queue time are those of the last look alone."""
 STARTS = 5.0
 """A worker goes only where nothing has asked for it for so many times what its start takes."""
-FIRST_START_S = 10.0
-"""Taken for a start until one was measured."""
 
 
 @dataclass

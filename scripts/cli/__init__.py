@@ -51,6 +51,7 @@ COMMANDS = {
         "logs": "marctl.cli.logs:logs",
         "log": "marctl.cli.log:log",
         "cache": "marctl.cli.cache:cache",
+        "cost": "marctl.cli.capacity:cost",
     },
     "Train": {
         "train": "marctl.cli.training:train",

@@ -19,6 +19,8 @@ from marctl.stack.state import State
 
 MODULE = "marctl.capacity.run"
 START_TIMEOUT_S = 30.0
+FIRST_START_S = 10.0
+"""Taken for the start of a worker until one was measured."""
 PROJECT = Path(__file__).parents[2]
 
 

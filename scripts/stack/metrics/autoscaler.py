@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from marctl.core.errors import UserError
 from marctl.core.sole import holder
-from marctl.stack.autoscaler import AutoscalerReport, Scaled
+from marctl.stack.autoscaler import FIRST_START_S, AutoscalerReport, Scaled
 from marctl.stack.state import State, read
 
 LABELS = ("model", "version")
@@ -35,17 +35,18 @@ class AutoscalerFigures:
 
 
 def states(versions: list[Scaled]) -> Iterator[Metric]:
-    values: dict[tuple[str, str], list[float | None]] = {
+    values: dict[tuple[str, str], list[float]] = {
         ("marctl_autoscaler_workers_wanted", "Workers that the autoscaler wants."): [v.wanted for v in versions],
         ("marctl_autoscaler_workers_ready", "Workers that could answer at its last look."): [v.ready for v in versions],
         ("marctl_autoscaler_workers_demanded", "Workers that the load alone takes."): [v.demand for v in versions],
-        ("marctl_autoscaler_worker_start_seconds", "What the last start took."): [v.start_s for v in versions],
+        ("marctl_autoscaler_worker_start_seconds", "What the last start took, 10 before the first."): [
+            v.start_s or FIRST_START_S for v in versions
+        ],
     }
     for (name, text), numbers in values.items():
         family = GaugeMetricFamily(name, text, labels=LABELS)
         for each, number in zip(versions, numbers, strict=True):
-            if number is not None:
-                family.add_metric((each.model, each.version), number)
+            family.add_metric((each.model, each.version), number)
         yield family
     reasons = GaugeMetricFamily("marctl_autoscaler_reason", "1 for why it wants so many.", labels=(*LABELS, "reason"))
     for each in versions:
