@@ -26,9 +26,7 @@ from marctl.stack.state import State
 SYNC_S, TOLERANCE, MORE = 15.0, 0.1, 4
 METRICS: dict[str, Callable[[Target, Load], float | None]] = {
     "queue": lambda target, load: None if load.queue_s is None else load.queue_s / target.queue_s,
-    "busy": lambda target, load: (
-        None if load.busy_s is None else load.arrivals * load.busy_s / max(load.ready, 1) / target.utilisation
-    ),
+    "busy": lambda target, load: None if load.busy_s is None else load.busy / target.utilisation,
 }
 """The metric's value over its target: the queue time over its objective, or how busy the workers are over how busy they
 may be, as a share of the processor stands for where a worker computes on one."""

@@ -51,6 +51,8 @@ class Load:
     """Requests a second, those that were refused for a full queue included."""
     waiting: int
     """Requests in the queue now."""
+    busy: float = 0.0
+    """Share of the time in which its workers were at a batch."""
     busy_s: float | None = None
     """Of a worker, for each request that it answered; None where none was answered."""
     cpu_s: float | None = None
@@ -115,19 +117,18 @@ def wait_of(load: Load) -> float:
 
 def grown(target: Target, load: Load, room: Room, demand: float) -> Decision:
     """More workers, if they would help and there is room for them."""
-    wait, busy = wait_of(load), load.arrivals * (load.busy_s or 0.0) / max(load.ready, 1)
-    seen = told(target, load, demand)
+    wait, seen = wait_of(load), told(target, load, demand)
     if wait <= NEAR * target.queue_s:
         return Decision(load.wanted, demand, "steady", f"the queue is short: {seen}")
     if load.ready < load.wanted:
         return Decision(load.wanted, demand, "steady", f"{load.wanted - load.ready} workers are still starting: {seen}")
     needed = math.ceil(demand - 1e-9)
-    if needed <= load.wanted and busy < HELPFUL:
+    if needed <= load.wanted and load.busy < HELPFUL:
         return Decision(
             load.wanted,
             demand,
             "unhelpful",
-            f"workers are busy for {busy:.0%} of the time, more would not help: {seen}",
+            f"workers are busy for {load.busy:.0%} of the time, more would not help: {seen}",
         )
     needed = max(needed, load.wanted + 1)
     most, kind, limit = limit_of(target, load, room)

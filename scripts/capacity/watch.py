@@ -70,7 +70,9 @@ class Watch:
             ready=now.ready,
             arrivals=lately.arrivals,
             waiting=now.waiting,
-            busy_s=each(whole.busy_s, whole),
+            busy=lately.busy_s / lately.seconds / max(now.ready, 1),
+            # The larger one: where requests have become dearer, the mean over a longer time has not seen it yet.
+            busy_s=larger(each(whole.busy_s, whole), each(lately.busy_s, lately)),
             cpu_s=each(whole.cpu_s, whole),
             queue_s=lately.queue_s(statistic),
             peak=self.peak(now_s, hold_s),
@@ -88,6 +90,10 @@ class Watch:
         """Of one worker, as far as it is known."""
         now = self.samples[-1][1] if self.samples else None
         return int(now.memory_bytes / now.ready) if now is not None and now.ready and now.memory_bytes else None
+
+
+def larger(one: float | None, other: float | None) -> float | None:
+    return max(one or 0.0, other or 0.0) if one is not None or other is not None else None
 
 
 def each(total: float, span: Span) -> float | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from marctl.cli.group import Group
 from marctl.cli.output import PLACE, WANTS_JSON, common, note, result, table
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def show(outcome: Outcome) -> None:
     sys.stdout.flush()
 
 
-@click.group()
+@click.group(cls=Group)
 def cost() -> None:
     """What predictions cost: of machines to come, and of versions that were used.
 

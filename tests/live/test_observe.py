@@ -299,15 +299,16 @@ def test_alerts_are_silent_until_a_queue_fills_redis_stops_and_a_worker_dies(
 def test_a_full_queue_takes_one_more_worker_and_the_history_says_why(
     site: Site, load: Load, prometheus: Prometheus
 ) -> None:
-    """Four at a time, each of which keeps a worker for 0.4 s."""
+    """Four at a time, each of which keeps a worker for 0.4 s, and none of which was asked before."""
     ended = threading.Event()
 
-    def ask(number: int) -> None:
+    def ask(number: float) -> None:
         while not ended.is_set():
-            load.post("/predictions/sums/2.0", {"values": [float(number)], "seconds": 0.4})
+            number += 0.001
+            load.post("/predictions/sums/2.0", {"values": [number], "seconds": 0.4})
 
     with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, number) for number in range(4)]
+        asking = [pool.submit(ask, float(number)) for number in range(4)]
         try:
             until(lambda: site.versions()["sums 2.0"]["workers_ready"] == 2, 60)
         finally:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from marctl.capacity.decide import Decision, Load, Room, Target, decide
 
 TARGET = Target(least=1, most=8, queue_s=0.1)
-QUIET = Load(wanted=1, ready=1, arrivals=10.0, waiting=0, busy_s=0.01, cpu_s=0.01, queue_s=0.001, peak=0.2)
+QUIET = Load(wanted=1, ready=1, arrivals=10.0, waiting=0, busy=0.1, busy_s=0.01, cpu_s=0.01, queue_s=0.001, peak=0.2)
 """One worker that is busy for a tenth of the time."""
-BUSY = Load(wanted=1, ready=1, arrivals=300.0, waiting=20, busy_s=0.01, cpu_s=0.01, queue_s=0.4, peak=0.2)
+BUSY = Load(wanted=1, ready=1, arrivals=300.0, waiting=20, busy=1.0, busy_s=0.01, cpu_s=0.01, queue_s=0.4, peak=0.2)
 """One worker that is asked three times as much as it can do."""
 ANY = Room()
 
@@ -41,7 +41,7 @@ def test_a_short_queue_takes_no_further_worker_whatever_the_law_says() -> None:
 
 
 def test_a_queue_over_its_objective_takes_one_more_worker_even_if_the_law_says_enough() -> None:
-    found = decide(TARGET, replace(QUIET, arrivals=50.0, queue_s=0.2), ANY)
+    found = decide(TARGET, replace(QUIET, arrivals=50.0, busy=0.5, queue_s=0.2), ANY)
     assert (found.workers, found.kind) == (2, "queue")
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_added_while_workers_start() -> None:
 
 def test_the_mean_and_what_waits_now_count_as_the_queue_time() -> None:
     """100 requests of 10 ms wait a second, though none has been answered that waited long."""
-    assert decide(TARGET, replace(QUIET, arrivals=60.0, waiting=100, queue_s=None), ANY).kind == "queue"
+    assert decide(TARGET, replace(QUIET, arrivals=60.0, waiting=100, busy=0.6, queue_s=None), ANY).kind == "queue"
 
 
 def test_idle_workers_go_after_the_time_to_hold_and_not_before() -> None:
@@ -68,7 +68,7 @@ def test_idle_workers_go_after_the_time_to_hold_and_not_before() -> None:
 def test_a_load_at_the_border_moves_nothing_in_either_direction() -> None:
     """Between 2 workers and 3: a demand that swings by 10 % about 2 changes neither number."""
     for wanted, demand in product((2, 3), (1.95, 2.0, 2.05, 2.19)):
-        load = Load(wanted, wanted, demand * 0.7 / 0.01, 0, 0.01, 0.01, 0.06, peak=max(demand, 2.0))
+        load = Load(wanted, wanted, demand * 70, 0, 0.7, 0.01, 0.01, 0.06, peak=max(demand, 2.0))
         assert decide(TARGET, load, ANY).workers == wanted
 
 
@@ -116,7 +116,7 @@ def test_it_stays_put_where_nothing_is_answered(seen: dict[str, float]) -> None:
 
 
 def test_no_request_at_all_takes_the_least() -> None:
-    asleep = Load(4, 4, 0.0, 0, None, None, None, peak=0.0)
+    asleep = Load(4, 4, 0.0, 0, peak=0.0)
     assert decide(replace(TARGET, least=2), asleep, ANY).workers == 2
 
 
@@ -127,6 +127,7 @@ loads = st.builds(
     ready=st.integers(0, 12),
     arrivals=st.floats(0, 1e5),
     waiting=st.integers(0, 10_000),
+    busy=share,
     busy_s=st.none() | st.floats(1e-6, 100),
     cpu_s=st.none() | st.floats(1e-6, 100),
     queue_s=st.none() | st.floats(0, 100),

@@ -69,12 +69,22 @@ def test_a_watch_needs_two_looks_and_begins_anew_after_a_change_and_with_a_new_s
     watch.see(2.0, Counts(answered=20, busy_s=0.4, waiting=0, ready=1))
     load = watch.load(1, "p99", 60)
     assert load is not None
-    assert (load.arrivals, load.busy_s) == (10.0, 0.02)
+    assert (load.arrivals, load.busy_s, load.busy) == (10.0, 0.02, 0.2)
     watch.begin_anew()
     assert watch.load(2, "p99", 60) is None
     watch.see(4.0, Counts(answered=40, waiting=0, ready=1))
     watch.see(6.0, Counts(answered=1, waiting=0, ready=1))
     assert watch.load(2, "p99", 60) is None, "the counters began anew"
+
+
+def test_requests_that_have_become_dearer_are_seen_at_once() -> None:
+    watch = Watch()
+    watch.see(0.0, Counts(waiting=0, ready=2))
+    watch.see(10.0, Counts(answered=1000, busy_s=1.0, waiting=0, ready=2))
+    watch.see(12.0, Counts(answered=1010, busy_s=5.0, waiting=0, ready=2))
+    load = watch.load(2, "p99", 60)
+    assert load is not None
+    assert (load.busy_s, load.busy) == (0.4, 1.0)
 
 
 def test_a_watch_stays_put_where_the_server_does_not_tell_its_queue() -> None:
