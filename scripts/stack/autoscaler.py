@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import psutil
 from msgspec import Struct
@@ -21,7 +20,6 @@ MODULE = "marctl.capacity.run"
 START_TIMEOUT_S = 30.0
 FIRST_START_S = 10.0
 """Taken for the start of a worker until one was measured."""
-PROJECT = Path(__file__).parents[2]
 
 
 class Scaled(Struct, frozen=True, omit_defaults=True):
@@ -64,7 +62,7 @@ class AutoscalerProcess(Struct, frozen=True):
         program = Program(
             name="the autoscaler",
             command=[sys.executable, "-m", MODULE, str(state.folder), self.config],
-            folder=PROJECT,
+            folder=state.folder,
             environ=os.environ,
             log=state.logs / "autoscaler.log",
         )
