@@ -410,6 +410,17 @@ MACHINE = {
         panel("Memory", "bytes", [("sum by (part) (marctl_process_resident_memory_bytes)", "{{part}}")], stacked=True),
         panel("Open files", "short", [("sum by (part) (marctl_process_open_fds)", "{{part}}")]),
     ],
+    "Batch jobs": [
+        panel("Jobs", "short", [("sum by (status) (marctl_batch_jobs)", "{{status}}")], "Not over yet.", stacked=True),
+        panel(
+            "Jobs that ended",
+            "short",
+            [("sum by (status) (increase(marctl_batch_jobs_ended_total[1h]))", "{{status}}")],
+            "Over an hour.",
+        ),
+        panel("Rows per second", "short", [("sum(marctl_batch_rows_per_second)", "rows")]),
+        panel("Rows left", "short", [("sum(marctl_batch_rows_left)", "rows")], "Of jobs that run."),
+    ],
     "Host": [
         panel(
             "Processors",

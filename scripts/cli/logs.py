@@ -14,7 +14,7 @@ from marctl.cli.output import WANTS_JSON, common, emit_json
 if TYPE_CHECKING:
     from marctl.stack.log_lines import Line
 
-PARTS = ("envoy", "torchserve", "worker", "reconciler", "redis", "autoscaler")
+PARTS = ("envoy", "torchserve", "worker", "reconciler", "redis", "autoscaler", "batch")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 AT = "at"
 """The frames of a traceback, each on a line of its own."""

@@ -26,6 +26,7 @@ FILES = {
     "reconciler": ("reconciler.log",),
     "redis": ("redis.log", "features.log"),
     "autoscaler": ("autoscaler.log",),
+    "batch": ("batch.log",),
 }
 """Part to its files in the logs folder."""
 REDIS = re.compile(r"\d+:[A-Z] (?P<time>\d+ \w{3} \d{4} [\d:]+\.\d{3}) (?P<mark>[.*#-]) (?P<message>.*)")
