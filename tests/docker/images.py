@@ -81,6 +81,14 @@ def build(name: str = "localhost/marctl:cpu") -> Image:
     return unpack(name)
 
 
+def with_archives(image: Image, archives: Path, name: str = "localhost/marctl:archives") -> Image:
+    """One of docker/archives.Dockerfile, on top of another."""
+    file = PROJECT / "docker/archives.Dockerfile"
+    kind = ["--isolation", "chroot", "--format", "docker"]
+    buildah("build", *kind, "--file", str(file), "--tag", name, "--build-arg", f"IMAGE={image.name}", str(archives))
+    return unpack(name)
+
+
 def unpack(name: str) -> Image:
     container = buildah("from", "--pull-never", name)
     root = Path(buildah("mount", container))

@@ -183,6 +183,14 @@ def test_its_bill_of_materials_names_every_package(image: Image) -> None:
     assert told.keys() - locked.keys() == {"torchserve-marctl"}
 
 
+def test_archives_come_with_an_image_of_their_own(image: Image, archives: Path) -> None:
+    child = images.with_archives(image, archives)
+    held = {path.name: path.lstat().st_mode & 0o777 for path in (child.root / "models").iterdir()}
+    assert held == {path.name: 0o444 for path in archives.iterdir()}
+    assert child.config["Entrypoint"] == image.config["Entrypoint"]
+    child.close()
+
+
 # What runs
 
 
