@@ -18,7 +18,6 @@ from marctl.core.errors import UserError
 from marctl.core.faults import listed
 from marctl.stack.client import client_session
 from marctl.stack.document import Document
-from marctl.stack.look import running_stack
 from marctl.stack.samples import COMPUTE, request_body
 from marctl.stack.shared import unpacked_in
 from marctl.stack.state import State
@@ -50,7 +49,9 @@ def check(state: State, timeout_s: float) -> list[Answered]:
     Of models in shared workers one is asked, and only where there is no other: each may have to be loaded first.
     Whether an answer is the expected one was checked when the version was loaded. `timeout_s`: for each model.
     """
-    running = running_stack(state)
+    running = state.running()
+    if running is None:
+        raise CheckFailed(f"nothing runs in {state.folder}; start it with `marctl up`")
     document = state.history.current().document
     answers, faults = [], []
     with client_session(state) as session:
