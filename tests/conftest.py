@@ -15,6 +15,15 @@ hypothesis.settings.load_profile("busy")  # a busy machine is slow, and no prope
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where the processor is shared
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow proofs run only on demand."""
+    if "slow" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes a minute or more; run pytest -m slow"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A saved tiny model of a kind, made once a session."""
