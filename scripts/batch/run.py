@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from marctl.batch.actor import Setup
 from marctl.batch.answers import key_fields, schema_of
-from marctl.batch.archive import Description, describe, extract
+from marctl.batch.archive import Description, describe
 from marctl.batch.cluster import cluster, outcomes
 from marctl.batch.folder import folder_of
 from marctl.batch.formats.scan import digest_at
@@ -32,8 +32,10 @@ from marctl.batch.roots import refuse_files_outside, refuse_outside
 from marctl.batch.sources import DELIMITED, PARQUET, Scanned, scan
 from marctl.batch.where import Condition
 from marctl.batch.workspace import workspace
+from marctl.build.extract import extract
 from marctl.build.reader import Archive, read_archive
 from marctl.core.errors import UserError
+from marctl.signing.trust import Trust
 
 Notify = Callable[[str], None]
 SETTINGS = ("mapping", "keys", "where", "sample", "limit", "explain", "log", "features", "as_of", "unit_rows")
@@ -81,17 +83,21 @@ class Request:
     read_below: Sequence[str] = ()
     """Folders that every input file must be in, wherever links lead; empty for no such limit."""
     write_below: Sequence[str] = ()
+    trust: Trust | None = None
+    """Whose archives may be loaded; None for anybody's."""
 
 
 def run(request: Request, notify: Notify) -> dict[str, Any]:
     """The manifest. Raises UserError, and Interrupted."""
     archive = read_archive(request.archive)
+    if request.trust is not None:
+        request.trust.check(archive.path, archive.statement)
     if request.write_below:
         refuse_outside(request.output, request.write_below)
     output = Output(folder_of(request.output))
     with workspace() as folder:
         root = folder / "archive"
-        extract(request.archive, root)
+        extract(archive, root)
         description = describe(root, f"{archive.name} {archive.version}")
         refuse_foreign(output, restart=request.restart)
         with output.folder.claimed():

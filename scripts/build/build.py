@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors import SafetensorError
 
 import marctl_handlers
@@ -32,6 +33,7 @@ from marctl.build.verify import verify
 from marctl.core.archive_code import CODE_PREFIXES, PACKAGE
 from marctl.core.errors import UserError
 from marctl.core.files import sync
+from marctl.signing.envelope import read_envelope, sign
 from marctl_handlers.archive import METADATA_FILE, MODEL_FOLDER, TASK_FILE
 from marctl_handlers.core.composite import MEMBERS_FOLDER
 from marctl_handlers.core.messages import Binary
@@ -51,18 +53,28 @@ ENTRY_FILE = "entry.py"
 Notify = Callable[[str], None]
 
 
-def build(version: Version, store: Path, *, force: bool = False, notify: Notify = lambda _: None) -> tuple[Path, bool]:
+def build(
+    version: Version,
+    store: Path,
+    *,
+    force: bool = False,
+    key: Ed25519PrivateKey | None = None,
+    notify: Notify = lambda _: None,
+) -> tuple[Path, bool]:
     """Build one version into `store`; returns the archive and whether it had to be built.
 
     An archive made from the same sources is left as it is. One that fails its verification is never put in the store,
     and the archive that stood there before, if any, stays.
+
+    `key` signs the archive, and those of its members. It signs nothing but what was built with it: an archive that says
+    to be of these sources and lacks its signature is built anew.
     """
     target = store / version.archive_name
     for member in version.members:
-        build(member, store, notify=notify)
+        build(member, store, key=key, notify=notify)
     members = members_in(version, store)
     sources = source_digest(version, members)
-    if not force and is_current(target, sources):
+    if not force and is_current(target, sources) and (key is None or is_signed(target, key)):
         return target, False
     partial = store / f".{target.name}.{os.getpid()}.partial"
     try:
@@ -73,9 +85,11 @@ def build(version: Version, store: Path, *, force: bool = False, notify: Notify 
             notify(f"{version}: packing")
             pack(run_archiver(version, work / "stage", work), partial)
         notify(f"{version}: verifying")
-        verify(partial, reference)
+        verified = verify(partial, reference)
         sync(partial)
         os.replace(partial, target)
+        if key is not None:
+            sign(target, verified.statement, key)
         sync(store)
     except (OSError, SafetensorError) as err:
         raise UserError(f"{version}: cannot build {target}: {err}; the temporary files went to {TEMP}") from err
@@ -98,6 +112,19 @@ def is_current(target: Path, sources: str) -> bool:
     """Whether the archive is there, whole, and made from these sources."""
     try:
         return target.exists() and read_archive(target).metadata.get("sources") == sources
+    except UserError:
+        return False
+
+
+def is_signed(target: Path, key: Ed25519PrivateKey) -> bool:
+    """Whether this key has signed the archive as it is."""
+    try:
+        envelope = read_envelope(target)
+        return (
+            envelope is not None
+            and envelope.is_signed_by(key.public_key())
+            and envelope.statement == read_archive(target).statement
+        )
     except UserError:
         return False
 

@@ -20,6 +20,7 @@ from marctl.core.errors import UserError
 from marctl.core.faults import listed
 from marctl.core.names import name_faults
 from marctl.core.yaml_text import YamlInvalid, read_yaml
+from marctl.signing.statement import Statement
 from marctl_handlers.archive import DEFAULT_TOLERANCE
 from marctl_handlers.core.composite import Composite
 from marctl_handlers.core.samples import SAMPLES_FILE, Sample
@@ -73,6 +74,11 @@ class Archive:
         return known_task(self.metadata)
 
     @property
+    def statement(self) -> Statement:
+        """What a signature says of it."""
+        return Statement(self.name, self.version, self.sha256)
+
+    @property
     def explains(self) -> bool:
         """Whether its recipe asks for explanations."""
         return self.explainers is not None
@@ -99,7 +105,7 @@ def metadata_of(path: Path, digest: str) -> dict[str, Any]:
 def read_archive(path: Path) -> Archive:
     """Read one archive; raises UserError if it is not a whole `.mar`, or one that must not be served."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with path.open("rb") as raw, zipfile.ZipFile(raw) as file:
             files = {info.filename: info.file_size for info in file.infolist() if not info.is_dir()}
             refuse_bomb(path, files, file)
             manifest = json.loads(read_text(file, MANIFEST))
@@ -108,7 +114,7 @@ def read_archive(path: Path) -> Archive:
             config = read_config(file, config_file(manifest, files))
             workers, shared = worker_count(config), config.get("shared") is True
             explainers = worker_count(read_config(file, EXPLAIN_CONFIG)) if EXPLAIN_CONFIG in files else None
-        with path.open("rb") as raw:
+            raw.seek(0)
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
         name, version = manifest["model"]["modelName"], manifest["model"]["modelVersion"]
         if not isinstance(name, str) or not isinstance(version, str):

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from marctl.build.extract import extract
 from marctl.build.reader import Archive, read_archive
 from marctl.core.archive_code import code_package
 from marctl.core.errors import UserError
@@ -26,9 +26,8 @@ def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
     reference: what the model's own library answers, per sample, as a sample's `expected`.
     """
     archive = read_archive(path)
-    title = f"{archive.name} {archive.version}"
-    found = selfcheck(path, title, reference)
-    faults = found["faults"]
+    found = selfcheck(archive, reference)
+    title, faults = f"{archive.name} {archive.version}", found["faults"]
     if faults and found["log"]:
         raise UserError(f"{title}: the model fails on its samples; it was not kept: {found['log'].splitlines()[-1]}")
     if faults:
@@ -38,15 +37,15 @@ def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
     return archive
 
 
-def selfcheck(path: Path, title: str, reference: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def selfcheck(archive: Archive, reference: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """`answers` to the samples, `faults`, and the `log` of what failed.
 
     From a process that sees the archive's own copy of the handlers alone.
     """
+    title = f"{archive.name} {archive.version}"
     with tempfile.TemporaryDirectory(prefix="marctl-verify-") as work:
         root, beside = Path(work, "archive"), Path(work, REFERENCE_FILE)
-        with zipfile.ZipFile(path) as file:
-            file.extractall(root)
+        extract(archive, root)
         beside.write_text(json.dumps(list(reference)))
         env = {
             **os.environ,

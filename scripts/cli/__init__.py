@@ -22,6 +22,9 @@ COMMANDS = {
         "init": "marctl.cli.starter:init",
         "build": "marctl.cli.archive:build",
         "inspect": "marctl.cli.archive:inspect",
+        "sign": "marctl.cli.signing:sign",
+        "verify": "marctl.cli.signing:verify",
+        "keys": "marctl.cli.signing:keys",
     },
     "Serve": {
         "up": "marctl.cli.server:up",

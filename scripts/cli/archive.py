@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from marctl.cli.output import json_option, note, recipes_option, result, store_option
+from marctl.cli.output import json_option, keys_option, note, recipes_option, result, store_option
 from marctl.core.errors import UserError
 
 BRIEF = 200
@@ -55,6 +55,13 @@ BRIEF = 200
     type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
     help="With --from: arithmetic [default: auto].",
 )
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="KEY",
+    help="Sign what is built with this private key; what it has not signed yet is built anew.",
+)
 @click.option("--force", is_flag=True, help="Build even if nothing changed; with --from, replace the recipe.")
 def build(
     model: str | None,
@@ -71,6 +78,7 @@ def build(
     task: str | None,
     settings: tuple[str, ...],
     precision: str | None,
+    key: Path | None,
     force: bool,
 ) -> None:
     """Build the archives of all recipes with `autostart`, of one MODEL, or of one VERSION.
@@ -80,7 +88,7 @@ def build(
 
     \b
     Example: marctl build
-             marctl build mcqa 2.0
+             marctl build mcqa 2.0 --sign release.key
              marctl build --from ./my_model --name my-qa --version 1.0
              marctl build --from model.json --features features.yaml --name risk --version 1.0
     """
@@ -88,7 +96,9 @@ def build(
     from marctl.build.build import build as build_version
     from marctl.build.lone_file import ModelFile
     from marctl.build.reader import read_archive
+    from marctl.cli.signing import unlock
 
+    signer = unlock(key) if key else None
     if source is not None:
         if not name or not new_version or model:
             raise click.UsageError("--from takes --name and --version, and no MODEL; see the example in --help")
@@ -105,7 +115,7 @@ def build(
         versions = choose(recipes, model, version)
     built = []
     for item in versions:
-        path, fresh = build_version(item, store, force=force, notify=note)
+        path, fresh = build_version(item, store, force=force, key=signer, notify=note)
         archive = read_archive(path)
         built.append(
             {
@@ -114,10 +124,16 @@ def build(
                 "version": item.version,
                 "sha256": archive.sha256,
                 "built": fresh,
+                "signed": signer is not None,
             }
         )
-    lines = [f"{b['archive']}  {'built' if b['built'] else 'up to date'}  sha256 {b['sha256']}" for b in built]
-    result({"archives": built}, "\n".join(lines))
+    result({"archives": built}, "\n".join(map(line_of, built)))
+
+
+def line_of(built: dict[str, Any]) -> str:
+    """An archive, and what became of it."""
+    outcome = "built" if built["built"] else "up to date"
+    return f"{built['archive']}  {outcome}  sha256 {built['sha256']}" + ("  signed" if built["signed"] else "")
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -150,16 +166,24 @@ def choose(recipes: Path, model: str | None, version: str | None) -> list[Any]:
 @click.command()
 @json_option
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--verify", "check", is_flag=True, help="Load the archive and ask its samples, too.")
-def inspect(file: Path, check: bool) -> None:
+@click.option(
+    "--verify", "check", is_flag=True, help="Load the archive, which runs its code, and ask its samples, too."
+)
+@keys_option
+def inspect(file: Path, check: bool, keys: Path | None) -> None:
     """Show what an archive holds, without running anything in it.
+
+    With --keys it must be signed by one of those, before anything of it is loaded.
 
     Example: marctl inspect model_store/archives/mcqa-2.0.mar
     """
     from marctl.build.reader import read_archive
     from marctl.build.verify import verify
+    from marctl.signing.envelope import read_envelope
+    from marctl.signing.trust import Trust
 
     archive = read_archive(file)
+    signer = Trust(keys).check(file, archive.statement) if keys else None
     if check and archive.samples:
         note(f"{archive.name} {archive.version}: asking its samples")
         verify(file)
@@ -173,6 +197,8 @@ def inspect(file: Path, check: bool) -> None:
         "bytes": sum(archive.files.values()),
         "verified": check,
         **computed_in(archive.metadata.get("settings", {})),
+        "signed_by": [each.keyid for each in envelope.signatures] if (envelope := read_envelope(file)) else [],
+        "signer": signer,
         "metadata": {key: value for key, value in archive.metadata.items() if key != "files"},
         "samples": [{"request": sample.request, "expected": sample.expected} for sample in archive.samples],
         "files": archive.files,
@@ -206,6 +232,7 @@ def describe(content: dict[str, Any]) -> str:
         "licence": known.get("licence"),
         "trained": known.get("trained"),
         "verified with": libraries,
+        "signed": signed(content),
     }
     lines = [f"{key:<14} {value}" for key, value in facts.items() if value]
     for split, scores in known.get("accuracy", {}).items():
@@ -214,6 +241,14 @@ def describe(content: dict[str, Any]) -> str:
     for sample in content["samples"]:
         lines.append(f"{'sample':<14} {brief(sample['request'])} -> {brief(sample['expected'])}")
     return "\n".join([*lines, "", *(f"{size:>12,}  {name}" for name, size in content["files"].items())])
+
+
+def signed(content: dict[str, Any]) -> str | None:
+    """By whom, and whether that was checked."""
+    if content["signer"]:
+        return f"by {content['signer']}"
+    ids = ", ".join(f"{each[:16]}..." for each in content["signed_by"])
+    return f"by key {ids}; not checked, name the keys that you trust: --keys FOLDER" if ids else None
 
 
 def brief(content: dict[str, Any]) -> str:

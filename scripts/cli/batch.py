@@ -80,6 +80,7 @@ def batch(
              marctl batch mcqa/2.0 's3://bucket/2024-*/*.csv' s3://bucket/out --map question=prompt
     """
     from marctl.batch.run import Interrupted, Request, run
+    from marctl.stack.state import State
     from marctl.stack.up import terminable
 
     if unit_rows is not None and unit_rows % 256:
@@ -111,6 +112,7 @@ def batch(
         progress_file=progress,
         read_below=read_below,
         write_below=write_below,
+        trust=State(state).trust(),
     )
     try:
         with terminable():

@@ -72,6 +72,15 @@ def store_option(command: Function) -> Function:
     )(command)
 
 
+def keys_option(command: Function) -> Function:
+    """`--keys`, given to the command as `keys`: the folder, or None."""
+    return click.option(
+        "--keys",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Folder of the public keys that you trust.",
+    )(command)
+
+
 def reason_option(command: Function) -> Function:
     """`--reason`, given to the command as `reason`."""
     return click.option("--reason", default="", help="Why; kept in the history.")(command)

@@ -59,6 +59,13 @@ MIB = 1 << 20
     metavar="[FILE]",
     help="Add and take away workers by load; FILE holds bounds and objectives (marctl autoscale --help).",
 )
+@click.option(
+    "--require-signed",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="KEYS",
+    help="Load only archives that a public key in this folder has signed; holds until --allow-unsigned.",
+)
+@click.option("--allow-unsigned", is_flag=True, help="Load any archive again.")
 @click.option("--detach", is_flag=True, help="Return once everything serves; stop it with `marctl down`.")
 def up(
     state: Path,
@@ -78,6 +85,8 @@ def up(
     node: str | None,
     logs: bool,
     autoscale: str | None,
+    require_signed: Path | None,
+    allow_unsigned: bool,
     detach: bool,
 ) -> None:
     """Build, start and check everything, then serve until Ctrl-C, restarting whatever dies.
@@ -86,6 +95,8 @@ def up(
     default. Where the stack runs and the process that looked after it was killed, this takes over, without a gap.
 
     With --follow, what is served is what the document at PLACE says, and nothing else; each node needs its archives.
+
+    With --require-signed, nothing is built here, and no archive is loaded that nobody in KEYS vouches for.
 
     Example: marctl up --port 9080 --detach
     """
@@ -111,6 +122,12 @@ def up(
         if no_gateway:
             raise click.UsageError("--batch-config needs the gateway, which clients reach the batch service through")
         read_settings(batch_config)
+    if require_signed is not None:
+        from marctl.signing.trust import Trust, refuse_empty
+
+        if allow_unsigned:
+            raise click.UsageError("--require-signed and --allow-unsigned contradict each other")
+        refuse_empty(Trust(require_signed))
     home = State(state)
     request = Request(
         recipes=str(recipes.resolve()),
@@ -127,6 +144,8 @@ def up(
         follow=follow,
         node=node,
         autoscale=autoscale,
+        trusted=str(require_signed.resolve()) if require_signed else None,
+        allow_unsigned=allow_unsigned,
     )
     with terminable():
         if detach:

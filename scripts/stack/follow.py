@@ -195,7 +195,7 @@ class Follower:
         """What the store lacks of it; looked at again after a while."""
         key = (self._digest, newest.revision)
         if self._lacking[0] != key or time.monotonic() - self._lacking[2] > MISSING_S:
-            found = missing(newest.document, wanted, self._store)
+            found = missing(newest.document, wanted, self._store, self._state.trust())
             text = listed(f"{self._place.name} declares what the store lacks", found) if found else ""
             self._lacking = (key, text, time.monotonic())
         return self._lacking[1]

@@ -61,10 +61,18 @@ class Journal:
     def trouble(self, what: str, err: UserError) -> None:
         """Told once; its next try is due after a while that doubles each time."""
         self._backoffs.setdefault(what, Backoff(RETRY_S, LONGEST_RETRY_S)).tried()
+        self.warn(what, err)
+
+    def warn(self, what: str, err: UserError) -> None:
+        """Told once, of something that goes on as it is."""
         known = self._conditions.get(what)
         if known is None or known.reason != str(err):
             self._conditions[what] = Condition(what, str(err), datetime.now(UTC).isoformat(timespec="seconds"))
             self.note(f"warning: {what}: {err}")
+
+    def try_now(self, what: str) -> None:
+        """What it failed for may have changed."""
+        self._backoffs.pop(what, None)
 
     def well(self, *names: str) -> None:
         """What troubled is in order."""

@@ -26,7 +26,7 @@ from marctl.stack.follow import refuse_following
 from marctl.stack.history import Conflict, Revision
 from marctl.stack.plan import TAKE_BACK, declared
 from marctl.stack.report import Answer, Status
-from marctl.stack.state import DamagedState, Running, State
+from marctl.stack.state import DamagedState, State
 from marctl.stack.store import missing, put
 from marctl.stack.up import reconciler_of
 from marctl.stack.versions import Notify
@@ -190,7 +190,9 @@ def register(
 ) -> tuple[Change, str, str]:
     """Serve one more version: its archive goes into the store, and out again if it fails. Returns its names, too."""
     refuse_following(operator.state)
-    given = read_archive(archive)
+    given, trust = read_archive(archive), operator.state.trust()
+    if trust is not None:
+        trust.check(archive, given.statement)
     refuse_declared(operator.state.history.current().document, given.name, given.version)
     with put(given, store, force=force) as stored:
         version = declared(stored, workers)
@@ -352,9 +354,7 @@ def apply(operator: Operator, declared_: Declared) -> Change:
     """The whole document; onto the revision that it names, if it names one."""
     refuse_following(operator.state)
     document = declared_.document
-    running = operator.state.running()
-    if running is not None:
-        refuse_missing(operator.state.history.current().document, document, running)
+    refuse_missing(operator.state.history.current().document, document, operator.state)
     return operator.change(lambda _: document, expected=declared_.revision)
 
 
@@ -366,15 +366,16 @@ def rollback(operator: Operator, revision: int | None) -> Change:
     if newest.revision == 0:
         raise UserError("nothing is declared yet")
     former = history.find(max(newest.revision - 1, 1) if revision is None else revision)
-    running = operator.state.running()
-    if running is not None:
-        refuse_missing(newest.document, former.document, running)
+    refuse_missing(newest.document, former.document, operator.state)
     return operator.change(lambda _: former.document, expected=newest.revision)
 
 
-def refuse_missing(before: Document, after: Document, running: Running) -> None:
-    """Raise DocumentInvalid if the store lacks what would have to be loaded, or holds another content of it."""
-    if lacking := missing(before, after, Path(running.store)):
+def refuse_missing(before: Document, after: Document, state: State) -> None:
+    """Raise DocumentInvalid if the store lacks what would have to be loaded, holds another content of it, or one that
+    nobody trusted has signed. Where no stack runs, its next start looks.
+    """
+    running = state.running()
+    if running is not None and (lacking := missing(before, after, Path(running.store), state.trust())):
         raise DocumentInvalid("\n  ".join(["the store lacks what this document declares:", *lacking]))
 
 

@@ -11,6 +11,7 @@ import msgspec
 from marctl.build.reader import Archive, read_archive
 from marctl.core.errors import UserError
 from marctl.core.order import version_order
+from marctl.signing.trust import Trust
 from marctl.stack.document import SHARED, Document, Model, Version, refuse_faults
 from marctl.stack.history import Revision
 from marctl.stack.store import digest_of
@@ -39,6 +40,18 @@ def drafted(document: Document, store: Path, notify: Notify) -> Document:
     if not paths:
         raise NothingToServe(f"no archive in {store}; build some: marctl build")
     return declare(document, paths, set(), notify)
+
+
+def trusted_archives(store: Path, trust: Trust, notify: Notify) -> list[Path]:
+    """What lies in the store and is vouched for. Nothing is built: what a build makes here, nobody has signed."""
+    found = []
+    for path in sorted(store.glob("*.mar")):
+        try:
+            trust.check(path, read_archive(path).statement)
+            found.append(path)
+        except UserError as err:
+            notify(f"warning: left out: {err}")
+    return found
 
 
 def declare(document: Document, paths: Sequence[Path], left_out: set[tuple[str, str]], notify: Notify) -> Document:

@@ -24,6 +24,7 @@ from marctl.core.process import StartFailed
 from marctl.core.shared import VERSION, address, is_shared
 from marctl.gateway.envoy import GatewayFailed
 from marctl.gateway.health import Health, Workers, routed
+from marctl.signing.trust import NotTrusted, Revoked, Stamp
 from marctl.stack import shared, versions
 from marctl.stack.backoff import Backoff
 from marctl.stack.document import Document, Pool
@@ -41,7 +42,7 @@ from marctl.stack.routing import Key, Routing, routing
 from marctl.stack.samples import ask_samples
 from marctl.stack.servers import Servers
 from marctl.stack.shared import SharedWorker
-from marctl.stack.state import State
+from marctl.stack.state import DamagedState, State
 from marctl.stack.store import declared_archive, forget_unpacked
 from marctl.stack.versions import Notify, Server
 from marctl_handlers.shared.members import Member
@@ -57,7 +58,9 @@ WATCH_S = 0.25
 LOOK_S = 0.5
 """How often TorchServe is asked about a version whose workers are not all there."""
 COMPARE_S = 5.0
-"""How often the gateway's files are compared with what Envoy has."""
+"""How often the gateway's files are compared with what Envoy has, and the trusted keys with what they were."""
+NOBODY_ASKED: tuple[str, Stamp] = ("", ())
+"""In place of a folder of trusted keys, where archives need no signature."""
 GOING_S = 0.5
 MEMBER_DRAIN_S = 1.0
 """For the requests that were under way to a version in a shared worker when its routes were taken away."""
@@ -90,6 +93,8 @@ class Reconciler:
         self._starts: dict[str, Backoff] = {}
         self._routing: Routing | None = None
         """What the gateway was told last."""
+        self._trusted_as: tuple[str, Stamp] | None = None
+        """The trusted keys when what runs was compared with them last; None before."""
         self._target: Revision | None = None
         self._deaths = 0
         self._shown: set[tuple[str, str]] = set()
@@ -98,7 +103,7 @@ class Reconciler:
         """Whether something is to be done at once."""
         self._ready = servers.adopted
         """Whether it has served: what cannot be started from then on is tried again, and ends nothing."""
-        self._watched = self._compared = 0.0
+        self._watched = self._compared = self._trust_seen = 0.0
         self._stamp: object = None
 
     # The loop
@@ -207,6 +212,7 @@ class Reconciler:
             self._start(TORCHSERVE, self.servers.start_torchserve)
         if self._found is None:
             self._found = self._look()
+        self._look_at_trust(document)
         self._load(document)
         if self._is_new:
             self._check_newcomers(document)
@@ -238,6 +244,44 @@ class Reconciler:
             described = shared.as_member(served, key, member)
             found[key] = Found.of(described, trusted=worker.trusted, member=member, worker=served.model)
         return found
+
+    def _look_at_trust(self, document: Document) -> None:
+        """After a change of the trusted keys, whether what runs may go on.
+
+        What is revoked goes at once. A key that is only gone may be so by mistake: nothing more that it signed is
+        loaded, and what runs goes on; a process that begins to reconcile lets none of it go on.
+        """
+        stamp = self._trust_stamp()
+        if stamp == self._trusted_as:
+            return
+        begins, self._trusted_as = self._trusted_as is None, stamp
+        if stamp == NOBODY_ASKED:
+            return
+        server = self._server()
+        for each in wanted(document).values():
+            if each.key not in self._all():
+                self.journal.try_now(named(each.key))
+                continue
+            try:
+                self._archive(server, each)
+            except NotTrusted as err:
+                if begins or isinstance(err, Revoked):
+                    self._leave_out(document, each.key)
+                    self.journal.trouble(named(each.key), err)
+                else:
+                    self.journal.warn(named(each.key), err)
+            except UserError as err:
+                self.journal.warn(named(each.key), err)
+            else:
+                self.journal.well(named(each.key))
+
+    def _trust_stamp(self) -> tuple[str, Stamp]:
+        """Which folder of keys counts, and as what it looks."""
+        try:
+            trust = self.state.trust()
+        except DamagedState:
+            return "damaged", ()
+        return NOBODY_ASKED if trust is None else (str(trust.folder), trust.stamp())
 
     def _load(self, document: Document) -> None:
         """Everything that is declared and not there, and more workers where there are too few; all side by side."""
@@ -379,7 +423,8 @@ class Reconciler:
     def _archive(self, server: Server, each: Wanted) -> Archive:
         """Read and checked; it takes a second for some hundred megabytes."""
         store = Path(self.servers.running.store)
-        return server.run(lambda: declared_archive(store, each.model, each.version, each.content))
+        trust = self.state.trust()
+        return server.run(lambda: declared_archive(store, each.model, each.version, each.content, trust))
 
     def _replace(self, server: Server, there: Found, document: Document) -> None:
         """TorchServe takes no second archive of a version. Others answer meanwhile, where there are others."""
@@ -570,10 +615,16 @@ class Reconciler:
             self._dirty = True
             raise ServerGone("TorchServe has ended")
         self._watch_workers()
+        self._watch_trust()
         if self._routing and time.monotonic() - self._compared > COMPARE_S:
             self._compared = time.monotonic()
             self._dirty = self._dirty or not self.servers.envoy.in_force(*self._routing)
             self.journal.flush()
+
+    def _watch_trust(self) -> None:
+        if time.monotonic() - self._trust_seen > COMPARE_S:
+            self._trust_seen = time.monotonic()
+            self._dirty = self._dirty or self._trust_stamp() != self._trusted_as
 
     def _tell_health(self) -> None:
         """Which versions have a worker that can answer, for the gateway."""

@@ -55,6 +55,10 @@ class Request(Struct, frozen=True):
     """Whether the workers may use one."""
     follow: str | None = None
     """Place of the document that this node follows; None for one that is changed by commands."""
+    trusted: str | None = None
+    """Folder of the keys that must have signed every archive; None for what held before."""
+    allow_unsigned: bool = False
+    """Whether archives need no signature from now on."""
     node: str | None = None
     """Its name among the nodes that follow."""
 

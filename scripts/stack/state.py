@@ -3,6 +3,7 @@
 history.jsonl       every revision of the declared state; head.json: its newest line
 running.json        the stack that runs: addresses, folders, processes
 status.json         what the reconciler observed: revision in force, versions, reasons, what it does now
+trust.json          the folder of keys that must have signed every archive; only where that is required
 follow.json         the place whose document this node follows, and what it saw there; only where it follows one
 reconciler.lock     held, and named in it, by the process that reconciles
 autoscaler.json     what the autoscaler saw last, and autoscaler.lock, held by it (scripts/stack/autoscaler.py)
@@ -34,6 +35,7 @@ from marctl.core.files import WriteFailed, write_atomically
 from marctl.core.process import Identity
 from marctl.gateway.envoy import Envoy
 from marctl.gateway.settings import GatewaySettings
+from marctl.signing.trust import Trust
 from marctl.stack.history import History
 from marctl.stack.ports import Ports
 from marctl.stack.report import Following, Status
@@ -96,6 +98,12 @@ class Running(Struct, frozen=True):
         return self.gateway.address if self.gateway else self.inference
 
 
+class Requirement(Struct, frozen=True):
+    """trust.json: archives must be signed by a key in this folder, or listed there."""
+
+    keys: str
+
+
 Content = TypeVar("Content", bound=Struct)
 
 
@@ -122,6 +130,7 @@ class State:
         self._status = self.folder / "status.json"
         self._following = self.folder / "follow.json"
         self._settings = self.gateway / "settings.json"
+        self._trust = self.folder / "trust.json"
 
     def create(self) -> None:
         """The folder, invisible to git whatever the project's own ignore file says. Raises WriteFailed."""
@@ -159,6 +168,18 @@ class State:
 
     def forget_following(self) -> None:
         self._following.unlink(missing_ok=True)
+
+    def trust(self) -> Trust | None:
+        """Whose archives may be loaded, None for anybody's. Raises DamagedState, and then nothing may."""
+        required = read(self._trust, Requirement)
+        return Trust(Path(required.keys)) if required is not None else None
+
+    def require_signed(self, keys: Path) -> None:
+        """From now on, also after a stop, until `allow_unsigned`."""
+        write(self._trust, Requirement(str(keys.resolve())))
+
+    def allow_unsigned(self) -> None:
+        self._trust.unlink(missing_ok=True)
 
     def gateway_settings(self) -> GatewaySettings:
         """What the gateway that runs was started with."""

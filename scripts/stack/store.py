@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from marctl.build.extract import extract
 from marctl.build.reader import EXPLAIN_CONFIG, MODEL_CONFIG, Archive, read_archive
 from marctl.core.errors import UserError
 from marctl.core.files import replacing
 from marctl.core.names import ARCHIVE_FILE
+from marctl.signing.envelope import signature_file
+from marctl.signing.trust import NotTrusted, Trust
 from marctl.stack.document import Document, Version
 
 EXPLAINS = ".explain"
@@ -30,8 +33,12 @@ class ArchiveMissing(UserError):
     """The store does not hold what is declared."""
 
 
-def declared_archive(store: Path, model: str, version: str, content: Version) -> Archive:
-    """The archive of a declared version. Raises ArchiveMissing if it is gone or has other content, or is no archive."""
+def declared_archive(store: Path, model: str, version: str, content: Version, trust: Trust | None = None) -> Archive:
+    """The archive of a declared version.
+
+    Raises ArchiveMissing if it is gone, has other content, or is no archive, and NotTrusted if nobody of `trust`
+    vouches for it.
+    """
     path = store / content.file
     cure = f"put the archive back, or stop declaring it: marctl unregister {model} {version}"
     if not path.is_file():
@@ -43,18 +50,20 @@ def declared_archive(store: Path, model: str, version: str, content: Version) ->
         )
     if (archive.name, archive.version) != (model, version):
         raise ArchiveMissing(f"{path} is {archive.name} {archive.version}, not {model} {version}; {cure}")
+    if trust is not None:
+        trust.check(path, archive.statement)
     return archive
 
 
-def missing(before: Document, after: Document, store: Path) -> list[str]:
-    """What of `after` would have to be loaded and is not in the store, or has another content there."""
+def missing(before: Document, after: Document, store: Path, trust: Trust | None = None) -> list[str]:
+    """What of `after` would have to be loaded and is not in the store, has another content there, or is not trusted."""
     found = []
     for model, version, content in after.versions():
         there = before.find(model, version)
         if there is None or there.archive != content.archive:
             try:
-                declared_archive(store, model, version, content)
-            except ArchiveMissing as err:
+                declared_archive(store, model, version, content, trust)
+            except (ArchiveMissing, NotTrusted) as err:
                 found.append(str(err))
     return found
 
@@ -72,29 +81,35 @@ def file_name(archive: Archive) -> str:
 
 @contextmanager
 def put(archive: Archive, store: Path, *, force: bool) -> Iterator[Archive]:
-    """The archive as it lies in the store, copied there if it was not; as it was before if the block raises.
+    """The archive as it lies in the store, copied there if it was not, with its signatures if it has any.
 
-    Raises UserError if another file has its name, unless `force` replaces that one.
+    All is as it was before if the block raises. Raises UserError if another file has its name, unless `force` replaces
+    that one.
     """
     target = store / file_name(archive)
     if target.exists() and read_archive(target).sha256 == archive.sha256:
+        if signature_file(archive.path).exists():
+            copy_signatures(archive, target)
         yield read_archive(target)
         return
     if target.exists() and not force:
         raise UserError(
             f"{target} is there with other content; give the archive another version, or replace it with --force"
         )
-    previous = set_aside(target)
+    replaced = {path: set_aside(path) for path in (target, signature_file(target))}
     try:
+        copy_signatures(archive, target)
         copy(archive.path, target)
         yield read_archive(target)
     except BaseException:
-        target.unlink(missing_ok=True)
-        if previous:
-            os.replace(previous, target)
+        for path, previous in replaced.items():
+            path.unlink(missing_ok=True)
+            if previous:
+                os.replace(previous, path)
         raise
-    if previous:
-        previous.unlink()
+    for previous in replaced.values():
+        if previous:
+            previous.unlink()
 
 
 def unpacked_folder(archive: Archive, folder: Path) -> Path:
@@ -113,8 +128,8 @@ def unpack(archive: Archive, folder: Path) -> Path:
     if target.is_dir():
         return target
     refuse_too_large(archive, folder)
-    with made(target, f"cannot unpack {archive.path} into {folder}") as partial, zipfile.ZipFile(archive.path) as file:
-        file.extractall(partial)
+    with made(target, f"cannot unpack {archive.path} into {folder}") as partial:
+        extract(archive, partial)
     return target
 
 
@@ -136,10 +151,11 @@ def made(target: Path, failure: str) -> Iterator[Path]:
 def refuse_too_large(archive: Archive, folder: Path) -> None:
     """Raise UserError before a disk is filled up."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
-    needed, free = sum(archive.files.values()), shutil.disk_usage(place).free
+    packed = archive.path.stat().st_size  # of the copy that it is unpacked from
+    needed, free = packed + sum(archive.files.values()), shutil.disk_usage(place).free
     if needed + min(SPARE_BYTES, free // 10) > free:
         raise UserError(
-            f"{archive.path} unpacks to {needed >> 20} MiB, {place} has {free >> 20} MiB left; make room there"
+            f"{archive.path} needs {needed >> 20} MiB to unpack, {place} has {free >> 20} MiB left; make room there"
         )
 
 
@@ -171,6 +187,13 @@ def set_aside(target: Path) -> Path | None:
     previous = target.with_name(f".{target.name}.previous")
     os.replace(target, previous)
     return previous
+
+
+def copy_signatures(archive: Archive, target: Path) -> None:
+    """Beside the archive's copy, if it has any. Raises WriteFailed."""
+    source, there = signature_file(archive.path), signature_file(target)
+    if source.exists() and not (there.exists() and source.samefile(there)):
+        copy(source, there)
 
 
 def copy(source: Path, target: Path) -> None:

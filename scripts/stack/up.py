@@ -28,7 +28,7 @@ from marctl.records.keeper import keeping
 from marctl.stack.document import Document
 from marctl.stack.follow import begin, following, node_name
 from marctl.stack.metrics.page import MetricsPage
-from marctl.stack.plan import NothingToServe, declare, find_archives, left_out, with_workers
+from marctl.stack.plan import NothingToServe, declare, find_archives, left_out, trusted_archives, with_workers
 from marctl.stack.reconciler import Reconciler
 from marctl.stack.rotation import rotating
 from marctl.stack.servers import Request, Servers, stop_stack
@@ -73,6 +73,7 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
         ready()
 
     with reconciling(state):
+        require(state, request)
         try:
             place, former_node = begin(state, request.follow, goes_on=served)
             if place is None:
@@ -98,6 +99,14 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
             raise
 
 
+def require(state: State, request: Request) -> None:
+    """Keep whose archives may be loaded, if this start says anything about it."""
+    if request.allow_unsigned:
+        state.allow_unsigned()
+    elif request.trusted is not None:
+        state.require_signed(Path(request.trusted))
+
+
 def recorded(state: State, notify: Notify) -> Notify:
     """Tells, and writes what it tells into the reconciler's log."""
 
@@ -115,12 +124,18 @@ def recorded(state: State, notify: Notify) -> Notify:
 
 def declare_start(state: State, request: Request, notify: Notify) -> None:
     """A further revision if recipes or the store hold what is not declared yet. Raises NothingToServe."""
-    paths = find_archives(Path(request.recipes), Path(request.store), notify)
+    store, trust = Path(request.store), state.trust()
+    if trust is None:
+        paths = find_archives(Path(request.recipes), store, notify)
+    else:
+        notify(f"archives must be signed by a key in {trust.folder}; nothing is built here")
+        paths = trusted_archives(store, trust, notify)
     now = state.history.current()
     document = declare(now.document, paths, left_out(state.history.revisions()), notify)
     document = with_workers(document, request.workers)
     if not document.models and now.document == Document():
-        raise NothingToServe(f"nothing to serve: no archive in {request.store} and no recipe to build one from")
+        lacking = "and no recipe to build one from" if trust is None else f"that a key in {trust.folder} has signed"
+        raise NothingToServe(f"nothing to serve: no archive in {request.store} {lacking}")
     if document != now.document:
         state.history.commit(document, expected=now.revision, actor=getpass.getuser(), command="up")
 

@@ -145,14 +145,13 @@ def scale(server: Server, model: str, version: str, workers: int) -> Served:
 def remove(server: Server, served: Served) -> None:
     """Unregister a version that nobody asks any more; its archive stays in the store.
 
-    TorchServe lets a default version go only as the last one; which one is the default of workers that explain means
-    nothing.
+    TorchServe lets a default version go only as the last one, so another one becomes the default. Whoever asks through
+    the gateway never meets it, for requests name their version there.
     """
     management = server.management
-    if is_explainer(served.model):
-        others = [other.version for other in management.versions(served.model) if other.version != served.version]
-        if others and management.default_version(served.model) == served.version:
-            management.set_default(served.model, others[0])
+    others = [other.version for other in management.versions(served.model) if other.version != served.version]
+    if others and management.default_version(served.model) == served.version:
+        management.set_default(served.model, others[0])
     management.unregister(served.model, served.version)
     if not is_explainer(served.model):
         forget_unpacked(server.unpacked, served.digest, served.archive)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import msgspec
 import numpy as np
 import yaml
 
+from marctl.build.extract import extract
 from marctl.build.reader import read_archive
 from marctl.core.errors import UserError
 from marctl.core.progress import track
@@ -101,10 +101,10 @@ def open_archive(path: Path) -> Iterator[Pipeline]:
     """The archive's version in this process, from a temporary copy of its files."""
     archive = read_archive(path)
     with tempfile.TemporaryDirectory(prefix="marctl-eval-") as root:
-        with zipfile.ZipFile(path) as file:
-            file.extractall(root)
-        config = yaml.safe_load(Path(root, archive.manifest["model"]["configFile"]).read_text())
-        yield load(Path(root), Model(archive.name, archive.version), config.get("handler"))
+        folder = Path(root, "archive")
+        extract(archive, folder)
+        config = yaml.safe_load((folder / archive.manifest["model"]["configFile"]).read_text())
+        yield load(folder, Model(archive.name, archive.version), config.get("handler"))
 
 
 def read_rows(path: Path, task: type[Task[Any, Any]], *, skip_refused: bool = False) -> list[Labelled]:

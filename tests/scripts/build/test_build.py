@@ -21,6 +21,7 @@ from marctl.core.errors import UserError
 from marctl_handlers.archive import load
 from marctl_handlers.core.errors import LoadError
 from marctl_handlers.core.messages import Model
+from tests.signers import Signers
 
 
 def rewrite(archive: Path, target: Path, changes: dict[str, bytes | None]) -> Path:
@@ -95,6 +96,20 @@ def test_unchanged_sources_are_not_built_again_and_changed_ones_are(version: Ver
         assert yaml.safe_load(file.read("model-config.yaml"))["handler"]["max_tokens"] == 100
 
 
+def test_a_build_signs_what_it_made_and_nothing_else(version: Version, built: Path, tmp_path: Path) -> None:
+    """In the store is an archive that says to be of these very sources, with other code in it."""
+    signers, store = Signers(tmp_path), tmp_path / "store"
+    store.mkdir()
+    key = signers.key("release", trusted=True)
+    rewrite(built, store / version.archive_name, {"entry.py": b"raise SystemExit"})
+    assert build(version, store)[1] is False
+    path, fresh = build(version, store, key=key)
+    assert fresh
+    assert path.read_bytes() == built.read_bytes()
+    assert signers.check(path) == "release"
+    assert build(version, store, key=key)[1] is False
+
+
 @pytest.mark.usefixtures("unverified")
 def test_damaged_archive_is_built_again(version: Version, tmp_path: Path) -> None:
     path, _ = build(version, tmp_path / "store")
@@ -136,7 +151,7 @@ def test_archive_answers_with_its_own_handlers_and_no_installed_copy(built: Path
     marked = source.replace("confidence=round(", "confidence=7 + round(")
     assert marked != source
     changed = rewrite(built, tmp_path / "changed.mar", {task: marked.encode()})
-    assert selfcheck(changed, "quiz 1.0")["answers"][0]["confidence"] > 7
+    assert selfcheck(read_archive(changed))["answers"][0]["confidence"] > 7
 
 
 def test_archive_whose_handlers_had_another_name_answers_with_them(built: Path, tmp_path: Path) -> None:
@@ -150,7 +165,7 @@ def test_archive_whose_handlers_had_another_name_answers_with_them(built: Path, 
                     b"confidence=round", b"confidence=7 + round"
                 )
             out.writestr(info.filename.replace("marctl_handlers/", "handlers/"), content)
-    assert selfcheck(former, "quiz 1.0")["answers"][0]["confidence"] > 7
+    assert selfcheck(read_archive(former))["answers"][0]["confidence"] > 7
     extract(former, tmp_path / "root")
     assert [field.name for field in describe(tmp_path / "root", "quiz 1.0").fields] == [
         "question",

@@ -33,8 +33,8 @@ STACK_COMMANDS = [
     "logs",
     "autoscale",
 ]
-STATELESS = ["state draft"]
-"""Looks at a store alone."""
+STATELESS = ["state draft", "keys new"]
+"""No stack is theirs."""
 
 
 def test_help_imports_nothing_heavy() -> None:
