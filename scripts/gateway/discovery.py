@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import msgspec
 
@@ -23,6 +24,14 @@ class Discovery:
         encoded = msgspec.json.encode(resources)
         version = sha256(encoded).hexdigest()[:16]
         return cls(version, b'{"version_info":"%s","resources":%s}\n' % (version.encode(), encoded))
+
+    @classmethod
+    def read(cls, path: Path) -> Discovery | None:
+        """What a watched file holds; None for one that is missing or damaged."""
+        with suppress(OSError, TypeError, KeyError, msgspec.DecodeError):
+            text = path.read_bytes()
+            return cls(msgspec.json.decode(text)["version_info"], text)
+        return None
 
 
 def together(*texts: bytes | None) -> Discovery:

@@ -20,7 +20,7 @@ from marctl.core.http import HOST, local_session
 from marctl.core.logs import Position
 from marctl.core.order import version_order
 from marctl.core.process import Identity, Program, find_processes, stop_tree
-from marctl.gateway import batch, failure_log, health, open_inference
+from marctl.gateway import batch, failure_log, health, open_inference, secrets
 from marctl.gateway.clusters import hosts_of, version_clusters
 from marctl.gateway.discovery import Discovery, together
 from marctl.gateway.listeners import TRAFFIC_FILE, bootstrap
@@ -42,6 +42,7 @@ VERSION_TEXTS = {
     f"{FALLBACK}.json": f"http.{FALLBACK}.rds.{FALLBACK}.version_text",
     f"{GATEWAY}.json": f"http.{GATEWAY}.rds.{GATEWAY}.version_text",
     TRAFFIC_FILE: f"extension_config_discovery.http_filter.{RESOLVE}.version_text",
+    **secrets.VERSION_TEXTS,
 }
 """Each watched file, and where Envoy tells which version of it is in force."""
 LIVE, DRAINING = "LIVE", "DRAINING"
@@ -173,6 +174,7 @@ class Envoy:
             f"{FALLBACK}.json": Discovery.of([fallback_routes(open_inference.inner_routes())]),
             f"{GATEWAY}.json": Discovery.of([gateway_routes(served, further, told, batch.sections(self.settings))]),
             TRAFFIC_FILE: Discovery.of([resolver(served, policies, addresses)]),
+            **secrets.contents(self.settings, self.folder),
         }
 
     def is_open(self, watched: Mapping[str, Discovery]) -> bool:
@@ -181,7 +183,7 @@ class Envoy:
             state, texts = self.call("/ready").strip(), self.figures()
         except GatewayFailed:
             return False
-        in_force = all(texts.get(stat) == watched[name].version for name, stat in VERSION_TEXTS.items())
+        in_force = all(texts.get(VERSION_TEXTS[name]) == content.version for name, content in watched.items())
         return state in (LIVE, DRAINING) and in_force and texts.get(WARMING) == "0"
 
     def figures(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from marctl.gateway import batch
+from marctl.gateway import batch, secrets
 from marctl.gateway.clusters import address_of, fallback_cluster, no_worker_cluster, plain_cluster
 from marctl.gateway.counts import attempt_logs, histogram_settings, refusal_log
 from marctl.gateway.failure_log import failure_log
@@ -34,9 +34,11 @@ from marctl.gateway.names import (
     seconds,
     socket_address,
     typed,
+    watched,
 )
 from marctl.gateway.routes import LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S, metrics_routes
-from marctl.gateway.settings import GatewaySettings, Tls
+from marctl.gateway.secrets import CLIENT_HEADER
+from marctl.gateway.settings import GatewaySettings
 from marctl.gateway.traffic import LUA
 from marctl_handlers.core.messages import EXPERIMENT_HEADER, ROLE_HEADER, SAMPLE_HEADER
 
@@ -44,8 +46,6 @@ HTTP = "envoy.extensions.filters.http"
 ROUTER = "envoy.filters.http.router"
 TYPES = "type.googleapis.com"
 TRAFFIC_FILE = "traffic.json"
-CLIENT_HEADER = "x-client"
-"""Who asks, by name: written over by api_key_auth."""
 GRPC_SERVICES = Path(__file__).parent / "grpc" / "services.pb"
 """The .proto files beside it, compiled: python -m grpc_tools.protoc --include_imports --descriptor_set_out ..."""
 HEADERS_KB = 7
@@ -151,14 +151,6 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
     }
 
 
-def watched(files: Path, name: str) -> Json:
-    """A file that is read again when another one is renamed into its place.
-
-    With `watched_directory` every rename in the folder would have all files read again.
-    """
-    return {"resource_api_version": "V3", "path_config_source": {"path": str(files / name)}}
-
-
 def overload_manager(settings: GatewaySettings) -> Json:
     """Limits of all connections and of the heap, with what is done near them, each beyond a share of the limit."""
     monitors = "envoy.extensions.resource_monitors"
@@ -209,7 +201,7 @@ def gateway_listener(files: Path, port: int, settings: GatewaySettings) -> Json:
     manager["access_log"] = [*manager["access_log"], failure_log(files)]
     chain = {"filters": [{"name": "http", "typed_config": manager}]}
     if settings.tls:
-        chain["transport_socket"] = tls_socket(settings.tls)  # type: ignore[assignment]  # a chain's values differ
+        chain["transport_socket"] = secrets.tls_socket(files)  # type: ignore[assignment]  # a chain's values differ
     return {
         "name": GATEWAY,
         "address": socket_address(settings.address, port),
@@ -395,7 +387,7 @@ def gateway_filters(files: Path, settings: GatewaySettings) -> list[Json]:
     """In the order in which a request passes them: who asks, how often, how much, for which model, and who answers."""
     filters = []
     if settings.api_keys:
-        filters.append(api_keys(settings.api_keys))
+        filters.append(secrets.api_key_filter(files))
     by_key, limit = bool(settings.api_keys), settings.rate_limit
     if limit:
         filters.append(rate_limit("requests", bucket(limit.requests_per_s, limit.burst), by_key=by_key))
@@ -459,17 +451,6 @@ def script(name: str) -> str:
     return dict(zip(parts[1::2], parts[2::2], strict=True))[name]
 
 
-def api_keys(keys: dict[str, str]) -> Json:
-    credentials = [{"client": client, "key": key} for client, key in keys.items()]
-    return extension(
-        "envoy.filters.http.api_key_auth",
-        f"{HTTP}.api_key_auth.v3.ApiKeyAuth",
-        credentials=credentials,
-        key_sources=[{"header": "x-api-key"}],
-        forwarding={"header": CLIENT_HEADER, "hide_credentials": True},
-    )
-
-
 def bucket(per_s: int, burst: int | None) -> Json:
     return {"max_tokens": burst or per_s, "tokens_per_fill": per_s, "fill_interval": "1s"}
 
@@ -502,12 +483,3 @@ def body_model() -> Json:
         request_rules={"rules": [rule], "allow_content_types_regex": {"regex": ".*"}},
     )
     return filter_ | {"disabled": True}
-
-
-def tls_socket(tls: Tls) -> Json:
-    certificate = {"certificate_chain": {"filename": tls.certificate}, "private_key": {"filename": tls.key}}
-    return extension(
-        "envoy.transport_sockets.tls",
-        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        common_tls_context={"tls_certificates": [certificate], "alpn_protocols": ["h2", "http/1.1"]},
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +16,8 @@ MANAGEMENT, METRICS, ADMIN, NO_WORKER = "management", "metrics", "admin", "no-wo
 of no servers, where requests end for which no worker is there."""
 RESOLVE, WORKERS = "resolve", "workers"
 """Filters: which version answers (resolve.lua), and what becomes of a request whose version has no worker."""
+API_KEYS = "envoy.filters.http.api_key_auth"
+"""The filter that asks for a key; routes that need none switch it off by this name."""
 ORDERS = "x-gateway-"
 """Begins the headers by which those two filters tell Envoy how a request goes on; no client can send them."""
 ROUTE_HEADER, CLUSTER_HEADER = "x-gateway-route", "x-gateway-cluster"
@@ -86,6 +89,14 @@ def typed(kind: str, **content: Any) -> Json:
 def extension(name: str, kind: str, **content: Any) -> Json:
     """A named extension with its configuration."""
     return {"name": name, "typed_config": typed(kind, **content)}
+
+
+def watched(files: Path, name: str) -> Json:
+    """A file that is read again when another one is renamed into its place.
+
+    With `watched_directory` every rename in the folder would have all files read again.
+    """
+    return {"resource_api_version": "V3", "path_config_source": {"path": str(files / name)}}
 
 
 def seconds(value: float) -> str:

@@ -13,6 +13,7 @@ from marctl.core.explainers import models_in
 from marctl.gateway import openapi
 from marctl.gateway.names import (
     ANSWERED_HEADER,
+    API_KEYS,
     CLUSTER_HEADER,
     COPIES_HEADER,
     COPY_HEADER,
@@ -180,9 +181,7 @@ def ready(yes: Json, no: Json, code: int) -> Json:
 
 def open_to_all() -> Json:
     """Neither key nor limit: whoever watches over this machine may ask."""
-    return {"envoy.filters.http.api_key_auth": switched(on=False)} | {
-        f"{LIMIT}.{what}": switched(on=False) for what in ("requests", "bytes")
-    }
+    return {API_KEYS: switched(on=False)} | {f"{LIMIT}.{what}": switched(on=False) for what in ("requests", "bytes")}
 
 
 def switched(*, on: bool) -> Json:

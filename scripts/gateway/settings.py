@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import yaml
@@ -13,6 +15,10 @@ from msgspec import Meta, Struct
 from marctl.core.errors import UserError
 from marctl.core.faults import listed, pointer
 
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+HEADER_VALUE = re.compile(r"[!-~]+")
 ADDRESS = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-f:]+\]):\d{1,5}$"
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -62,9 +68,16 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     batch: Annotated[str, Meta(pattern=ADDRESS)] | None = None
     """IP:PORT of a batch service; `marctl up --batch-config` starts one on this machine."""
     rate_limit: RateLimit | None = None
-    api_keys: dict[str, str] = {}
-    """Client's name to its key, sent as `x-api-key`; without any, everybody may ask."""
+    api_keys: dict[str, str | list[str]] = {}
+    """Client's name to its key, sent as `x-api-key`, or to several while one takes another's place; without any,
+    everybody may ask."""
     tls: Tls | None = None
+
+    @property
+    def credentials(self) -> list[tuple[str, str]]:
+        """Each key with its client's name."""
+        several = ((client, [keys] if isinstance(keys, str) else keys) for client, keys in self.api_keys.items())
+        return [(client, key) for client, keys in several for key in keys]
 
 
 def read_settings(path: Path | None, upstreams: Sequence[str] = ()) -> GatewaySettings:
@@ -78,20 +91,50 @@ def read_settings(path: Path | None, upstreams: Sequence[str] = ()) -> GatewaySe
     errors = Draft202012Validator(msgspec.json.schema(GatewaySettings)).iter_errors(content)
     # Of a part that may be left out, the fault that matters is not that it was not left out.
     deepest = [best_match([error]) for error in errors]
-    faults = [f"{pointer(error.absolute_path)}: {error.message}" for error in deepest if error]
+    faults = [f"{pointer(error.absolute_path)}: {words_of(error)}" for error in deepest if error]
     settings = GatewaySettings() if faults else msgspec.convert(content, GatewaySettings)
     if settings.tls:
         files = {"certificate": settings.tls.certificate, "key": settings.tls.key}
-        faults += [f"tls.{name}: no file {file}" for name, file in files.items() if not Path(file).is_file()]
-    if len(set(settings.api_keys.values())) < len(settings.api_keys):
-        faults.append("api_keys: two clients have the same key")
+        missing = [f"tls.{name}: no file {file}" for name, file in files.items() if not Path(file).is_file()]
+        faults += missing or pair_faults(settings.tls)
+    faults += key_faults(settings)
     if faults:
         raise UserError(listed(path or "the gateway", faults))
     return settings
 
 
+def pair_faults(tls: Tls) -> list[str]:
+    """Why the certificate and the private key cannot be used together."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password="")
+    except (OSError, ssl.SSLError) as err:
+        reason = getattr(err, "reason", None) or getattr(err, "strerror", None) or type(err).__name__
+        return [f"tls: {tls.certificate} and {tls.key} are no certificate with its key: {reason}"]
+    return []
+
+
+def key_faults(settings: GatewaySettings) -> list[str]:
+    """What is wrong with the API keys, without a word of them."""
+    keys = [key for _, key in settings.credentials]
+    faults = ["api_keys: two clients have the same key"] if len(set(keys)) < len(keys) else []
+    unusable = {client for client, key in settings.credentials if not HEADER_VALUE.fullmatch(key)}
+    unusable |= {client for client, given in settings.api_keys.items() if not given}
+    return faults + [f"api_keys.{name}: expected visible ASCII characters, no spaces" for name in sorted(unusable)]
+
+
+def words_of(error: ValidationError) -> str:
+    """What is wrong. The library's own words quote the value, which may be a key."""
+    if "api_keys" in error.absolute_path:
+        return "expected a key as text (in quotes if it is a number), or a list of keys"
+    return str(error.message)
+
+
 def read_file(path: Path) -> Any:
+    """Raises UserError, which quotes nothing of the file: it holds keys."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.MarkedYAMLError as err:
+        line = f"line {err.problem_mark.line + 1}: " if err.problem_mark else ""
+        raise UserError(f"{path}: cannot be read as YAML: {line}{err.problem}") from err
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err
+        raise UserError(f"{path}: cannot be read as YAML: {type(err).__name__}") from err

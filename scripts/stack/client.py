@@ -16,7 +16,7 @@ def client_session(state: State) -> requests.Session:
     session = local_session()
     settings = state.gateway_settings()
     if settings.api_keys:
-        session.headers["x-api-key"] = next(iter(settings.api_keys.values()))
+        session.headers["x-api-key"] = settings.credentials[0][1]
     if settings.tls:
         # The certificate names the host that clients know, not this machine's loopback address.
         session.verify = False

@@ -22,6 +22,7 @@ from marctl.core.explainers import explainer_of, is_explainer
 from marctl.core.files import WriteFailed
 from marctl.core.process import StartFailed
 from marctl.core.shared import VERSION, address, is_shared
+from marctl.core.watched import Watched
 from marctl.gateway.envoy import GatewayFailed
 from marctl.gateway.health import Health, Workers, routed
 from marctl.signing.trust import NotTrusted, Revoked, Stamp
@@ -52,6 +53,7 @@ ACTOR = "reconciler"
 CANNOT_START = (StartFailed, PortTaken, NoJava)
 HISTORY, STACK, TORCHSERVE, ENVOY = "the history", "the stack", "TorchServe", "Envoy"
 BATCH, AUTOSCALER = "the batch service", "the autoscaler"
+SECRETS = "the gateway's keys and certificate"
 STEP_S = 0.05
 """How soon a new revision is noticed."""
 WATCH_S = 0.25
@@ -93,6 +95,8 @@ class Reconciler:
         self._starts: dict[str, Backoff] = {}
         self._routing: Routing | None = None
         """What the gateway was told last."""
+        self._secrets = Watched([])
+        self._secrets_seen = 0.0
         self._trusted_as: tuple[str, Stamp] | None = None
         """The trusted keys when what runs was compared with them last; None before."""
         self._target: Revision | None = None
@@ -138,7 +142,8 @@ class Reconciler:
             return False
         if self._target is None or self._target.revision != revision.revision:
             self._target, self._deaths = revision, 0
-            known = {HISTORY, STACK, TORCHSERVE, ENVOY, BATCH, AUTOSCALER, *(instance.name for instance in INSTANCES)}
+            known = {HISTORY, STACK, TORCHSERVE, ENVOY, BATCH, AUTOSCALER, SECRETS}
+            known |= {instance.name for instance in INSTANCES}
             self.journal.begin(known | {named(key) for key in wanted(revision.document)})
         try:
             self._converge(revision.document)
@@ -616,10 +621,29 @@ class Reconciler:
             raise ServerGone("TorchServe has ended")
         self._watch_workers()
         self._watch_trust()
+        self._watch_secrets()
         if self._routing and time.monotonic() - self._compared > COMPARE_S:
             self._compared = time.monotonic()
             self._dirty = self._dirty or not self.servers.envoy.in_force(*self._routing)
             self.journal.flush()
+
+    def _watch_secrets(self) -> None:
+        """The gateway's keys and certificate, where the operator changed them."""
+        if time.monotonic() - self._secrets_seen < LOOK_S:
+            return
+        self._secrets_seen = time.monotonic()
+        files = self.servers.secret_files()
+        if files != self._secrets.paths:
+            self._secrets = Watched(files)
+        if not files or not self._secrets.changed():
+            return
+        try:
+            self.servers.renew_secrets()
+        except UserError as err:
+            self.journal.warn(SECRETS, err)
+        else:
+            self.journal.well(SECRETS)
+            self._dirty = True
 
     def _watch_trust(self) -> None:
         if time.monotonic() - self._trust_seen > COMPARE_S:

@@ -106,6 +106,7 @@ class Servers:
             request.inference_port, request.management_port, request.metrics_port, request.gateway_port or 0
         )
         envoy, urls = self.state.envoy(ports, self.settings), ports.torchserve
+        gateway = Gateway(envoy.address, envoy.admin, config=request.gateway_config)
         running = Running(
             ports=ports,
             inference=urls["inference"],
@@ -114,7 +115,7 @@ class Servers:
             store=str(Path(request.store).resolve()),
             temp=str(make_temp(self.state)),
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            gateway=None if request.gateway_port is None else Gateway(envoy.address, envoy.admin),
+            gateway=None if request.gateway_port is None else gateway,
         )
         self.state.save_gateway_settings(self.settings)
         self.state.save_running(running)
@@ -149,6 +150,23 @@ class Servers:
         self.running.ports.refuse_taken("admin")
         process = self.envoy.start(served, policies, addresses)
         self._keep(gateway=msgspec.structs.replace(self.running.gateway, process=process))
+
+    def secret_files(self) -> list[Path]:
+        """Where the gateway's keys and certificate come from; empty if they come from nowhere."""
+        config = self.running.gateway.config if self.running.gateway else None
+        if config is None or not (self.settings.api_keys or self.settings.tls):
+            return []
+        tls = self.settings.tls
+        return [Path(config), *((Path(tls.certificate), Path(tls.key)) if tls else ())]
+
+    def renew_secrets(self) -> None:
+        """Take the API keys that the operator's file names by now, and look at the certificate. Raises UserError."""
+        found = read_settings(self.secret_files()[0])
+        if bool(found.api_keys) != bool(self.settings.api_keys):
+            raise UserError("whether the gateway asks for keys is decided at its start: marctl down, marctl up")
+        if found.api_keys != self.settings.api_keys:
+            self.settings = msgspec.structs.replace(self.settings, api_keys=found.api_keys)
+            self.state.save_gateway_settings(self.settings)
 
     def envoy_alive(self) -> bool:
         """True, too, where there is to be none."""

@@ -54,6 +54,8 @@ class Gateway(Struct, frozen=True):
     address: str
     admin: str
     process: Identity | None = None
+    config: str | None = None
+    """The operator's file, whose keys and certificate are followed."""
 
     @property
     def pid(self) -> int | None:

@@ -23,7 +23,7 @@ from tests.tiny_tables import save_xgboost, specification
 
 pytestmark = pytest.mark.live
 
-GUIDES = ["handlers", "model_store", "scripts/gateway", "scripts/records", "scripts/batch", "scripts/stack"]
+GUIDES = ["handlers", "model_store", "scripts", "scripts/gateway", "scripts/records", "scripts/batch", "scripts/stack"]
 TEXT = "\n".join((PROJECT / folder / "README.md").read_text() for folder in ["", *GUIDES])
 """As somebody would read them, one after the other."""
 BIN = Path(sys.executable).parent

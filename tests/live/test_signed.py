@@ -177,5 +177,4 @@ def test_a_revoked_key_takes_what_it_signed_out_of_service_at_once(signed: Signe
     assert "the key old, which signed it, is revoked" in signed.conditions()["mcqa 1.0"]
     revoked.unlink()
     until(lambda: signed.served() == ["mcqa 1.0", "mcqa 2.0", "mcqa 3.0"], timeout_s=30)
-    until(lambda: not signed.conditions(), timeout_s=30)
-    assert signed.answers() == "2.0"
+    until(lambda: not signed.conditions() and signed.answers() == "2.0", timeout_s=30)
