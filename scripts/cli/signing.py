@@ -31,9 +31,10 @@ def unlock(key: Path) -> Ed25519PrivateKey:
 @click.argument("file", type=ARCHIVE)
 @click.option("--key", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Private key.")
 def sign(file: Path, key: Path) -> None:
-    """Vouch for an archive that was built elsewhere: sign what it is, in FILE.sig, beside other signatures of it.
+    """Vouch for an archive that was built elsewhere, by a signature beside it.
 
-    What `marctl build` makes is signed by `build --sign`.
+    It goes into FILE.sig, with the signatures that others have made of the same archive. What `marctl build` makes is
+    signed by `build --sign`.
 
     Example: marctl sign theirs.mar --key release.key
     """
@@ -92,9 +93,10 @@ def keys() -> None:
 )
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase that protects the private key.")
 def new(name: str, folder: Path, passphrase: bool) -> None:
-    """Make an Ed25519 key pair: NAME.key signs and is kept secret, NAME.pub goes into the folder of trusted keys.
+    """Make a key pair for signing.
 
-    OpenSSL makes the same: openssl genpkey -algorithm ed25519 -out NAME.key; openssl pkey -in NAME.key -pubout.
+    NAME.key signs and is kept secret, NAME.pub goes into the folder of trusted keys. The kind is Ed25519, and OpenSSL makes
+    the same: openssl genpkey -algorithm ed25519 -out NAME.key; openssl pkey -in NAME.key -pubout.
 
     Example: marctl keys new release --passphrase
     """
