@@ -95,8 +95,8 @@ def keys() -> None:
 def new(name: str, folder: Path, passphrase: bool) -> None:
     """Make a key pair for signing.
 
-    NAME.key signs and is kept secret, NAME.pub goes into the folder of trusted keys. The kind is Ed25519, and OpenSSL makes
-    the same: openssl genpkey -algorithm ed25519 -out NAME.key; openssl pkey -in NAME.key -pubout.
+    NAME.key signs and is kept secret, NAME.pub goes into the folder of trusted keys. The kind is Ed25519, and OpenSSL
+    makes the same: openssl genpkey -algorithm ed25519 -out NAME.key; openssl pkey -in NAME.key -pubout.
 
     Example: marctl keys new release --passphrase
     """
