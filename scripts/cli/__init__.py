@@ -56,6 +56,10 @@ COMMANDS = {
         "cache": "marctl.cli.cache:cache",
         "cost": "marctl.cli.capacity:cost",
     },
+    "Set up": {
+        "doctor": "marctl.cli.doctor:doctor",
+        "completion": "marctl.cli.completion:completion",
+    },
     "Train": {
         "train": "marctl.cli.training:train",
         "eval": "marctl.cli.training:evaluate",

@@ -22,6 +22,7 @@ STACK_COMMANDS = [
     "down",
     "drain",
     "status",
+    "doctor",
     "check",
     "register",
     "scale",

@@ -1,0 +1,1 @@
+"""What this machine lacks for `marctl build` and `marctl up`, and the cure."""
