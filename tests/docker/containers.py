@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,7 @@ import requests
 
 from tests.docker.images import Image
 
-NUMBERS = count(1)
+MOST_NETWORKS = 60
 PORT, PROBES, FIGURES = 8000, 8001, 8002
 POLL_S = 0.05
 MOUNTS = r"""
@@ -53,7 +52,8 @@ class Container:
     environ: Mapping[str, str] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     """In place of the image's Cmd."""
-    number: int = field(default_factory=lambda: next(NUMBERS))
+    number: int = 0
+    """Of its network, from `connect` on."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,9 +87,11 @@ class Container:
         return self.folder / f"{self.name}.log"
 
     def connect(self) -> None:
-        """A network of its own, with this machine at the other end."""
+        """A network of its own, with this machine at the other end; other runs may have some, too."""
+        for self.number in range(1, MOST_NETWORKS + 1):
+            if subprocess.run(["ip", "netns", "add", self.name], stderr=subprocess.DEVNULL).returncode == 0:
+                break
         inner, outer = f"mt{self.number}c", f"mt{self.number}h"
-        run("ip", "netns", "add", self.name)
         run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", self.name)
         run("ip", "address", "add", f"{self.host}/30", "dev", outer)
         run("ip", "link", "set", outer, "up")

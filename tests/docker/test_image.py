@@ -82,7 +82,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str
 
 @pytest.fixture(scope="module")
 def question(archives: Path) -> Question:
-    archive = read_archive(min(archives.glob("*.mar")))
+    archive = read_archive(max(archives.glob("*.mar")))
     return archive.name, request_body(archive.samples[0].request, archive.metadata)
 
 
@@ -348,7 +348,7 @@ def test_follows_a_mounted_document(
     image: Image, served: Container, archives: Path, question: Question, tmp_path: Path, state: Path
 ) -> None:
     """As a ConfigMap: the folder is read-only inside, and a link in it is swapped."""
-    archive = read_archive(min(archives.glob("*.mar")))
+    archive = read_archive(max(archives.glob("*.mar")))
     version = {"archive": f"sha256:{archive.sha256}", "file": archive.path.name, "workers": 1}
     document = {"models": {archive.name: {"default": archive.version, "versions": {archive.version: version}}}}
     folder = tmp_path / "document"
