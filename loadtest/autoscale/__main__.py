@@ -39,6 +39,7 @@ from loadtest.generator import Generator, Target
 from loadtest.machine import describe
 from loadtest.outcomes import Outcomes
 from loadtest.questions import bodies
+from loadtest.run import interruptible
 from loadtest.stack import MARCTL, PROJECT, RECIPES, CommandFailed, Stack, cpu_seconds, running_stack
 from marctl.capacity.samples import Counts, Key, between, look
 from marctl.core.errors import UserError
@@ -220,6 +221,17 @@ def served(asked: argparse.Namespace, workers: int) -> Iterator[Stack]:
             yield stack
 
 
+def measured(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each trace and way."""
+    for trace in asked.traces:
+        rate = TRACES[trace](asked.low, asked.high, asked.seconds)
+        for way in asked.ways:
+            workers = int(way.partition(":")[2]) if way.startswith(FIXED) else 1
+            with served(asked, workers) as stack:
+                row = measure(stack, way, asked, rate)
+            yield {"trace": trace, "way": way, **row, "load": round(os.getloadavg()[0], 1)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="+", choices=TRACES)
@@ -238,19 +250,18 @@ def main() -> int:
     asked = parser.parse_args()
     asked.name = asked.version or "waits/1.0"
     rows: list[dict[str, Any]] = []
-    for trace in asked.traces:
-        rate = TRACES[trace](asked.low, asked.high, asked.seconds)
-        for way in asked.ways:
-            workers = int(way.partition(":")[2]) if way.startswith(FIXED) else 1
-            try:
-                with served(asked, workers) as stack:
-                    row = measure(stack, way, asked, rate)
-            except CommandFailed as err:
-                sys.stderr.write(f"error: {trace} {way}: {err}\n")
-                return 1
-            rows.append({"trace": trace, "way": way, **row, "load": round(os.getloadavg()[0], 1)})
-            sys.stdout.write(json.dumps(rows[-1]) + "\n")
-            sys.stdout.flush()
+    try:
+        with interruptible():
+            for row in measured(asked):
+                rows.append(row)
+                sys.stdout.write(json.dumps(row) + "\n")
+                sys.stdout.flush()
+    except CommandFailed as err:
+        sys.stderr.write(f"error: {err}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
     if asked.json:
         asked.json.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1) + "\n")
     return 0

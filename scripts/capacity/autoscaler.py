@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from threading import Event
 from typing import Any
@@ -20,14 +21,14 @@ from marctl.capacity.decide import Decision, Load, Room, Target, decide
 from marctl.capacity.samples import Key, look
 from marctl.capacity.settings import Objective, Settings
 from marctl.capacity.watch import Watch
-from marctl.core.errors import UserError
+from marctl.core.errors import Relayed, UserError
 from marctl.core.files import WriteFailed, write_atomically
-from marctl.stack.autoscaler import AutoscalerReport, Scaled
+from marctl.stack.autoscaler import AutoscalerReport, Scaled, last_report
 from marctl.stack.document import Document
 from marctl.stack.follow import refuse_following
-from marctl.stack.history import Conflict, Revision
+from marctl.stack.history import Conflict, HistoryDamaged, Revision
 from marctl.stack.operations import Operator
-from marctl.stack.state import State, read
+from marctl.stack.state import DamagedState, State
 from marctl.stack.up import reconciler_of
 
 ACTOR = "autoscaler"
@@ -95,7 +96,7 @@ class Autoscaler:
         self._told: dict[Key, str] = {}
         self._refused: dict[Key, float] = {}
         """Until when a version is left alone."""
-        self._report = read_report(state)
+        self._report = last_report(state)
 
     def run(self, ending: Event) -> None:
         """Until `ending` is set. Raises FollowsPlace where the state is changed elsewhere."""
@@ -115,7 +116,9 @@ class Autoscaler:
     def step(self, *, quiet: bool = False) -> list[Outcome]:
         """One look, and at most one change: the most urgent one. The others come with the next look."""
         refuse_following(self.state)
-        revision = self._current()
+        revision = None
+        with suppress(DamagedState, HistoryDamaged):  # whoever reconciles says so, and mends what can be mended
+            revision = self._current()
         outcomes = list(self._outcomes(revision)) if revision is not None else []
         due = sorted((each for each in outcomes if each.changes), key=lambda each: each.before - each.decision.workers)
         done = self._change(due[0], revision) if due and revision is not None else None
@@ -152,7 +155,8 @@ class Autoscaler:
         cores, free = limits.cores(), limits.available_bytes() - (self.settings.reserve_mb << 20)
         for key, objective in chosen.items():
             others = sum(watch.cores() for other, watch in self._watches.items() if other != key)
-            room = Room(max(cores - others, 0.0), free, self._watches[key].worker_bytes(), sample.gpu)
+            one = self._watches[key].worker_bytes()
+            room = Room(max(round(cores), 1), max(cores - others, 0.0), free, one, sample.gpu)
             yield self._outcome(key, objective, room, sample.time_s, revision.document)
 
     def _outcome(self, key: Key, objective: Objective, room: Room, now_s: float, document: Document) -> Outcome:
@@ -184,7 +188,8 @@ class Autoscaler:
         except Conflict:
             return replace(outcome, done="not done, the state was changed meanwhile")
         except UserError as err:
-            self._refused[outcome.key] = time.monotonic() + REFUSED_S
+            if isinstance(err, Relayed):  # the stack took it back; otherwise nothing says that it would again
+                self._refused[outcome.key] = time.monotonic() + REFUSED_S
             return replace(outcome, done=f"not done, {first_line(err)}")
         watch.begin_anew()
         if outcome.decision.workers > outcome.before:
@@ -257,11 +262,3 @@ def with_workers(document: Document, key: Key, workers: int) -> Document:
 
 def first_line(err: UserError) -> str:
     return str(err).split("\n")[0]
-
-
-def read_report(state: State) -> AutoscalerReport:
-    """The last one; an empty one for a file that is missing or damaged."""
-    try:
-        return read(state.autoscaler_report, AutoscalerReport) or AutoscalerReport()
-    except UserError:
-        return AutoscalerReport()

@@ -67,8 +67,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Room:
-    """What one more worker could have. None for what is not known."""
+    """What one more worker could have. None for what is not known or no limit.
 
+    A start computes, for seconds, beside the workers that serve: of many at once the first one is ready no sooner than
+    the last one. So no more start at a time than there are cores.
+    """
+
+    starts: int | None = None
+    """Workers that may start at once."""
     cores: float | None = None
     """For this version's workers: those of the machine or the container that other versions leave."""
     memory_bytes: int | None = None
@@ -136,6 +142,9 @@ def grown(target: Target, load: Load, room: Room, demand: float) -> Decision:
         return Decision(load.wanted, demand, kind, f"{limit}: {seen}")
     workers = min(needed, most)
     held = f", held to {workers} because {limit}" if workers < needed else ""
+    if room.starts is not None and workers > load.wanted + room.starts:
+        workers = load.wanted + room.starts
+        held = f", {room.starts} at a time, for a start computes"
     return Decision(workers, demand, "queue" if wait > target.queue_s else "load", f"{seen}{held}")
 
 

@@ -320,6 +320,7 @@ def describe(content: dict[str, Any]) -> str:
         head += f"Envoy pid {content['gateway_pid']}, open at {content['gateway']}, admin {content['admin']}{out}\n"
     head += f"{describe_redis(content)}{describe_features(content)}\n"
     head += describe_log(content["log"])
+    head += describe_autoscaler(content["autoscaler"])
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     rows = table([TITLES, *(cells(row) for row in content["versions"])])
     shared = [line for each in content["shared"] for line in describe_shared(each)]
@@ -349,6 +350,14 @@ def node_cells(row: dict[str, Any]) -> list[str]:
     age = f"{row['age_s']:.0f} s" + (", old" if row["old"] else "")
     name = f"{row['node']} (here)" if row["here"] else row["node"]
     return [name, revision, row["digest"][:12], state, age, why]
+
+
+def describe_autoscaler(report: dict[str, Any] | None) -> str:
+    """The autoscaler that runs, in one line; nothing without one."""
+    if report is None:
+        return ""
+    wants = [f"{each['model']} {each['version']} wants {each['wanted']}, {each['kind']}" for each in report["versions"]]
+    return f"autoscaler pid {report['pid']}: {'; '.join(wants) or 'nothing looked at yet'}\n"
 
 
 def describe_declared(content: dict[str, Any]) -> list[str]:

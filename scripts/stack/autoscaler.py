@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from marctl.core.process import Identity, Program, find_processes, stop_tree
 from marctl.core.sole import holder
-from marctl.stack.state import State
+from marctl.stack.state import DamagedState, State, read
 
 MODULE = "marctl.capacity.run"
 START_TIMEOUT_S = 30.0
@@ -50,6 +50,14 @@ class AutoscalerReport(Struct, frozen=True, omit_defaults=True):
 
     def of(self, model: str, version: str) -> Scaled | None:
         return next((each for each in self.versions if (each.model, each.version) == (model, version)), None)
+
+
+def last_report(state: State) -> AutoscalerReport:
+    """An empty one for a file that is missing or damaged."""
+    try:
+        return read(state.autoscaler_report, AutoscalerReport) or AutoscalerReport()
+    except DamagedState:
+        return AutoscalerReport()
 
 
 class AutoscalerProcess(Struct, frozen=True):

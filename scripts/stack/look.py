@@ -13,10 +13,12 @@ from marctl.core.errors import UserError
 from marctl.core.explainers import SUFFIX, explainer_of, is_explainer, models_in
 from marctl.core.order import version_order
 from marctl.core.shared import is_shared
+from marctl.core.sole import holder
 from marctl.gateway.envoy import GatewayFailed
 from marctl.gateway.settings import GatewaySettings
 from marctl.records.keeper import figures_of
 from marctl.stack import redis_server
+from marctl.stack.autoscaler import last_report
 from marctl.stack.document import Document
 from marctl.stack.follow import conditions, readable
 from marctl.stack.history import HistoryDamaged
@@ -97,6 +99,7 @@ def status(state: State) -> dict[str, Any]:
         **redis_status(state, running, redis_server.CACHE),
         **redis_status(state, running, redis_server.FEATURES),
         "log": msgspec.to_builtins(figures_of(state.prediction_log)),
+        "autoscaler": autoscaling(state),
         "store": running.store,
         "server_memory_mb": memory_mb(running.server.pid) if running.server else 0,
         "versions": [
@@ -113,6 +116,12 @@ def draining(state: State, running: Running) -> bool:
     with suppress(GatewayFailed):
         return running.gateway is not None and state.envoy(running.ports, GatewaySettings()).draining
     return False
+
+
+def autoscaling(state: State) -> dict[str, Any] | None:
+    """The autoscaler that runs, and what it wanted last; None without one."""
+    process = holder(state.autoscaler_lock)
+    return None if process is None else {"pid": process.pid, **msgspec.to_builtins(last_report(state))}
 
 
 def followed(following: Following) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -26,6 +28,7 @@ from marctl.build.recipe import RECIPE_FILE
 from marctl.stack.log_lines import FILES
 from tests.live.conftest import Site
 from tests.live.envoys import self_signed, until
+from tests.live.test_readme import matches
 from tests.prometheus_server import DOCKER, SCRAPE_S, Prometheus, program
 
 # Three archives are built and a stack is started in the first test's time.
@@ -67,6 +70,7 @@ none."""
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 VARIABLES = {"$model": ".*", "$version": ".*", "$__rate_interval": f"{5 * SCRAPE_S}s", "$core_hour_price": "0.05"}
 LOAD_S = 6.0
+CAPACITY = DOCKER.parent / "scripts" / "capacity" / "README.md"
 AUTOSCALE = {"every_seconds": 1, "max": 2, "queue_ms": 500, "hold_seconds": 600, "versions": {"sums/2.0": {}}}
 
 
@@ -333,3 +337,31 @@ def alerts_of(prometheus: Prometheus, model: str, version: str) -> set[str]:
     """Alerts that fire for a version."""
     found = prometheus.query(f'ALERTS{{alertstate="firing",model="{model}",version="{version}"}}')
     return {each["metric"]["alertname"] for each in found}
+
+
+def test_usage_is_told_by_version_from_the_page_the_log_and_prometheus(
+    site: Site, load: Load, prometheus: Prometheus
+) -> None:
+    page, log, scraped = (
+        {(row["model"], row["version"]): row for row in site.call("cost", "usage", *source)["usage"]}
+        for source in ([], ["--log", "--since", "1h"], ["--prometheus", prometheus.url, "--since", "1h"])
+    )
+    for found in (page, log, scraped):
+        assert {("quiz", "1.0"), ("sums", "1.0"), ("sums", "2.0")} <= set(found)
+    quiz = ("quiz", "1.0")
+    assert page[quiz]["cpu_s"] > 0
+    assert page[quiz]["cost"] == pytest.approx(page[quiz]["cpu_s"] / 3600 * 0.048)
+    # A request of the page may hold several questions of the log, and was counted a moment later.
+    assert log[quiz]["requests"] == pytest.approx(page[quiz]["requests"], rel=0.5)
+    assert scraped[quiz]["requests"] > 0
+
+
+def test_the_guide_to_capacity_prints_what_it_shows(site: Site, load: Load) -> None:
+    blocks = re.findall(r"^```console\n(.*?)^```$", CAPACITY.read_text(), re.MULTILINE | re.DOTALL)
+    shown = [one for block in blocks for one in re.split(r"^\$ marctl ", block, flags=re.MULTILINE)[1:]]
+    assert len(shown) >= 3
+    for each in shown:
+        command, _, expected = each.partition("\n")
+        done = site.run(*shlex.split(command))
+        assert done.returncode == 0, done.stderr
+        assert matches(expected, done.stdout), done.stdout

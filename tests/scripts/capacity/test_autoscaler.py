@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from marctl.capacity.autoscaler import Autoscaler, Outcome, read_report
+from marctl.capacity.autoscaler import Autoscaler, Outcome
 from marctl.capacity.decide import Decision, Load, Room, Target
 from marctl.capacity.run import AutoscalerRuns, scale
 from marctl.capacity.settings import Settings
 from marctl.core.process import Identity
 from marctl.core.sole import sole_holder
+from marctl.stack.autoscaler import last_report
 from marctl.stack.document import Document, Model, Version
 from marctl.stack.follow import FollowsPlace
 from marctl.stack.look import NotRunning
@@ -118,7 +119,7 @@ def test_a_decision_becomes_a_revision_that_says_who_and_why(state: State) -> No
     assert (newest.actor, newest.command, newest.reason) == ("autoscaler", "autoscale m 1 3", "a test wants it")
     assert workers_now(state) == 3
     assert str(told[-1]) == "m 1: from 1 to 3 workers (revision 2): a test wants it"
-    [report] = read_report(state).versions
+    [report] = last_report(state).versions
     assert (report.wanted, report.kind, report.ups, report.downs) == (3, "load", 1, 0)
     assert report.start_s is not None
 
@@ -137,7 +138,7 @@ def test_what_a_start_takes_is_known_after_a_restart(state: State) -> None:
     again = Autoscaler(state, Settings(), lambda _: None, rule=rule)
     again.step()
     again.step()
-    assert seen[-1].start_s == read_report(state).versions[0].start_s
+    assert seen[-1].start_s == last_report(state).versions[0].start_s
     assert seen[-1].peak is None, "for how long nothing asked for a worker is not known after a restart"
 
 
@@ -204,6 +205,14 @@ def test_without_a_stack_or_its_page_nothing_is_decided(state: State) -> None:
     assert made.step() == []
     with pytest.raises(NotRunning):
         scale(state, Settings(), lambda _: None, once=True, dry_run=True)
+
+
+@pytest.mark.parametrize("name", ["running.json", "status.json", "history.jsonl", "autoscaler.json"])
+def test_a_damaged_file_is_no_reason_to_end(state: State, name: str) -> None:
+    made = autoscaler(state, [], 3)
+    (state.folder / name).write_text("{damaged\n")
+    made.step()
+    autoscaler(state, [], 3).step()
 
 
 def test_a_node_that_follows_a_place_is_scaled_there(state: State, tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def test_cores_hold_back_workers_that_would_wait_for_one() -> None:
     assert decide(TARGET, replace(BUSY, wanted=2, ready=2), Room(cores=0.0)).kind == "cores"
 
 
+def test_no_more_workers_start_at_a_time_than_there_are_cores() -> None:
+    found = decide(TARGET, BUSY, Room(starts=2))
+    assert (found.workers, found.kind) == (3, "queue")
+    assert "2 at a time, for a start computes" in found.reason
+
+
 def test_a_full_gpu_gets_no_further_worker() -> None:
     assert decide(TARGET, BUSY, Room(gpu=0.97)).kind == "gpu"
     assert decide(TARGET, BUSY, Room(gpu=0.5)).workers > 1
@@ -136,6 +142,7 @@ loads = st.builds(
 )
 rooms = st.builds(
     Room,
+    starts=st.none() | st.integers(1, 8),
     cores=st.none() | st.floats(0, 64),
     memory_bytes=st.none() | st.integers(-(1 << 40), 1 << 40),
     worker_bytes=st.none() | st.integers(1, 1 << 36),
