@@ -93,13 +93,17 @@ def plan(rate: float, size: Size, terms: Terms, one: float, prices: Prices, how:
 
 
 def plans(rate: float, prices: Prices, per_core: float, measured: Mapping[str, float], how: Assumptions) -> list[Plan]:
-    """All sizes and terms whose throughput is known, the cheapest first; of equal ones the one with fewer machines."""
+    """All sizes and terms whose throughput is known, the cheapest first; of equal ones the one with fewer machines.
+
+    Spot is left out where no machine would be one, as the replicas are enough.
+    """
     found = [
         plan(rate, size, terms, one, prices, how)
         for size in prices.sizes
         for terms in terms_of(size)
         if (one := throughput_of(size, per_core, measured)) is not None
     ]
+    found = [each for each in found if each.terms == "on demand" or each.machines > how.replicas]
     return sorted(found, key=lambda each: (each.hourly, each.machines, each.name))
 
 
