@@ -42,6 +42,7 @@ COMMANDS = {
     "Traffic": {
         "route": "marctl.cli.route:route",
         "shadow": "marctl.cli.shadow:shadow",
+        "api": "marctl.cli.api:api",
     },
     "Predict": {
         "ask": "marctl.cli.ask:ask",
