@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import ssl
 import threading
@@ -141,3 +142,5 @@ def test_a_renewed_certificate_is_shown_to_new_connections_at_once(guarded: Guar
         shutil.copy(other / "key.pem", guarded.pair[1])
         until(lambda: guarded.serial() == ssl.PEM_cert_to_DER_cert((other / "cert.pem").read_text()))
     assert set(codes) == {200}
+    figures = requests.get(guarded.site.call("status")["metrics"] + "/metrics", timeout=30).text
+    assert re.search(r"^gateway_certificate_expiry_timestamp_seconds \d", figures, re.MULTILINE)
