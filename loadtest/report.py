@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+COLUMNS = 4
+"""Of a legend."""
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd }
@@ -141,7 +143,7 @@ def plot_stages(stages: list[dict[str, Any]]) -> str:
         left += width
     axis.set_xlabel("ms")
     axis.set_ylim(-1.5, 0.5)
-    return drawn(figure, axis, columns=3)
+    return drawn(figure, axis)
 
 
 def axes(n: int, height: float = 2.4) -> tuple[Any, Any]:
@@ -152,12 +154,13 @@ def axes(n: int, height: float = 2.4) -> tuple[Any, Any]:
     return figure, figure.subplots(n, 1, squeeze=False)[:, 0]
 
 
-def drawn(figure: Any, *plots: Any, columns: int = 1) -> str:
+def drawn(figure: Any, *plots: Any) -> str:
     """The figure as SVG, to stand in a page."""
     for axis in plots:
         axis.set_ylim(bottom=0) if axis.get_ylim()[0] >= 0 else None
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize="small", ncols=columns, loc="lower center" if columns > 1 else "best")
+        # Above the plot, where it covers no curve.
+        axis.legend(frameon=False, fontsize="small", ncols=COLUMNS, loc="lower left", bbox_to_anchor=(0, 1))
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()[out.getvalue().index("<svg") :]

@@ -21,6 +21,7 @@ from marctl.batch.actor import Actor, Outcome, Setup
 from marctl.batch.plan import Unit
 from marctl.batch.room import Room
 from marctl.core.errors import UserError
+from marctl.core.extras import install
 
 OBJECT_STORE_BYTES = 80 << 20
 """Units and reports are all that passes through it; Ray takes no less."""
@@ -56,9 +57,7 @@ def cluster(address: str | None, folder: Path, cpus: int) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as err:
-        raise NoCluster(
-            f"batch jobs run on Ray, which is not here ({err}): pip install 'torchserve-marctl[batch]'"
-        ) from err
+        raise NoCluster(f"batch jobs run on Ray, which is not here ({err}): {install('batch')}") from err
     settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "configure_logging": True}
     if address is None:
         settings |= {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,20 @@ import yaml
 from marctl.build.build import lay_out_model
 from marctl.build.lone_file import ModelFile
 from marctl.build.recipe import RECIPE_FILE, Explanations, Recipe, Sample, Version, Weights, own_file, read_version
+from marctl.build.record import own_answers, rounded
 from marctl.core.errors import UserError
 from marctl.core.files import write_atomically
 from marctl.core.names import NAME
-from marctl_handlers.archive import MODEL_FOLDER, answers, pipeline_of
+from marctl_handlers.archive import MODEL_FOLDER
 from marctl_handlers.core.composite import Composite
 from marctl_handlers.core.errors import LoadError
-from marctl_handlers.core.messages import Binary, Model
+from marctl_handlers.core.messages import Binary
 from marctl_handlers.core.pipeline import example_of
-from marctl_handlers.core.settings import Settings
 from marctl_handlers.core.task import Task
 from marctl_handlers.tasks import TASKS, find_task
 
 BESIDE = ("label", "id", "expected")
 """What may stand beside a request's fields in a file of samples."""
-STAMP = ("prediction_id", "model", "model_version", "latency_ms")
-DIGITS = 4
-"""Of a recorded answer's numbers; far below every tolerance."""
 
 
 def adopt(
@@ -43,6 +40,7 @@ def adopt(
     task: str | None = None,
     explain: bool = False,
     force: bool = False,
+    notify: Callable[[str], None] = lambda _: None,
     **settings: Any,
 ) -> Version:
     """Write `<store>/<name>/<version>/model.yaml` for a model's folder, or its file, and return the version.
@@ -51,10 +49,7 @@ def adopt(
     samples' expected answers are recorded from the model's own library, in float32. Raises UserError if there is no
     such model, or a recipe stands there already.
     """
-    place = store / name / version
-    refuse_names(name, version)
-    if (place / RECIPE_FILE).exists() and not force:
-        raise UserError(f"{place / RECIPE_FILE} exists already; choose another --version, or add --force to replace it")
+    place = refuse_place(store, name, version, force=force)
     path = source.path if isinstance(source, ModelFile) else source
     task = task or default_task(path)
     kind = task_named(task)
@@ -62,6 +57,7 @@ def adopt(
         folder = source.lay_out(kind, Path(work)) if isinstance(source, ModelFile) else source
         try:
             refuse_folder(folder, kind)
+            notify(f"{name} {version}: reading {path}")
             own = {**kind.suggest(folder), **settings}
             asked = [check(kind, request) for request in requests or default_requests(kind, folder)]
             recipe = Recipe(
@@ -132,29 +128,6 @@ def record(
     return [Sample(request, rounded(answer)) for request, answer in zip(requests, found, strict=True)]
 
 
-def own_answers(
-    task: type[Task[Any, Any]], model: Path, requests: Sequence[dict[str, Any]], settings: Settings
-) -> list[dict[str, Any]]:
-    """What the task answers, without what every answer carries."""
-    from marctl.build.weights import quiet_transformers
-
-    with quiet_transformers():
-        given = answers(pipeline_of(task, model, Model("adopted", "0"), settings, "cpu"), list(requests))
-    for answer in given:
-        if "error" in answer:
-            raise UserError(f"the task fails on a sample: {answer['detail']}")
-    return [{name: value for name, value in answer.items() if name not in STAMP} for answer in given]
-
-
-def rounded(value: Any) -> Any:
-    """The same JSON value with short numbers."""
-    if isinstance(value, float):
-        return round(value, DIGITS)
-    if isinstance(value, list):
-        return [rounded(one) for one in value]
-    return {key: rounded(one) for key, one in value.items()} if isinstance(value, dict) else value
-
-
 def check(task: type[Task[Any, Any]], request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as plain data; raises UserError if the task does not take it."""
     if task.question_type is Binary:
@@ -173,6 +146,15 @@ def default_requests(task: type[Task[Any, Any]], folder: Path) -> list[Mapping[s
     if not found:
         raise UserError("--samples: needed for this task; give a JSONL file of requests, one a line")
     return found
+
+
+def refuse_place(store: Path, name: str, version: str, *, force: bool) -> Path:
+    """The folder of the recipe to be; raises UserError for a bad name, and for a recipe that stands there already."""
+    place = store / name / version
+    refuse_names(name, version)
+    if (place / RECIPE_FILE).exists() and not force:
+        raise UserError(f"{place / RECIPE_FILE} exists already; choose another --version, or add --force to replace it")
+    return place
 
 
 def refuse_names(name: str, version: str) -> None:

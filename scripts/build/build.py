@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 import marctl_handlers
 from marctl.build.reader import EXPLAIN_CONFIG, MANIFEST, Archive, read_archive
-from marctl.build.recipe import Explanations, Version, Weights, find_versions
+from marctl.build.recipe import Explanations, Version, Weights, archive_name, read_versions
 from marctl.build.sources import locate
 from marctl.build.verify import verify
 from marctl.core.archive_code import CODE_PREFIXES, PACKAGE
@@ -99,8 +99,37 @@ def build(
 
 
 def build_all(recipes: Path, store: Path, on_progress: Notify = lambda _: None) -> list[Path]:
-    """Build every recipe below `recipes` whose archive is missing or out of date; returns all archives."""
-    return [build(version, store, notify=on_progress)[0] for version in find_versions(recipes)]
+    """Build every recipe below `recipes` whose archive is missing or out of date; returns all archives.
+
+    One that cannot be built does not stop the others: it is told as a warning, and left out, unless an archive that was
+    built of it before is there. Raises UserError if nothing is left.
+    """
+    versions, faults = read_versions(recipes)
+    paths = []
+    for folder in sorted({*versions, *faults}):
+        title = f"{folder.parent.name} {folder.name}"
+        try:
+            if folder in faults:
+                raise faults[folder]
+            paths.append(build(versions[folder], store, notify=on_progress)[0])
+        except Exception as err:  # what a user's model or task raises while it is laid out is anybody's guess
+            faults[folder] = err if isinstance(err, UserError) else UserError(f"{title}: {type(err).__name__}: {err}")
+            former = store / archive_name(folder)
+            there = is_whole(former)
+            paths += [former] if there else []
+            told = "the archive that was built before is served" if there else "it is left out"
+            on_progress(f"warning: {title} cannot be built, {told}: {faults[folder]}")
+    if faults and not paths:
+        raise UserError("\n".join(map(str, faults.values())))
+    return paths
+
+
+def is_whole(target: Path) -> bool:
+    """Whether an archive is there and can be read."""
+    try:
+        return target.exists() and bool(read_archive(target).version)
+    except UserError:
+        return False
 
 
 def members_in(version: Version, store: Path) -> list[Archive]:

@@ -240,7 +240,7 @@ class Version:
 
     @property
     def archive_name(self) -> str:
-        return f"{self.model}-{self.version}.mar"
+        return archive_name(self.folder)
 
     @property
     def base(self) -> tuple[str | None, ...]:
@@ -464,16 +464,27 @@ def find_versions(store: Path, model: str | None = None) -> list[Version]:
 
     Raises UserError with the faults of all of them.
     """
-    versions, faults = [], []
+    versions, faults = read_versions(store, model)
+    if faults:
+        raise UserError("\n".join(map(str, faults.values())))
+    return list(versions.values())
+
+
+def read_versions(store: Path, model: str | None = None) -> tuple[dict[Path, Version], dict[Path, UserError]]:
+    """The same by folder, and of those that cannot be read, what is wrong."""
+    versions, faults = {}, {}
     for path in sorted(store.glob(f"{model or '*'}/*/{RECIPE_FILE}")):
         try:
             if model or starts(path):
-                versions.append(read_version(path.parent))
+                versions[path.parent] = read_version(path.parent)
         except UserError as err:
-            faults.append(str(err))
-    if faults:
-        raise UserError("\n".join(faults))
-    return versions
+            faults[path.parent] = err
+    return versions, faults
+
+
+def archive_name(folder: Path) -> str:
+    """Of the version whose recipe is in this folder."""
+    return f"{folder.parent.name}-{folder.name}.mar"
 
 
 def starts(path: Path) -> bool:

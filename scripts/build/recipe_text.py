@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from marctl.build.recipe import RECIPE_FILE
+from marctl.core.errors import UserError
+from marctl.core.files import alone, write_atomically
+
 WIDTH = 120
+
+
+def recipe_text(folder: Path) -> str:
+    path = folder / RECIPE_FILE
+    try:
+        return path.read_text()
+    except OSError as err:
+        raise UserError(f"{path}: {err.strerror}; expected a recipe, see `marctl build --help`") from err
+
+
+def replace_text(folder: Path, text: str, changed: str) -> None:
+    """Write the recipe, whose text was `text` when the work began. Raises UserError if somebody changed it since."""
+    with alone(folder):
+        path = folder / RECIPE_FILE
+        if recipe_text(folder) != text:
+            raise UserError(f"{path}: changed meanwhile, perhaps by another command; nothing was written, try again")
+        if changed != text:
+            write_atomically(path, changed)
 
 
 def with_section(text: str, name: str, content: Any) -> str:

@@ -32,7 +32,10 @@ def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
         raise UserError(f"{title}: the model fails on its samples; it was not kept: {found['log'].splitlines()[-1]}")
     if faults:
         head = f"{title}: the archive does not answer its samples as expected; it was not kept"
-        cure = "if only the last digits differ, set `precision: float32` or a wider `sample_tolerance` in model.yaml"
+        cure = (
+            f"if its weights have changed, record the answers anew: marctl build {title} --record\n"
+            "  if only the last digits differ, set `precision: float32` or a wider `sample_tolerance` in model.yaml"
+        )
         raise UserError("\n  ".join([head, *faults, cure]))
     return archive
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from marctl.cli.output import json_option, keys_option, note, recipes_option, result, store_option
 from marctl.core.errors import UserError
+
+if TYPE_CHECKING:
+    from marctl.build.recipe import Version
 
 BRIEF = 200
 
@@ -62,6 +65,7 @@ BRIEF = 200
     metavar="KEY",
     help="Sign what is built with this private key; what it has not signed yet is built anew.",
 )
+@click.option("--record", is_flag=True, help="First record anew what the samples of MODEL VERSION are answered.")
 @click.option("--force", is_flag=True, help="Build even if nothing changed; with --from, replace the recipe.")
 def build(
     model: str | None,
@@ -79,6 +83,7 @@ def build(
     settings: tuple[str, ...],
     precision: str | None,
     key: Path | None,
+    record: bool,
     force: bool,
 ) -> None:
     """Build the archives of all recipes with `autostart`, of one MODEL, or of one VERSION.
@@ -89,10 +94,13 @@ def build(
     \b
     Example: marctl build
              marctl build mcqa 2.0 --sign release.key
+             marctl build my-qa 1.0 --record
              marctl build --from ./my_model --name my-qa --version 1.0
              marctl build --from model.json --features features.yaml --name risk --version 1.0
     """
-    from marctl.build.adopt import adopt, default_task, read_samples
+    if record and not (model and version):
+        raise click.UsageError("--record rewrites a recipe; name its MODEL and VERSION")
+    from marctl.build.adopt import adopt, default_task, read_samples, refuse_place
     from marctl.build.build import build as build_version
     from marctl.build.lone_file import ModelFile
     from marctl.build.reader import read_archive
@@ -102,17 +110,30 @@ def build(
     if source is not None:
         if not name or not new_version or model:
             raise click.UsageError("--from takes --name and --version, and no MODEL; see the example in --help")
+        refuse_place(recipes, name, new_version, force=force)
         requests = read_samples(samples, task or default_task(source)) if samples else []
-        note(f"{name} {new_version}: reading {source}")
         own = dict(map(setting, settings)) | ({"precision": precision} if precision else {})
         adopted = source if source.is_dir() else ModelFile(source, features, background)
         versions = [
-            adopt(adopted, name, new_version, recipes, requests, task=task, explain=explain, force=force, **own)
+            adopt(
+                adopted,
+                name,
+                new_version,
+                recipes,
+                requests,
+                task=task,
+                explain=explain,
+                force=force,
+                notify=note,
+                **own,
+            )
         ]
     elif name or new_version or samples or features or background or explain or settings:
         raise click.UsageError("the options that say `With --from` go with --from")
     else:
         versions = choose(recipes, model, version)
+        if record:
+            versions = [recorded(item) for item in versions]
     built = []
     for item in versions:
         path, fresh = build_version(item, store, force=force, key=signer, notify=note)
@@ -134,6 +155,14 @@ def line_of(built: dict[str, Any]) -> str:
     """An archive, and what became of it."""
     outcome = "built" if built["built"] else "up to date"
     return f"{built['archive']}  {outcome}  sha256 {built['sha256']}" + ("  signed" if built["signed"] else "")
+
+
+def recorded(version: Version) -> Version:
+    """The version after its samples' answers were written into its recipe anew."""
+    from marctl.build.record import record_anew
+
+    note(f"{version}: recording what its samples are answered")
+    return record_anew(version, note)
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -79,18 +79,19 @@ def batch(
     Example: marctl batch mcqa/2.0 questions.parquet out/ --key id
              marctl batch mcqa/2.0 's3://bucket/2024-*/*.csv' s3://bucket/out --map question=prompt
     """
-    from marctl.batch.run import Interrupted, Request, run
-    from marctl.stack.state import State
-    from marctl.stack.up import terminable
-
     if unit_rows is not None and unit_rows % 256:
         raise click.UsageError(f"--unit-rows {unit_rows} is no multiple of 256")
     if gpus > 1 and not gpus.is_integer():
         raise click.UsageError(f"--gpus {gpus:g}: expected a share of one GPU, or a whole number of GPUs")
     if bool(features) != bool(as_of):
         raise click.UsageError("--features and --as-of belong together")
+    archive = archive_of(version, store)
+    from marctl.batch.run import Interrupted, Request, run
+    from marctl.stack.state import State
+    from marctl.stack.up import terminable
+
     request = Request(
-        archive=archive_of(version, store),
+        archive=archive,
         inputs=inputs,
         output=output,
         mapping=pairs(mapping, "--map"),

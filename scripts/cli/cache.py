@@ -9,6 +9,7 @@ import click
 
 from marctl.cli.group import Group
 from marctl.cli.output import common, result, table
+from marctl.core.words import counted
 
 if TYPE_CHECKING:
     from marctl.stack.look import Stack
@@ -55,7 +56,7 @@ def purge(state: Path, model: str, version: str | None) -> None:
     with open_redis(opened(state)) as client:
         count = forget(client, model, version)
     name = f"{model} {version}" if version else model
-    result({"model": model, "version": version, "purged": count}, f"{name}: {count} answers forgotten")
+    result({"model": model, "version": version, "purged": count}, f"{name}: {counted(count, 'answer')} forgotten")
 
 
 def opened(state: Path) -> Stack:

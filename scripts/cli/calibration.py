@@ -35,11 +35,12 @@ def calibrate(model: str, version: str, data: Path, split: str, html: Path | Non
 
     Example: marctl calibrate mcqa 2.0 --data ./data
     """
-    from marctl.train.calibration_job import calibrate as learn
     from marctl.train.questions import find_files
 
-    note(f"{model} {version}: loading")
-    found = learn(recipes / model / version, store / f"{model}-{version}.mar", find_files(data, split))
+    files = find_files(data, split)
+    from marctl.train.calibration_job import calibrate as learn
+
+    found = learn(recipes / model / version, store / f"{model}-{version}.mar", files, note)
     if html is not None:
         write_page(html, f"{model} {version}: calibration", found)
     build = f"written to {recipes / model / version / 'model.yaml'}; build it with: marctl build {model} {version}"

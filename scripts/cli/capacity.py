@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import click
 
 from marctl.cli.group import Group
 from marctl.cli.output import PLACE, WANTS_JSON, common, note, result, table
+from marctl.core.json_text import compact
 
 if TYPE_CHECKING:
     from marctl.capacity.autoscaler import Outcome
@@ -69,7 +69,7 @@ def autoscale(state: Path, settings: Path | None, dry_run: bool, once: bool, eve
 def show(outcome: Outcome) -> None:
     """One line, at once: it may be read through a pipe."""
     wants_json = click.get_current_context().meta.get(WANTS_JSON)
-    click.echo(json.dumps(outcome.content) if wants_json else str(outcome))
+    click.echo(compact(outcome.content) if wants_json else str(outcome))
     sys.stdout.flush()
 
 

@@ -1,6 +1,6 @@
 """An explanation in the terminal: coloured words, or features, and the heaviest ones with their figures.
 
-Blue speaks for the choice, orange against it; terminals that show no colour still have the signs of the figures.
+Blue speaks for the choice, orange against it; where no colour is shown, their bars and signs still differ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ AGAINST: Colour = (213, 94, 0)
 """Told apart by all common kinds of colour blindness (Okabe and Ito 2008)."""
 PALE = 0.06
 """A word with a smaller share of the heaviest one's score stays without colour."""
-SHOWN, BAR = 8, 16
+SHOWN, BAR, WIDTH = 8, 16, 100
+FOR_MARK, AGAINST_MARK = "█", "▒"
 
 
 def explained(texts: dict[str, str], found: dict[str, Any]) -> str:
@@ -45,7 +46,8 @@ def shown(value: Any) -> str:
 
 def figures(part: dict[str, Any], most: float) -> str:
     """A score, with its standard error where it has one, and its bar."""
-    bar = click.style("█" * max(round(BAR * abs(part["score"]) / most), 1), fg=colour_of(part))
+    mark = FOR_MARK if part["score"] >= 0 else AGAINST_MARK
+    bar = click.style(mark * max(round(BAR * abs(part["score"]) / most), 1), fg=colour_of(part))
     error = f" ± {part['standard_error']:.3f}" if "standard_error" in part else ""
     return f"{part['score']:+8.3f}{error}  {bar}"
 
@@ -63,7 +65,18 @@ def by_words(texts: dict[str, str], found: dict[str, Any]) -> str:
     for word in heaviest:
         unknown = "  (unknown to the model)" if word.get("unknown") else ""
         lines.append(f"  {word['text'].ljust(longest)}  {figures(word, most)}{unknown}")
-    return "\n".join([*lines, *notes(found)])
+    return "\n".join([*lines, *notes(found), *own_word(found, most)])
+
+
+def own_word(found: dict[str, Any], most: float) -> list[str]:
+    """Why a word of the choice itself may count against it, where one does."""
+    from marctl_handlers.explanations.reading import OWN_WORD_AGAINST
+
+    own = [word["score"] for word in found["words"] if word["field"] == f"choices[{found.get('choice')}]"]
+    if not any(score <= -PALE * most for score in own):
+        return []
+    text = OWN_WORD_AGAINST.format(target=found["target"])
+    return [click.wrap_text(text, width=WIDTH, initial_indent="  ", subsequent_indent="  ")]
 
 
 def coloured(text: str, field: str, found: dict[str, Any], most: float) -> str:
@@ -95,7 +108,10 @@ def notes(found: dict[str, Any], compared: str = "") -> list[str]:
     """How it was found, and what to be careful about."""
     without = "" if compared else " without words"
     change = f"{found['baseline_value']:.3f}{without} to {found['value']:.3f}"
-    told = [f"  {found['method']}, {found['target']} from {change}, {compared}{found['compute_ms']:.0f} ms"]
+    legend = (
+        f"  {FOR_MARK} speaks for it, {AGAINST_MARK} against it; a figure is how far it moves the {found['target']}"
+    )
+    told = [legend, f"  {found['method']}, {found['target']} from {change}, {compared}{found['compute_ms']:.0f} ms"]
     if not found["complete"]:
         told.append(f"  careful: the scores miss that change by {abs(found['delta']):.3f}")
     if found.get("not_seen"):

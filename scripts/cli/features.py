@@ -11,6 +11,7 @@ import click
 from marctl.cli.group import Group
 from marctl.cli.output import common, note, result, store_option, table
 from marctl.core.errors import UserError
+from marctl.core.words import counted
 
 if TYPE_CHECKING:
     from marctl.features.table import Table
@@ -79,7 +80,8 @@ def push(
             note(f"{pushing.done:,} of {pushing.total:,} rows are written; the same command goes on from there")
             raise
     older = f", {done.older:,} of them older than what is stored" if done.older else ""
-    text = f"{done.rows:,} rows of {found.entity.name}, {len(found.features)} features each{older}, {done.seconds} s"
+    size = f"{counted(done.rows, 'row')} of {found.entity.name}, {counted(len(found.features), 'feature')} each"
+    text = f"{size}{older}, {done.seconds} s"
     names = [feature.name for feature in found.features]
     result({"entity": found.entity.name, "features": names, **dataclasses.asdict(done)}, text)
 

@@ -10,6 +10,7 @@ import click
 
 from marctl.cli.group import Group
 from marctl.cli.output import FOLDER, WANTS_JSON, common, emit_json, note, result
+from marctl.core.words import counted
 
 if TYPE_CHECKING:
     from marctl.records.keeper import Figures
@@ -216,11 +217,6 @@ def drained(folder: Path, count: int, model: str | None, version: str | None) ->
         return recent(folder, count, model, version) if count > 0 else []
     except PyarrowMissing:
         return []
-
-
-def counted(number: int, name: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number:,} {name}{'s' * (number != 1)}"
 
 
 def described(figures: Figures) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from marctl.cli.output import common, operator, reason_option, result, store_option
+from marctl.core.words import counted
 
 if TYPE_CHECKING:
     from marctl.stack.operations import Change
@@ -46,7 +47,7 @@ def register(
     change, model, version = register(
         operator(state, reason), archive, place, workers=workers, make_default=make_default, force=force
     )
-    tell(state, change, model, version, "is served by {ready} workers")
+    tell(state, change, model, version, "is served by {ready}")
 
 
 @click.command()
@@ -64,7 +65,7 @@ def scale(state: Path, reason: str, model: str, version: str, workers: int) -> N
     from marctl.stack.operations import scale
 
     change = scale(operator(state, reason), model, version, workers)
-    tell(state, change, model, version, "has {ready} workers")
+    tell(state, change, model, version, "has {ready}")
 
 
 @click.command()
@@ -104,7 +105,7 @@ def unregister(state: Path, reason: str, model: str, version: str, force: bool) 
 
 
 def described(asked: object) -> str:
-    return "a place in a shared worker" if asked == "shared" else f"{asked} workers"
+    return "a place in a shared worker" if asked == "shared" else counted(int(str(asked)), "worker")
 
 
 def tell(state: Path, change: Change, model: str, version: str, text: str) -> None:
@@ -131,6 +132,10 @@ def tell(state: Path, change: Change, model: str, version: str, text: str) -> No
         "archive": declared.file,
         "revision": change.revision.revision,
     }
-    words = text.format(ready=ready) if change.followed else f"is declared, with {described(asked)}; no stack runs"
+    words = (
+        text.format(ready=counted(ready, "worker"))
+        if change.followed
+        else f"is declared, with {described(asked)}; no stack runs"
+    )
     suffix = " (default)" if is_default and "default" not in words else ""
     result(content, f"{model} {version} {words}{suffix}")

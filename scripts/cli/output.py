@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from marctl.core.json_text import compact
 
 if TYPE_CHECKING:
     from marctl.stack.operations import Operator
@@ -132,4 +133,4 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def emit_json(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(content, ensure_ascii=False))
+    click.echo(compact(content))

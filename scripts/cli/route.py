@@ -163,7 +163,8 @@ def history_(state: Path, model: str | None) -> None:
         ]
         for s in steps
     ]
-    result({"changes": steps}, table(rows) if steps else "nothing was changed yet")
+    back = "`marctl rollback REVISION` goes back to all that was declared then: traffic, versions, workers"
+    result({"changes": steps}, f"{table(rows)}\n{back}" if steps else "nothing was changed yet")
 
 
 def changes_of(state: State, model: str | None) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from marctl.stack.servers import Request
     from marctl.stack.state import State
 
-TITLES = ["model", "version", "default", "workers", "pids", "MiB", "queue", "batch", "archive", "since (UTC)"]
+TITLES = [
+    "model",
+    "version",
+    "default",
+    "traffic",
+    "workers",
+    "pids",
+    "MiB",
+    "queue",
+    "batch",
+    "archive",
+    "since (UTC)",
+]
 NODE_TITLES = ["node", "revision", "digest", "state", "age", "conditions"]
 PORT = click.IntRange(0, 65535)
 MIB = 1 << 20
@@ -198,7 +210,12 @@ def announce(state: State, ending: str) -> None:
     running, document = state.running(), state.history.current().document
     assert running is not None
     versions = [
-        {"model": model, "version": version, "default": document.models[model].default == version}
+        {
+            "model": model,
+            "version": version,
+            "default": document.models[model].default == version,
+            "traffic": document.models[model].policy.share(version),
+        }
         for model, version, _ in document.versions()
     ]
     command = ""
@@ -219,12 +236,20 @@ def announce(state: State, ending: str) -> None:
         "versions": versions,
         "curl": command,
     }
-    served = ", ".join(f"{v['model']} {v['version']}{' (default)' if v['default'] else ''}" for v in versions)
+    served = ", ".join(f"{v['model']} {v['version']}{place(v)}" for v in versions)
     figures = running.predictions if running.gateway else running.metrics
     text = f"serving {served or 'nothing yet'}\n  predictions  {running.predictions}\n"
     text += f"  management   {running.management}\n  metrics      {figures}/metrics\n  logs         {state.logs}\n"
     text += f"try:\n  {command}\n{ending}" if command else ending
     result(content, text)
+
+
+def place(version: dict[str, Any]) -> str:
+    """Beside a version's name: whether it is the default, and its share of the requests where that says otherwise."""
+    parts = ["default"] if version["default"] else []
+    if version["traffic"] != (100 if version["default"] else 0):
+        parts.append(f"{version['traffic']:g} %")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 @click.command()
@@ -398,11 +423,19 @@ def describe_log(figures: dict[str, Any] | None) -> str:
     return f"prediction log: {kept} in files, {waiting} records waiting, {figures['lost']:,} lost: marctl log status\n"
 
 
+def traffic(row: dict[str, Any]) -> str:
+    """`80 %`; what else it gets than requests whose answers clients see; nothing for workers that explain."""
+    if row["traffic"] is None:
+        return ""
+    return f"{row['traffic']:g} %" + (f", {row['shadow']:g} % copies" if row["shadow"] else "")
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     return [
         row["model"],
         row["version"],
         "yes" if row["default"] else "",
+        traffic(row),
         f"{row['workers_ready']}/{row['workers_asked']}" if "shared" not in row else "shared",
         " ".join(map(str, row["pids"])),
         str(row["memory_mb"]) if "shared" not in row else "loaded" if row["resident"] else "cold",

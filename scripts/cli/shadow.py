@@ -10,6 +10,7 @@ import click
 
 from marctl.cli.group import Group
 from marctl.cli.output import FOLDER, common, note, result, table
+from marctl.core.words import counted
 
 if TYPE_CHECKING:
     from marctl.records.shadow import Joined
@@ -116,7 +117,9 @@ def describe(found: dict[str, Any]) -> str:
     """One comparison, for people."""
     from marctl.records.page import clock, failures
 
-    head = f"{found['model']}: {found['live']} live, {found['shadow']} its shadow, {found['pairs']:,} questions"
+    head = (
+        f"{found['model']}: {found['live']} live, {found['shadow']} its shadow, {counted(found['pairs'], 'question')}"
+    )
     if not found["pairs"]:
         return f"{head}\n  {failures(found)}"
     rows = [[f"  {name}", value] for name, value in figures(found)]

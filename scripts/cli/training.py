@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 @json_option
 @click.argument("model")
 @click.argument("version")
-@click.option(
-    "--data", type=PLACE, required=True, help="Folder of SET/train.jsonl files; or a table, .csv or .parquet."
-)
+@click.option("--data", type=PLACE, help="Folder of SET/train.jsonl files; or a table, .csv or .parquet.")
+@click.option("--init", is_flag=True, help="Only write the lines that training needs into the recipe.")
 @recipes_option
 @store_option
 @click.option(
@@ -33,13 +32,21 @@ if TYPE_CHECKING:
 @click.option("--work", type=FOLDER, help="Where the checkpoint is kept [default: .marctl/train/MODEL-VERSION].")
 @click.option("--restart", is_flag=True, help="Forget an earlier checkpoint.")
 def train(
-    model: str, version: str, data: Path, recipes: Path, store: Path, split: str, work: Path | None, restart: bool
+    model: str,
+    version: str,
+    data: Path | None,
+    init: bool,
+    recipes: Path,
+    store: Path,
+    split: str,
+    work: Path | None,
+    restart: bool,
 ) -> None:
-    """Train a recipe's weights, as its `training` section says.
+    """Train a recipe's weights, as its `training` section says; --init writes that section.
 
     Interrupted, it goes on where it stopped when it is called again. The result is the recipe's delta file, the
-    recorded date, files and seed in metadata.yaml, and MODEL_CARD.md. Where there are SET/dev.jsonl files, too, it is
-    calibrated on them.
+    recorded date, files and seed in metadata.yaml, and MODEL_CARD.md. What the samples are answered now is recorded in
+    the recipe. Where there are SET/dev.jsonl files, too, it is calibrated on them.
 
     An ensemble with `combine: stack` learns its members' weights. Give it rows that they were not trained on.
 
@@ -47,14 +54,18 @@ def train(
     by cross-validation.
 
     \b
-    Example: marctl train mcqa 2.0 --data ./data
+    Example: marctl train my-qa 1.0 --init
+             marctl train my-qa 1.0 --data ./data
              marctl train credit 1.0 --data ./credit.csv
     """
     from marctl.build.recipe import read_version
-    from marctl.train.calibration_job import calibrate_trained
-    from marctl.train.job import train_version
 
+    if init == (data is not None):
+        raise click.UsageError("give either --data, to train, or --init, to prepare the recipe for it")
     item = read_version(recipes / model / version)
+    if data is None:
+        prepare(item)
+        return
     if item.members:
         from marctl.train.members import learn_from_members
 
@@ -66,6 +77,10 @@ def train(
     if item.recipe.table_training is not None:
         train_on_table(item, data)
         return
+    refuse_untrainable(item, data)
+    from marctl.train.calibration_job import calibrate_trained
+    from marctl.train.job import train_version
+
     work = work or Path(".marctl") / "train" / f"{model}-{version}"
     if restart:
         for path in work.glob("*.pt"):
@@ -73,9 +88,31 @@ def train(
     path = train_version(item, data, work, note)
     if calibrate_trained(recipes / model / version, data, note):
         note(f"{model} {version}: calibrated on {data}/*/dev.jsonl")
-    measure = f"marctl eval {model} {version} --data {data} --write"
-    text = f"{path} written ({path.stat().st_size:,} bytes); measure it with: {measure}"
+    build, measure = f"marctl build {model} {version}", f"marctl eval {model} {version} --data {data} --write"
+    text = f"{path} written ({path.stat().st_size:,} bytes)\nbuild it with: {build}\nmeasure it with: {measure}"
     result({"delta": str(path), "bytes": path.stat().st_size}, text)
+
+
+def prepare(version: Version) -> None:
+    """Write the lines that training needs."""
+    from marctl.train.section import add_lines
+
+    added = add_lines(version)
+    path = version.folder / "model.yaml"
+    train = f"marctl train {version} --data DIR, where DIR/<set>/train.jsonl holds labelled questions"
+    if version.recipe.table_training is not None:
+        train = f"marctl train {version} --data TABLE.csv"
+    head = f"added to {path}:\n\n{added}\n" if added else f"{path} has what training needs\n"
+    result({"recipe": str(path), "added": added}, f"{head}train it with: {train}")
+
+
+def refuse_untrainable(version: Version, data: Path) -> None:
+    """Raise UserError for a recipe or a folder that lacks what training needs, before anything slow begins."""
+    from marctl.train.questions import find_files
+    from marctl.train.section import training_of
+
+    training_of(version)
+    find_files(data, "train")
 
 
 def train_on_table(version: Version, data: Path) -> None:
@@ -135,21 +172,18 @@ def evaluate(
     Example: marctl eval mcqa 1.0 2.0 --data ./data
              marctl eval credit 1.0 --data ./credit.csv
     """
+    if bool(data) == bool(files):
+        raise click.UsageError("give the labelled rows: either --data FOLDER, or --file FILE, once or more")
+    paths = rows_of(data, split, files)
+    archives = {version: built_archive(model, version, store) for version in versions}
     from marctl.build.reader import read_archive
     from marctl.build.recipe import read_version
     from marctl.train.evaluate import evaluate as score
     from marctl.train.evaluate import open_archive
-    from marctl.train.job import write_metadata
-    from marctl.train.questions import find_files
+    from marctl.train.metadata import write_metadata
 
-    if bool(data) == bool(files):
-        raise click.UsageError("give either --data or --file")
-    paths = list(files) if data is None else [data] if data.is_file() else find_files(data, split)
     table: dict[str, list[Score]] = {}
-    for version in versions:
-        path = store / f"{model}-{version}.mar"
-        if not path.exists():
-            raise UserError(f"{path}: not built; run: marctl build {model} {version}")
+    for version, path in archives.items():
         known = read_archive(path).metadata
         if learned_from(known, paths):
             note(f"{model} {version}: it has learned from these rows; MODEL_CARD.md has held-out figures")
@@ -170,6 +204,26 @@ def evaluate(
         "versions": {v: {s.dataset: figures(s) for s in scores} for v, scores in table.items()},
     }
     result(content, report(model, table))
+
+
+def rows_of(data: Path | None, split: str, files: Sequence[Path]) -> list[Path]:
+    """The files of labelled rows that --data or --file mean. Raises UserError."""
+    from marctl.train.questions import find_files
+
+    if data is not None:
+        return [data] if data.is_file() else find_files(data, split)
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected JSON lines of labelled rows, or a table")
+    return list(files)
+
+
+def built_archive(model: str, version: str, store: Path) -> Path:
+    """Raises UserError with the command that builds it."""
+    path = store / f"{model}-{version}.mar"
+    if not path.exists():
+        raise UserError(f"{path}: not built; run: marctl build {model} {version}")
+    return path
 
 
 def learned_from(metadata: dict[str, Any], paths: Sequence[Path]) -> bool:

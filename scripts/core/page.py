@@ -56,6 +56,11 @@ def pictures(draw: Sequence[Callable[[Axes], None]]) -> str:
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
+def legend(axes: Axes) -> None:
+    """Below the plot, where it covers nothing that is drawn."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{text(title)}</th>" for title in titles)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)

@@ -7,7 +7,6 @@ a worker answers again. Readiness is told from the same knowledge; TorchServe is
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import psutil
 
 from marctl.core.explainers import models_in
 from marctl.core.files import write_atomically
+from marctl.core.json_text import compact
 from marctl.gateway.discovery import Discovery
 from marctl.gateway.names import PROBES, WORKERS, Json, cluster, typed
 from marctl.gateway.policies import Traffic
@@ -230,8 +230,8 @@ def not_ready(detail: str) -> Json:
 
 def routes(code: int, page: Json, report: str) -> Json:
     """`report` is what the scripts in Lua read: each version with its number of workers, and whether it has traffic."""
-    pages = {"/healthz": (200, json.dumps({"status": "alive"})), "/ready": (code, json.dumps(page))}
-    nothing = json.dumps({"error": "no_such_path", "detail": "there are: /healthz, /ready"})
+    pages = {"/healthz": (200, compact({"status": "alive"})), "/ready": (code, compact(page))}
+    nothing = compact({"error": "no_such_path", "detail": "there are: /healthz, /ready"})
     found = [
         {"match": {"path": path}, "direct_response": {"status": status, "body": {"inline_string": text}}}
         for path, (status, text) in {**pages, "/workers": (200, report or "\n")}.items()

@@ -57,6 +57,10 @@ class Traffic(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         """All versions that the policy needs."""
         return {v for v, weight in self.split.items() if weight > 0} | {*self.shadow, *self.stand_ins}
 
+    def share(self, version: str) -> float:
+        """Of the requests that name no version, in percent; while another version is away, more."""
+        return round(100 * self.split.get(version, 0.0) / (sum(self.split.values()) or 1.0), 2)
+
     @property
     def stand_ins(self) -> list[str]:
         """The versions of the fallback list."""
@@ -164,6 +168,22 @@ def place(policy: Traffic, version: str) -> str:
     parts += ["a shadow's copies"] if version in policy.shadow else []
     parts += ["a fallback of the fallback list"] if version in policy.fallback else []
     return " and ".join(parts)
+
+
+def cures(model: str, policy: Traffic, version: str) -> list[str]:
+    """The commands that take a version out of a policy, each for one of its places there."""
+    found = []
+    if policy.split.get(version):
+        others = {v: weight for v, weight in policy.split.items() if weight and v != version}
+        weights = " ".join(f"{v}={weight:g}" for v, weight in others.items()) or "VERSION=100"
+        found.append(f"marctl route split {model} {weights}")
+    if version in policy.shadow:
+        rest = " ".join(f"{v}={percent:g}" for v, percent in policy.shadow.items() if v != version)
+        found.append(f"marctl route shadow {model} {rest or '--off'}")
+    if version in policy.fallback:
+        rest = " ".join(v for v in policy.fallback if v != version)
+        found.append(f"marctl route fallback {model} {rest or '--off'}")
+    return found
 
 
 def dump(policies: Mapping[str, Traffic]) -> str:

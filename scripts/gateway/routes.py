@@ -6,10 +6,10 @@ this leaves name the version's cluster, the time there is, and one of `ways`, th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from marctl.core.explainers import models_in
+from marctl.core.json_text import compact
 from marctl.gateway import openapi
 from marctl.gateway.names import (
     ANSWERED_HEADER,
@@ -163,7 +163,7 @@ def openapi_within(served: Served, declared: openapi.Declared, sections: Sequenc
     """The OpenAPI document; without the types of models, or the paths, where it would be too long for an answer."""
     for types in (declared, {}) if len(served) <= MOST_PATHS else ():
         found = openapi.document(served, types, sections)
-        if len(json.dumps(found)) < LONGEST_ANSWER_BYTES:
+        if len(compact(found).encode()) < LONGEST_ANSWER_BYTES:
             return found
     return openapi.document(served, {}, sections, one_for_all=True)
 
@@ -176,7 +176,7 @@ def readiness() -> Json:
 
 def ready(yes: Json, no: Json, code: int) -> Json:
     """`yes`, or `no` with its code, by what the listener for probes says."""
-    return lua("ready", yes=json.dumps(yes), no=json.dumps(no), code=str(code))
+    return lua("ready", yes=compact(yes), no=compact(no), code=str(code))
 
 
 def open_to_all() -> Json:
@@ -340,4 +340,4 @@ def no_such(what: str, detail: str) -> Json:
 
 def answer(code: int, content: Json) -> Json:
     """An answer of Envoy's own."""
-    return {"direct_response": {"status": code, "body": {"inline_string": json.dumps(content)}}}
+    return {"direct_response": {"status": code, "body": {"inline_string": compact(content)}}}

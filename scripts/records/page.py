@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from marctl.core.page import BLUE, NEUTRAL, ORANGE, document, pictures, table, text
+from marctl.core.page import BLUE, NEUTRAL, ORANGE, document, legend, pictures, table, text
 from marctl.records.shadow import SIDES, Comparison, Pair
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def draw_scores(axes: Axes, pairs: Sequence[Pair]) -> None:
         axes.scatter(live, shadow, s=10, c=colour, marker=marker, alpha=0.6, label=words, linewidths=1)
     axes.axline((0, 0), slope=1, color=NEUTRAL, linewidth=0.8)
     axes.set(title=f"score of the live {name}", xlabel="live", ylabel="shadow")
-    axes.legend(loc="upper left")
+    legend(axes)
 
 
 def draw_shifts(axes: Axes, pairs: Sequence[Pair]) -> None:
@@ -116,7 +116,7 @@ def draw_latencies(axes: Axes, pairs: Sequence[Pair]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="lower right")
+    legend(axes)
 
 
 def disagreements(found: dict[str, Any]) -> str:

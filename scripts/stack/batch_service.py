@@ -10,8 +10,8 @@ import psutil
 import requests
 from msgspec import Struct
 
-from marctl.batch.service.settings import read_settings
 from marctl.core.errors import UserError
+from marctl.core.extras import install
 from marctl.core.http import HOST, local_session
 from marctl.core.process import Identity, Program, find_processes, stop_tree
 from marctl.stack.state import State
@@ -33,6 +33,8 @@ class BatchService(Struct, frozen=True):
 
     def start(self, state: State) -> Identity:
         """Raises UserError, StartFailed."""
+        from marctl.batch.service.settings import read_settings  # which brings pyarrow
+
         read_settings(Path(self.config))
         refuse_without_ray()
         arguments = [self.config, str(state.batch), str(state.folder), self.store, str(self.port)]
@@ -58,7 +60,7 @@ def refuse_without_ray() -> None:
 
     lacking = [name for name in ("ray", "pandas", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if lacking:
-        raise UserError(f"batch jobs need {', '.join(lacking)}: pip install 'torchserve-marctl[batch]'")
+        raise UserError(f"batch jobs need {', '.join(lacking)}, which is not here: {install('batch')}")
 
 
 def find(state: State) -> list[psutil.Process]:

@@ -19,7 +19,7 @@ from marctl.gateway.settings import GatewaySettings
 from marctl.records.keeper import figures_of
 from marctl.stack import redis_server
 from marctl.stack.autoscaler import last_report
-from marctl.stack.document import Document
+from marctl.stack.document import Document, Model
 from marctl.stack.follow import conditions, readable
 from marctl.stack.history import HistoryDamaged
 from marctl.stack.management import Management, NoSuchVersion, Served
@@ -217,6 +217,7 @@ def member_row(key: tuple[str, str], shared: SharedOnes, document: Document) -> 
     found = row(shared.members[key], document) | {"model": key[0], "version": key[1], "memory_mb": 0}
     return found | {
         "default": model is not None and model.default == key[1],
+        **traffic_of(model, key[1]),
         "archive": content.file if content else "",
         "shared": shared.members[key].model,
         "resident": f"{key[0].removesuffix(SUFFIX)}/{key[1]}" in shared.held,
@@ -254,12 +255,20 @@ def row(served: Served, document: Document) -> dict[str, Any]:
         "model": served.model,
         "version": served.version,
         "default": model is not None and model.default == served.version,
+        **traffic_of(model, served.version),
         **workers_of(served),
         "batch_size": served.batch_size,
         "batch_delay_ms": served.batch_delay_ms,
         "archive": served.archive,
         "loaded_since": min((worker.since for worker in served.workers), default=None),
     }
+
+
+def traffic_of(model: Model | None, version: str) -> dict[str, float | None]:
+    """In percent of the model's requests, which it answers or gets copies of; None for workers that explain."""
+    if model is None:
+        return {"traffic": None, "shadow": None}
+    return {"traffic": model.policy.share(version), "shadow": model.policy.shadow.get(version, 0.0)}
 
 
 def in_order(key: tuple[str, str]) -> tuple[Any, ...]:

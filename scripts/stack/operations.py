@@ -19,7 +19,7 @@ from marctl.core.errors import Relayed, UserError
 from marctl.core.explainers import SUFFIX, is_explainer
 from marctl.core.files import WriteFailed, refuse_full
 from marctl.core.order import version_order
-from marctl.gateway.policies import Traffic, place
+from marctl.gateway.policies import STALE, Traffic, TrafficInvalid, cures, place
 from marctl.gateway.policies import check as check_traffic
 from marctl.stack.document import Declared, Document, DocumentInvalid, Model, Version, refuse_faults
 from marctl.stack.follow import refuse_following
@@ -231,7 +231,10 @@ def scale(operator: Operator, model: str, version: str, workers: int) -> Change:
         content = the_version(document, name, version)
         if is_explainer(model):
             if content.explainers is None:
-                raise NoSuchVersion(f"{name} {version} has no workers that explain; its recipe asks for none")
+                raise NoSuchVersion(
+                    f"{name} {version} has no explainer workers. Add `explanations: {{workers: 1}}` to its recipe, "
+                    "rebuild, register"
+                )
             return document.with_version(name, version, msgspec.structs.replace(content, explainers=workers))
         refuse_shared(name, version, content)
         if workers == 0:
@@ -261,7 +264,7 @@ def refuse_parking(model: Model, name: str, version: str) -> None:
     if model.traffic is not None and version in model.traffic.versions:
         raise NotReady(
             f"{name} {version} has {place(model.traffic, version)} and must keep a worker; "
-            f"first move it: marctl route split {name} VERSION=WEIGHT..."
+            f"first take it out: {', '.join(cures(name, model.traffic, version))}"
         )
 
 
@@ -296,10 +299,14 @@ def unregister(operator: Operator, model: str, version: str, *, force: bool) -> 
         if traffic is not None and version in {*traffic.split, *traffic.shadow, *traffic.stand_ins}:
             if version in traffic.versions and not force:
                 raise NotReady(
-                    f"{model} {version} has {place(traffic, version)}; first move it: marctl route split {model} "
-                    f"VERSION=WEIGHT..., or take it out of the policy: marctl unregister {model} {version} --force"
+                    f"{model} {version} has {place(traffic, version)}; first take it out: "
+                    f"{', '.join(cures(model, traffic, version))}; or all at once: marctl unregister {model} "
+                    f"{version} --force"
                 )
             traffic = traffic.without(version)
+        if traffic is not None and STALE in traffic.fallback and len(there.versions) == 2:
+            operator.notify(f"{model}: `{STALE}` leaves the fallback list; a lone version has no reader for it")
+            traffic = msgspec.structs.replace(traffic, fallback=traffic.stand_ins)
         document = document.with_model(model, msgspec.structs.replace(there, traffic=traffic))
         return document.with_version(model, version, None)
 
@@ -330,11 +337,26 @@ def change_traffic(operator: Operator, model: str, changes: Mapping[str, Any] | 
         if changes is None:
             return document.with_model(model, msgspec.structs.replace(there, traffic=None))
         policy = msgspec.structs.replace(there.policy, **changes)
+        if changes.get("fallback"):
+            refuse_standing_in_for_itself(model, policy)
         check_traffic(model, policy, {name: list(each.versions) for name, each in document.models.items()})
         refuse_parked(there, model, policy)
         return document.with_model(model, msgspec.structs.replace(there, traffic=policy))
 
     return operator.change(edit)
+
+
+def refuse_standing_in_for_itself(model: str, policy: Traffic) -> None:
+    """Raise TrafficInvalid for a fallback list of which no routed version has any use.
+
+    A change of the split alone may leave one so: in an emergency it must not be refused.
+    """
+    routed = [version for version, weight in policy.split.items() if weight]
+    if routed and not any(policy.fallbacks_after(version) for version in routed):
+        raise TrafficInvalid(
+            f"{model} {' and '.join(routed)} cannot stand in for {'itself' if len(routed) == 1 else 'themselves'}, and "
+            f"no other version comes after in the list; name one that has no share, or `stale`"
+        )
 
 
 def refuse_parked(model: Model, name: str, policy: Traffic) -> None:

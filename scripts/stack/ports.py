@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import msgspec
 from msgspec import Struct
 
 from marctl.core.errors import UserError
@@ -11,6 +12,13 @@ from marctl.core.http import HOST
 
 GRPC_FIRST = 7070
 ADMIN_FIRST = 9901
+OPTIONS = {
+    "inference": "--port",
+    "management": "--management-port",
+    "metrics": "--metrics-port",
+    "gateway": "--gateway-port",
+}
+"""Of `marctl up`: these ports clients and operators know; the others are the stack's own business, and may move."""
 WORKERS_FIRST, WORKERS_STEP = 9000, 100
 
 
@@ -44,14 +52,24 @@ class Ports(Struct, frozen=True):
         for name in names:
             port = getattr(self, name)
             if not is_free(port, host):
+                cure = f"; choose another one with {OPTIONS[name]}, or 0 for any" if name in OPTIONS else ""
                 raise PortTaken(
-                    f"port {port} on {host}, kept for {name.replace('_', ' ')}, is taken by another program"
+                    f"port {port} on {host}, kept for {name.replace('_', ' ')}, is taken by another program{cure}"
                 )
+
+    def moved(self, *names: str) -> Ports:
+        """With a free port in place of each of these that somebody has taken since it was chosen."""
+        taken = set(msgspec.structs.asdict(self).values())
+        changes = {}
+        for name in names:
+            if not is_free(port := getattr(self, name)):
+                changes[name] = claim(taken, port)
+        return msgspec.structs.replace(self, **changes)
 
 
 def choose_ports(inference: int, management: int, metrics: int, gateway: int = 0) -> Ports:
     """Operators choose these four, 0 for any free one; the rest is found. Raises PortTaken or UserError."""
-    asked = {"--port": inference, "--management-port": management, "--metrics-port": metrics, "--gateway-port": gateway}
+    asked = dict(zip(OPTIONS.values(), (inference, management, metrics, gateway), strict=True))
     fixed = [port for port in asked.values() if port]
     if len(fixed) != len(set(fixed)):
         raise UserError("the ports must differ: " + ", ".join(f"{name} {port}" for name, port in asked.items()))

@@ -23,6 +23,7 @@ from marctl.core.files import WriteFailed
 from marctl.core.process import StartFailed
 from marctl.core.shared import VERSION, address, is_shared
 from marctl.core.watched import Watched
+from marctl.core.words import counted
 from marctl.gateway.envoy import GatewayFailed
 from marctl.gateway.health import Health, Workers, routed
 from marctl.signing.trust import NotTrusted, Revoked, Stamp
@@ -355,7 +356,7 @@ class Reconciler:
         """Why versions cannot be served, by digest: each is asked its samples, unless it answered them in this worker
         before."""
         asked = [archive for archive in archives if (worker.name, archive.sha256) not in self._shown]
-        server.notify(f"{worker.name}: {len(archives)} versions; the samples of {len(asked)} are asked")
+        server.notify(f"{worker.name}: {counted(len(archives), 'version')}; the samples of {len(asked)} are asked")
         try:
             served = self._open_shared(server, worker, logs)
             found = shared.prove(server, served, asked, explain=worker.explain)

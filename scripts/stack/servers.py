@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,10 @@ from marctl.stack.state import DamagedState, Gateway, Redis, Running, State
 from marctl.stack.torchserve import TorchServe, find_servers, make_temp
 from marctl.stack.versions import Notify
 from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
+
+TORCHSERVE_PORTS = ("torchserve_metrics", "grpc_inference", "grpc_management")
+ENVOY_PORTS = ("admin",)
+PORT_ATTEMPTS = 3
 
 
 class Request(Struct, frozen=True):
@@ -136,7 +140,7 @@ class Servers:
         """With no model. Raises StartFailed, PortTaken or NoJava."""
         java = find_java()
         self.notify(f"starting TorchServe on Java {java.major}, port {self.running.ports.inference}")
-        self._keep(server=self.torchserve.start(java, os.environ))
+        self._keep(server=self._start(TORCHSERVE_PORTS, lambda: self.torchserve.start(java, os.environ)))
 
     def torchserve_alive(self) -> bool:
         return alive(self.running.server)
@@ -147,9 +151,22 @@ class Servers:
         self.notify(f"starting Envoy, port {self.running.ports.gateway}")
         host = self.settings.address.strip("[]")
         self.running.ports.refuse_taken("gateway", host=host)
-        self.running.ports.refuse_taken("admin")
-        process = self.envoy.start(served, policies, addresses)
-        self._keep(gateway=msgspec.structs.replace(self.running.gateway, process=process))
+        process = self._start(ENVOY_PORTS, lambda: self.envoy.start(served, policies, addresses))
+        self._keep(gateway=Gateway(self.envoy.address, self.envoy.admin, process))
+
+    def _start(self, names: Sequence[str], start: Callable[[], Identity]) -> Identity:
+        """A server, with other ports of its own where somebody took them since they were chosen.
+
+        A stack that starts beside this one looks for free ports in the same places, and holds none before it starts.
+        """
+        for _ in range(PORT_ATTEMPTS):
+            self._keep(ports=self.running.ports.moved(*names))
+            try:
+                return start()
+            except UserError:
+                if self.running.ports.moved(*names) == self.running.ports:
+                    raise
+        return start()
 
     def secret_files(self) -> list[Path]:
         """Where the gateway's keys and certificate come from; empty if they come from nowhere."""

@@ -111,7 +111,8 @@ class TorchServe:
                 session.get(f"http://{HOST}:{port}/{page}", timeout=5)
         except requests.RequestException:
             return False
-        return set(ports) <= listening_ports(pid)
+        # It ends when it cannot have those of gRPC, which it opens last.
+        return {*ports, self.ports.grpc_inference, self.ports.grpc_management} <= listening_ports(pid)
 
 
 def listening_ports(pid: int) -> set[int]:

@@ -29,10 +29,11 @@ from marctl.stack.document import Document
 from marctl.stack.follow import begin, following, node_name
 from marctl.stack.metrics.page import MetricsPage
 from marctl.stack.plan import NothingToServe, declare, find_archives, left_out, trusted_archives, with_workers
+from marctl.stack.ports import choose_ports
 from marctl.stack.reconciler import Reconciler
 from marctl.stack.rotation import rotating
 from marctl.stack.servers import Request, Servers, stop_stack
-from marctl.stack.state import State
+from marctl.stack.state import DamagedState, State
 from marctl.stack.torchserve import find_servers
 from marctl.stack.versions import Notify
 from marctl_handlers.core.log_lines import line, log_in_json
@@ -77,10 +78,11 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
         try:
             place, former_node = begin(state, request.follow, goes_on=served)
             if place is None:
+                refuse_ports(state, request)
                 declare_start(state, request, notify)
             servers = Servers(state, request, notify)
             served = servers.adopted
-            MetricsPage(state, servers.running).start()
+            MetricsPage(state, lambda: servers.running).start()
             node, store = node_name(request.node or former_node, servers.running), Path(servers.running.store)
             with (
                 keeping(state.prediction_log, partial(redis_url, state), state.spill, notify),
@@ -120,6 +122,14 @@ def recorded(state: State, notify: Notify) -> Notify:
             file.write(line("reconciler", level, message) + "\n")
 
     return tell
+
+
+def refuse_ports(state: State, request: Request) -> None:
+    """Raise PortTaken before archives are built, which may take minutes; not where a stack left its addresses."""
+    with suppress(DamagedState):  # the servers of a stack whose file is damaged are found by themselves
+        if state.running() is None:
+            ports = (request.inference_port, request.management_port, request.metrics_port)
+            choose_ports(*ports, request.gateway_port or 0)
 
 
 def declare_start(state: State, request: Request, notify: Notify) -> None:

@@ -27,6 +27,8 @@ LOG_LAG_S = 1.0
 """A worker's last words reach the log through a pipe and another process; they may come after the news of its end."""
 MARGIN_S = 60.0
 """On top of a version's own startupTimeout: unpacking is done, but Python and its libraries must start first."""
+NOTE_EVERY_S = 10.0
+"""How often a version that takes long to load is told of."""
 DRAIN_S = 0.3
 IDLE_S = 0.02
 """Of processor time per DRAIN_S; the kernel counts in hundredths of a second."""
@@ -104,6 +106,7 @@ def wait_ready(server: Server, model: str, version: str, logs: Mark) -> Served:
     pids: set[int] = set()
     ended: set[int] = set()
     deadline = 0.0
+    next_note_s = logs.elapsed_s() + NOTE_EVERY_S
     while True:
         served = server.management.describe(model, version)
         deadline = deadline or time.monotonic() + served.startup_timeout_s + MARGIN_S
@@ -121,6 +124,10 @@ def wait_ready(server: Server, model: str, version: str, logs: Mark) -> Served:
                 f"{served} has {served.ready} of {served.asked} workers after {logs.elapsed_s():.0f} s, its "
                 f"startupTimeout is {served.startup_timeout_s} s\n(its workers' log: {server.workers_log})"
             )
+        if logs.elapsed_s() > next_note_s:
+            next_note_s += NOTE_EVERY_S
+            workers = f"{served.ready} of {served.asked} workers are ready"
+            server.notify(f"{served}: still loading after {logs.elapsed_s():.0f} s; {workers}")
         server.pause(POLL_S)
 
 

@@ -13,15 +13,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from marctl.build.adopt import rounded
 from marctl.build.build import build, digest, is_current, members_in, source_digest
-from marctl.build.recipe import RECIPE_FILE, Version, read_version
-from marctl.build.recipe_text import with_section
+from marctl.build.recipe import Version, read_version
+from marctl.build.recipe_text import recipe_text, replace_text, with_section
+from marctl.build.record import record_anew, rounded
 from marctl.core.errors import UserError
-from marctl.core.files import alone, write_atomically
 from marctl.train.calibrate import Learned, Rows, apply, learn
 from marctl.train.evaluate import ask, open_archive, read_rows, repeats
-from marctl.train.job import write_metadata
+from marctl.train.metadata import write_metadata
 from marctl.train.questions import dataset_name, find_files
 from marctl.train.reliability import Judged, Reliability
 from marctl_handlers.archive import answers
@@ -59,7 +58,7 @@ class Calibrated:
         }
 
 
-def calibrate(folder: Path, archive: Path, files: Sequence[Path]) -> Calibrated:
+def calibrate(folder: Path, archive: Path, files: Sequence[Path], notify: Notify = lambda _: None) -> Calibrated:
     """Learn the calibration of a recipe's built archive from files of labelled rows, and write it into the recipe.
 
     Rows that stand in the training split are left out. Raises UserError; nothing is written then.
@@ -67,6 +66,7 @@ def calibrate(folder: Path, archive: Path, files: Sequence[Path]) -> Calibrated:
     text = recipe_text(folder)
     version = read_version(folder)
     refuse(version, archive, files)
+    notify(f"{version}: loading")
     with open_archive(archive) as pipeline:
         before = sample_answers(pipeline, version)
         pipeline.task.calibration = None
@@ -86,12 +86,13 @@ def calibrate(folder: Path, archive: Path, files: Sequence[Path]) -> Calibrated:
 
 
 def calibrate_trained(folder: Path, data: Path, notify: Notify) -> Calibrated | None:
-    """After a training: forget the earlier weights' calibration, and learn one from every `<data>/<set>/dev.jsonl`.
+    """After a training: forget the earlier weights' calibration, record what the samples are answered now, and learn a
+    calibration from every `<data>/<set>/dev.jsonl`.
 
     None, with a word why, where that cannot be done; the trained weights stand in any case.
     """
     write(folder, recipe_text(folder), None, None)
-    version = read_version(folder)
+    version = record_anew(read_version(folder), notify)
     if version.gives_probabilities_of is None:
         return None
     try:
@@ -110,14 +111,6 @@ def named(files: Sequence[Path]) -> dict[str, Path]:
     if len(found) < len(files):
         raise UserError("two of the files are of one data set by name; rename one, or put its rows into the other")
     return found
-
-
-def recipe_text(folder: Path) -> str:
-    path = folder / RECIPE_FILE
-    try:
-        return path.read_text()
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror}; expected a recipe, see `marctl build --help`") from err
 
 
 def refuse(version: Version, archive: Path, files: Sequence[Path]) -> None:
@@ -184,11 +177,4 @@ def write(folder: Path, text: str, calibration: Calibration | None, samples: lis
     changed = with_section(text, "calibration", msgspec.to_builtins(calibration))
     if samples is not None:
         changed = with_section(changed, "samples", samples)
-    with alone(folder):
-        path = folder / RECIPE_FILE
-        if recipe_text(folder) != text:
-            raise UserError(
-                f"{path}: changed meanwhile, perhaps by another calibration; nothing was written, try again"
-            )
-        if changed != text:
-            write_atomically(path, changed)
+    replace_text(folder, text, changed)

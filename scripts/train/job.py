@@ -14,20 +14,20 @@ from typing import Any
 
 import msgspec
 import torch
-import yaml
 from msgspec.structs import replace
 from torch import Tensor
 
 from marctl.build.build import digest
 from marctl.build.delta import pack_delta, write_delta
-from marctl.build.recipe import METADATA_FILE, Training, Version, read_version
+from marctl.build.recipe import Training, Version, read_version
 from marctl.build.weights import load_base, load_weights
 from marctl.core.errors import UserError
 from marctl.core.files import write_atomically
 from marctl.train.batches import Example, Pairs, tokenize
 from marctl.train.loop import freeze, noisy_copies, teacher_logits, train
-from marctl.train.model_card import write_model_card
+from marctl.train.metadata import write_metadata
 from marctl.train.questions import Dataset, LabelledQuestion, find_split
+from marctl.train.section import training_of
 from marctl_handlers.tasks.multiple_choice.schema import Question, first_text
 from marctl_handlers.text.first_token import use_first_token_only
 from marctl_handlers.text.tokenization import PairEncoder
@@ -48,9 +48,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
 
     `work` keeps the checkpoint: the same command after an interruption goes on where it stopped.
     """
-    training = version.recipe.training
-    if training is None or version.recipe.weights.delta is None:
-        raise UserError(f"{version}: the recipe has no `training` section or no `weights.delta`; add both to train it")
+    training = training_of(version)
     datasets = find_split(data, "train")
     work.mkdir(parents=True, exist_ok=True)
     model, tokenizer, _ = load_base(version)
@@ -83,7 +81,7 @@ def train_version(version: Version, data: Path, work: Path, notify: Callable[[st
         freeze(model, training.frozen)
         checkpoint = work / f"run-{number}.pt"
         results.append(train(model, encoder, examples, training, run, checkpoint, logits))
-    path = version.folder / version.recipe.weights.delta
+    path = version.folder / str(version.recipe.weights.delta)
     write_delta(path, pack_delta(base, average(results)))
     used = [dataset for dataset in datasets if not training.draw or dataset.name in training.draw]
     record_training(version, training, used, start, teachers, deltas)
@@ -301,11 +299,3 @@ def record_training(
             },
         },
     )
-
-
-def write_metadata(version: Version, changes: dict[str, Any]) -> None:
-    """Merge `changes` into metadata.yaml and write the model card anew."""
-    path = version.folder / METADATA_FILE
-    known = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
-    write_atomically(path, yaml.safe_dump(known | changes, sort_keys=False, allow_unicode=True))
-    write_model_card(read_version(version.folder))

@@ -12,7 +12,7 @@ from marctl.build.recipe import Version
 from marctl.core.errors import UserError
 from marctl.core.files import write_atomically
 from marctl.train.evaluate import BATCH, Labelled, open_archive, read_rows
-from marctl.train.job import write_metadata
+from marctl.train.metadata import write_metadata
 from marctl.train.questions import dataset_name, find_files
 from marctl_handlers.core.composite import Composite
 from marctl_handlers.core.errors import HandlerError

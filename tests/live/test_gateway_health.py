@@ -170,7 +170,7 @@ def test_a_full_queue_is_told_apart_from_no_worker(server: Standin, gateway: Tes
     got = gateway.ask().json()
     assert got["error"] == "unavailable"
     assert got["detail"].startswith("the queue of this version is full")
-    assert "marctl scale" in got["detail"]
+    assert got["detail"].endswith("or add a worker: marctl scale mcqa VERSION WORKERS")
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predictions/mcqa", "/v2/models/mcqa/infer"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from marctl.capacity.cost.plan import FORMULA, Assumptions, Plan, plans
 from marctl.capacity.cost.prices import Prices
 from marctl.capacity.cost.throughput import Throughput
-from marctl.core.page import document, pictures, table, text
+from marctl.core.page import document, legend, pictures, table, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,4 +110,4 @@ def draw(axes: Axes, curve: Sequence[Plan], currency: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("requests a second")
     axes.set_ylabel(f"{text(currency)} for a million")
-    axes.legend(fontsize=7)
+    legend(axes)

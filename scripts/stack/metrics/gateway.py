@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 
@@ -25,13 +25,14 @@ TIMES = "From a request's sending to its answer's end; of attempts that were no 
 class GatewayFigures:
     """Of the gateway whose admin page this is; nothing while it does not answer."""
 
-    def __init__(self, admin: str, timeout_s: float) -> None:
+    def __init__(self, admin: Callable[[], str], timeout_s: float) -> None:
         self._admin, self._timeout_s = admin, timeout_s
 
     def collect(self) -> Iterator[Metric]:
         with suppress(requests.RequestException, ValueError), local_session() as session:
-            page = session.get(self._admin + STATS, timeout=self._timeout_s).text
-            certificates = session.get(f"{self._admin}/certs", timeout=self._timeout_s).json()
+            admin = self._admin()
+            page = session.get(admin + STATS, timeout=self._timeout_s).text
+            certificates = session.get(f"{admin}/certs", timeout=self._timeout_s).json()
             received = listener_totals(page, GATEWAY)[0]
             yield CounterMetricFamily("gateway_requests", "Requests that the gateway received.", received)
             yield from families(read(page))

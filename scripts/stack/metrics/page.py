@@ -46,9 +46,10 @@ class Collector(Protocol):
 class MetricsPage:
     """Served by threads of this process from `start` to `stop`."""
 
-    def __init__(self, state: State, running: Running) -> None:
+    def __init__(self, state: State, current: Callable[[], Running]) -> None:
+        """`current`: the stack as it runs now; inner ports may move when a server is started again."""
+        running, self._current = current(), current
         self._address = urlsplit(running.metrics)
-        self._torchserve = f"http://{HOST}:{running.ports.torchserve_metrics}"
         self._figures = WorkerFigures(Path(running.temp) / FOLDER)
         self._collectors: list[Collector] = [
             self._figures,
@@ -60,7 +61,7 @@ class MetricsPage:
             AutoscalerFigures(state),
         ]
         if running.gateway is not None:
-            self._collectors.append(GatewayFigures(running.gateway.admin, TIMEOUT_S))
+            self._collectors.append(GatewayFigures(self._admin, TIMEOUT_S))
         if (batch := state.gateway_settings().batch) is not None:
             self._collectors.append(BatchJobFigures(batch, TIMEOUT_S))
         self._server: Server | None = None
@@ -93,10 +94,16 @@ class MetricsPage:
             return figures, content_type
         return self._torchserve_text() + figures, content_type
 
+    def _admin(self) -> str:
+        gateway = self._current().gateway
+        assert gateway is not None
+        return gateway.admin
+
     def _torchserve_text(self) -> bytes:
+        port = self._current().ports.torchserve_metrics
         try:
             with local_session() as session:
-                page = session.get(f"{self._torchserve}{PATH}", timeout=TIMEOUT_S)
+                page = session.get(f"http://{HOST}:{port}{PATH}", timeout=TIMEOUT_S)
         except requests.RequestException as err:
             return f"# no figures from TorchServe: {type(err).__name__}\n".encode()
         return page.content.rstrip(b"\n") + b"\n"

@@ -13,18 +13,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from marctl.build.adopt import own_answers, rounded
 from marctl.build.lone_file import MODEL
 from marctl.build.recipe import Version, read_version
+from marctl.build.recipe_text import recipe_text
+from marctl.build.record import answered
 from marctl.build.specification import read_specification
 from marctl.build.table_training import Learner, TableTraining
 from marctl.core.errors import UserError
 from marctl.core.files import alone, write_atomically
 from marctl.train.calibrate import Learned, Rows, Unlearnable, learn
-from marctl.train.calibration_job import recipe_text
 from marctl.train.calibration_job import write as write_recipe
 from marctl.train.evaluate import Labelled, ask
-from marctl.train.job import write_metadata
+from marctl.train.metadata import write_metadata
 from marctl.train.reliability import Floats
 from marctl.train.tables.baselines import baselines
 from marctl.train.tables.cross_validation import Fold, Procedure, Trained
@@ -32,7 +32,6 @@ from marctl.train.tables.figures import beside, decisions, figures, reliability_
 from marctl.train.tables.groups import group_record, groups_of
 from marctl.train.tables.table import LabelledTable, questions_of, read_table, refuse_rare
 from marctl_handlers.archive import pipeline_of
-from marctl_handlers.core.calibration import Calibration
 from marctl_handlers.core.messages import Model
 from marctl_handlers.features import write_features
 
@@ -86,7 +85,8 @@ def train_table(version: Version, path: Path, notify: Notify) -> list[Path]:
         model = Path(work, MODEL)
         write_model(version, model, trained, training.suffix, table)
         calibration = measured.learned.calibration
-        samples = answered(version, model, calibration)
+        settings = msgspec.structs.replace(version.settings, calibration=calibration)
+        samples = answered(version, model, settings, ANSWERED)
         write_recipe(version.folder, text, calibration, samples)  # which refuses if somebody changed it meanwhile
         files = replace_folder(version, model)
     write_metadata(read_version(version.folder), record)
@@ -163,19 +163,6 @@ def write_model(version: Version, folder: Path, trained: Trained, suffix: str, t
         raise UserError(
             f"{version}: the written model's probabilities depart from the trained one's by up to {most:.1e}"
         )
-
-
-def answered(version: Version, model: Path, calibration: Calibration | None) -> list[dict[str, Any]]:
-    """The recipe's samples with what the trained version answers."""
-    settings = msgspec.structs.replace(version.settings, calibration=calibration)
-    given = own_answers(version.task, model, version.requests, settings)
-    return [
-        {
-            "request": sample.request,
-            "expected": {name: rounded(answer[name]) for name in sample.expected or ANSWERED},
-        }
-        for sample, answer in zip(version.recipe.samples, given, strict=True)
-    ]
 
 
 def replace_folder(version: Version, model: Path) -> list[Path]:

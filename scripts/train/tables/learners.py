@@ -7,6 +7,7 @@ from typing import Any
 
 from marctl.build.table_training import HistogramBoosting, Learner, LogisticRegression, Network
 from marctl.core.errors import UserError
+from marctl.core.extras import install
 from marctl.train.tables.fitted import Fitted, Labels
 from marctl_handlers.features import EncodedColumn
 from marctl_handlers.features.encode import Encoded
@@ -28,4 +29,4 @@ def fit(learner: Learner, encoded: Encoded, labels: Labels, columns: Sequence[En
 
         return xgboost_trees.fit(chosen, encoded, labels, columns, seed)
     except ImportError as err:
-        raise UserError(f"training needs {err.name}; pip install this project with its extra train") from err
+        raise UserError(f"training needs {err.name}, which is not here: {install('train')}") from err

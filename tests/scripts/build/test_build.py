@@ -230,7 +230,7 @@ def test_archive_that_does_not_load_fails_its_verification(built: Path, tmp_path
 def test_archive_records_what_it_was_verified_with(built: Path, version: Version) -> None:
     metadata = read_archive(built).metadata
     assert metadata["libraries"] == library_versions(version)
-    assert metadata["input_schema"]["$defs"]["Question"]["required"] == ["question", "choices", "context"]
+    assert metadata["input_schema"]["$defs"]["Question"]["required"] == ["question", "choices"]
 
 
 def test_no_path_of_the_builder_is_in_the_archive(built: Path, tiny_model: Callable[[str], Path]) -> None:

@@ -59,7 +59,7 @@ def test_unknown_recipe_tells_which_there_are(tmp_path: Path) -> None:
 def test_folder_without_a_model_is_told_in_one_line(tmp_path: Path) -> None:
     done = marctl("build", "--from", tmp_path, "--name", "quiz", "--version", "1.0", "--recipes", tmp_path)
     assert done.exit_code == 1
-    assert len(done.stderr.splitlines()) == 2
+    assert len(done.stderr.splitlines()) == 1
     assert "no config.json" in done.stderr
 
 

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from marctl.build import build as build_module
 from marctl.build.adopt import adopt
 from marctl.build.build import build
+from marctl.build.recipe import read_version
+from marctl.build.recipe_text import with_section
 from marctl.cli import main
+from tests.scripts.train.test_train import write_data
 
 
 def marctl(*arguments: object) -> Result:
@@ -53,3 +57,66 @@ def test_training_without_a_recipe_fails_in_one_line(tmp_path: Path) -> None:
     done = marctl("train", "quiz", "1.0", "--data", tmp_path, "--recipes", tmp_path)
     assert done.exit_code == 1
     assert "expected a recipe" in done.stderr
+
+
+def test_training_ends_in_an_archive_and_says_every_step_before(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    """From a version that somebody saved, through the refusal and what it advises, to new weights that are built."""
+    places = ["--recipes", tmp_path / "recipes", "--store", tmp_path / "store"]
+    before = adopt(tiny_model("bert"), "quiz", "1.0", tmp_path / "recipes", precision="float32")
+    data = write_data(tmp_path / "data")
+    train = ["train", "quiz", "1.0", "--data", data, "--work", tmp_path / "work", *places]
+    refused = marctl(*train)
+    assert refused.exit_code == 1
+    assert "`marctl train quiz 1.0 --init` adds these lines" in refused.stderr
+    pasted = yaml.safe_load(refused.stderr.partition("\n\n")[2])
+    assert set(pasted) == {"weights", "training"}
+    prepared = marctl("train", "quiz", "1.0", "--init", *places)
+    assert prepared.exit_code == 0, prepared.stderr
+    assert yaml.safe_load(prepared.stdout.split("\n\n")[1]) == pasted
+    recipe = before.folder / "model.yaml"
+    assert yaml.safe_load(recipe.read_text()).items() >= pasted.items()
+    assert "has what training needs" in marctl("train", "quiz", "1.0", "--init", *places).stdout
+    recipe.write_text(recipe.read_text().replace("learning_rate: 5.0e-05", "learning_rate: 0.003"))
+    trained = marctl(*train)
+    assert trained.exit_code == 0, trained.stderr
+    assert "build it with: marctl build quiz 1.0\n" in trained.stdout
+    [was], [now] = before.recipe.samples, read_version(before.folder).recipe.samples
+    assert now.request == was.request
+    assert (
+        max(abs(a - b) for a, b in zip(now.expected["probabilities"], was.expected["probabilities"], strict=True))
+        > 0.03
+    )
+    built = marctl("build", "quiz", "1.0", *places)
+    assert built.exit_code == 0, built.stderr
+
+
+def test_new_weights_are_refused_until_the_answers_are_recorded_anew(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    places = ["--recipes", tmp_path / "recipes", "--store", tmp_path / "store"]
+    version = adopt(tiny_model("bert"), "quiz", "1.0", tmp_path / "recipes", precision="float32")
+    recipe = version.folder / "model.yaml"
+    right = recipe.read_text()
+    answer = version.recipe.samples[0].expected["prediction"]
+    other = (answer + 1) % 3
+    wrong = with_section(right, "samples", [{"request": version.requests[0], "expected": {"prediction": other}}])
+    recipe.write_text("# kept\n" + wrong)
+    refused = marctl("build", "quiz", "1.0", *places)
+    assert refused.exit_code == 1
+    assert "record the answers anew: marctl build quiz 1.0 --record" in refused.stderr
+    recorded = marctl("build", "quiz", "1.0", "--record", *places)
+    assert recorded.exit_code == 0, recorded.stderr
+    assert f"samples[0].prediction: {other} before, {answer} now" in recorded.stderr
+    assert recipe.read_text().startswith("# kept\n")
+    assert read_version(version.folder).recipe.samples[0].expected == {"prediction": answer}
+
+
+def test_what_cannot_be_trained_says_so(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    recipes = tmp_path / "recipes"
+    adopt(tiny_model("bert"), "vectors", "1.0", recipes, task="embedding", pooling="mean", normalize=True)
+    for option in (["--init"], ["--data", tmp_path]):
+        done = marctl("train", "vectors", "1.0", *option, "--recipes", recipes)
+        assert done.exit_code == 1
+        assert "task embedding is trained by other means" in done.stderr

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
+from marctl.cli import main
 from marctl.core.errors import UserError
 from marctl.gateway.policies import Traffic, TrafficInvalid
 from marctl.stack import operations
@@ -147,3 +151,56 @@ def test_replacing_another_file_needs_force(operator: Operator, tmp_path: Path) 
     with pytest.raises(UserError, match="--force"):
         register(operator, changed)
     assert register(operator, changed, force=True).find("mcqa", "2.0") is not None
+
+
+def declared_traffic(operator: Operator, **policy: object) -> None:
+    operations.set_traffic(operator, {"mcqa": msgspec.convert(policy, Traffic)})
+
+
+@pytest.mark.parametrize(
+    ("policy", "commands"),
+    [
+        ({"split": {"1.0": 100}, "shadow": {"2.0": 10}}, ["marctl route shadow mcqa --off"]),
+        ({"split": {"1.0": 80, "2.0": 20}}, ["marctl route split mcqa 1.0=80"]),
+        ({"split": {"1.0": 1}, "fallback": ["2.0", "stale"]}, ["marctl route fallback mcqa stale"]),
+        (
+            {"split": {"1.0": 1, "2.0": 1}, "shadow": {"2.0": 5}, "fallback": ["2.0"]},
+            ["marctl route split mcqa 1.0=1", "marctl route shadow mcqa --off", "marctl route fallback mcqa --off"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("park", [False, True])
+def test_a_version_in_use_is_refused_with_the_commands_that_take_it_out_and_they_do(
+    operator: Operator, policy: dict[str, object], commands: list[str], park: bool
+) -> None:
+    def take_away() -> None:
+        if park:
+            operations.scale(operator, "mcqa", "2.0", 0)
+        else:
+            operations.unregister(operator, "mcqa", "2.0", force=False)
+
+    declared_traffic(operator, **policy)
+    with pytest.raises(NotReady) as refused:
+        take_away()
+    told = re.findall(r"marctl route [^,;]+", str(refused.value))
+    assert told == commands
+    for command in told:
+        done = CliRunner().invoke(main, [*command.split()[1:], "--state", str(operator.state.folder)])
+        assert done.exit_code == 0, done.stderr
+    take_away()
+
+
+@pytest.mark.parametrize("fallback", [["2.0"], ["1.0", "2.0"]])
+def test_a_version_that_answers_alone_is_no_fallback_of_itself(operator: Operator, fallback: list[str]) -> None:
+    declared_traffic(operator, split={"2.0": 100})
+    with pytest.raises(TrafficInvalid, match=r"mcqa 2\.0 cannot stand in for itself"):
+        operations.change_traffic(operator, "mcqa", {"fallback": fallback})
+    operations.change_traffic(operator, "mcqa", {"fallback": ["2.0", "1.0"]})
+    operations.change_traffic(operator, "mcqa", {"fallback": ["1.0"]})
+    operations.change_traffic(operator, "mcqa", {"split": {"1.0": 100}})  # an emergency is no time to refuse
+    operations.change_traffic(operator, "mcqa", {"fallback": []})
+
+
+def test_explainer_workers_that_no_recipe_asked_for_are_refused_with_the_way_to_them(operator: Operator) -> None:
+    with pytest.raises(NoSuchVersion, match=r"Add `explanations: \{workers: 1\}` to its recipe, rebuild, register"):
+        operations.scale(operator, "mcqa-explain", "1.0", 1)

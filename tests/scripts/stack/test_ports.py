@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from marctl.core.errors import UserError
@@ -21,6 +22,22 @@ def taken() -> Iterator[int]:
 def test_a_taken_port_is_named_with_the_option_that_moves_it(taken: int) -> None:
     with pytest.raises(PortTaken, match=rf"port {taken} on 127\.0\.0\.1 is taken.*--management-port"):
         choose_ports(0, taken, 0)
+
+
+def test_a_port_that_was_taken_since_it_was_chosen_is_named_with_its_option(taken: int) -> None:
+    ports = msgspec.structs.replace(choose_ports(0, 0, 0), gateway=taken)
+    with pytest.raises(PortTaken, match=rf"port {taken} on .* choose another one with --gateway-port"):
+        ports.refuse_taken("gateway")
+
+
+def test_an_inner_port_that_was_taken_since_it_was_chosen_moves_and_the_others_stay(taken: int) -> None:
+    chosen = choose_ports(0, 0, 0)
+    before = msgspec.structs.replace(chosen, admin=taken)
+    after = before.moved("admin", "grpc_inference")
+    assert after.admin != taken
+    assert is_free(after.admin)
+    assert msgspec.structs.replace(after, admin=taken) == before
+    assert chosen.moved("admin") == chosen
 
 
 def test_equal_ports_are_refused() -> None:

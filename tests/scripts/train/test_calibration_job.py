@@ -19,12 +19,13 @@ from marctl.build import build as build_module
 from marctl.build.adopt import adopt
 from marctl.build.build import build
 from marctl.build.recipe import Version, read_version
+from marctl.build.recipe_text import recipe_text
 from marctl.build.verify import verify
 from marctl.cli import main
 from marctl.core import files as files_module
 from marctl.core.errors import UserError
 from marctl.train.calibrate import scores_of
-from marctl.train.calibration_job import calibrate, calibrate_trained, recipe_text, write
+from marctl.train.calibration_job import calibrate, calibrate_trained, write
 from marctl.train.evaluate import open_archive
 from marctl_handlers.core.calibration import Temperature, softmax
 from marctl_handlers.tasks.multiple_choice.task import MultipleChoice

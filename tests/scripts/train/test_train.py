@@ -329,7 +329,7 @@ def test_several_runs_are_averaged(tmp_path: Path, base: Path) -> None:
 
 
 def test_recipe_without_training_says_so(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(UserError, match="no `training` section"):
+    with pytest.raises(UserError, match="its recipe does not say how to train it"):
         train_version(adopt(base, "quiz", "1.0", tmp_path), tmp_path, tmp_path / "work", lambda _: None)
 
 

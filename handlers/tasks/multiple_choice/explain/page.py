@@ -8,8 +8,12 @@ from html import escape
 from marctl_handlers.core.errors import HandlerError
 from marctl_handlers.explanations.form import Rows
 from marctl_handlers.explanations.page import AGAINST, DARKEST, FOR, LIGHTEST, Bar, chart, failed, incomplete, page
+from marctl_handlers.explanations.reading import OWN_WORD_AGAINST
 from marctl_handlers.tasks.multiple_choice.explain.answer import ExplainedAnswer, Explanation, WordScore
 from marctl_handlers.tasks.multiple_choice.explain.request import ExplainQuestion
+
+SEEN = 0.02
+"""Of the heaviest word's score; a word with less stays without colour."""
 
 
 def answers_page(rows: Rows) -> str:
@@ -47,6 +51,7 @@ def explained(question: ExplainQuestion, answer: ExplainedAnswer, found: Explana
             f"<dl>{''.join(lines)}</dl>",
             chart([Bar(short(word), word.score, word.standard_error) for word in found.words], "words"),
             f'<p class="note">{escape(footnote(answer, found))}</p>',
+            *own_word(found, most),
             *warnings(found),
         ]
     )
@@ -79,7 +84,7 @@ def highlighted(field: str, text: str, found: Explanation, most: float) -> str:
 
 def opening(word: WordScore, most: float) -> str:
     share = abs(word.score) / most if most else 0.0
-    opacity = LIGHTEST + (DARKEST - LIGHTEST) * share if share >= 0.02 else 0.0
+    opacity = LIGHTEST + (DARKEST - LIGHTEST) * share if share >= SEEN else 0.0
     colour, kind = (FOR, "for") if word.score >= 0 else (AGAINST, "against")
     kind = kind if opacity else ""
     title = f"{word.score:+.4g}" + ("" if word.standard_error is None else f" ± {word.standard_error:.2g}")
@@ -100,10 +105,18 @@ def footnote(answer: ExplainedAnswer, found: Explanation) -> str:
     }
     size = f" ({how[found.method]})" if found.method in how else ""
     return (
-        f"{answer.model} {answer.model_version}. Blue speaks for, orange against. Method: {found.method}{size}, "
-        f"in {found.precision}; baseline: {found.baseline}. The {found.target} goes from {found.baseline_value:.4g} "
-        f"without words to {found.value:.4g}; the scores add up to that within {abs(found.delta):.2g}."
+        f"{answer.model} {answer.model_version}. Blue speaks for, orange with dots against. "
+        f"Method: {found.method}{size}, in {found.precision}; baseline: {found.baseline}. "
+        f"The {found.target} goes from {found.baseline_value:.4g} without words to {found.value:.4g}; the scores add "
+        f"up to that within {abs(found.delta):.2g}."
     )
+
+
+def own_word(found: Explanation, most: float) -> Iterator[str]:
+    """Why a word of the choice itself may count against it, where one does."""
+    own = [word.score for word in found.words if word.field == f"choices[{found.choice}]"]
+    if any(score < -SEEN * most for score in own):
+        yield f'<p class="note">{escape(OWN_WORD_AGAINST.format(target=found.target))}</p>'
 
 
 def warnings(found: Explanation) -> Iterator[str]:

@@ -75,7 +75,9 @@ def url(tmp_path: Path) -> Iterator[str]:
     """A page over the folder, served."""
     nobody = f"http://127.0.0.1:{free_port()}"
     address = f"http://127.0.0.1:{free_port()}"
-    page = MetricsPage(State(tmp_path), Running(Ports(*range(1, 10)), nobody, nobody, address, "", str(tmp_path), ""))
+    page = MetricsPage(
+        State(tmp_path), lambda: Running(Ports(*range(1, 10)), nobody, nobody, address, "", str(tmp_path), "")
+    )
     page.start()
     yield f"{address}/metrics"
     page.stop()
@@ -220,7 +222,9 @@ def test_a_silent_client_holds_nobody_up(url: str) -> None:
 def test_a_taken_port_is_an_error_in_words(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        page = MetricsPage(State(tmp_path), Running(Ports(*range(1, 10)), "", "", address, "", str(tmp_path), ""))
+        page = MetricsPage(
+            State(tmp_path), lambda: Running(Ports(*range(1, 10)), "", "", address, "", str(tmp_path), "")
+        )
         with pytest.raises(UserError, match=f"cannot serve metrics at {address}: Address already in use"):
             page.start()
         page.stop()

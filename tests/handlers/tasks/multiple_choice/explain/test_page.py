@@ -8,10 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from marctl_handlers.core.messages import Request
 from marctl_handlers.core.pipeline import Pipeline
+from marctl_handlers.tasks.multiple_choice.explain.answer import Explanation
+from marctl_handlers.tasks.multiple_choice.explain.page import own_word
 from tests.handlers.tasks.multiple_choice.explain.asking import QUESTION, load
 
 EVIL = "<script>alert('x')</script> & \"quotes\""
@@ -96,3 +99,13 @@ def test_accept_header_decides_where_the_request_does_not(quiz: Pipeline, accept
     body = json.dumps(QUESTION | {"explain": {"method": "gradient_x_input"}}).encode()
     [reply] = quiz.answer([Request(body, "x", explain=True, headers={"accept": accept})])
     assert reply.content_type.startswith("text/html") is html
+
+
+def test_page_says_why_a_word_of_the_choice_counts_against_it_where_one_does(quiz: Pipeline) -> None:
+    body = {"question": "What do people use?", "choices": ["a knife", "a cloud"], "explain": {"n_steps": 4}}
+    [reply] = quiz.answer([Request(json.dumps(body).encode(), "x", explain=True)])
+    found = msgspec.convert(json.loads(reply.body)["explanations"][0], Explanation)
+    for sign in (1, -1):
+        words = [msgspec.structs.replace(word, score=sign * abs(word.score)) for word in found.words]
+        note = "".join(own_word(msgspec.structs.replace(found, words=words), max(abs(word.score) for word in words)))
+        assert ("A word of the explained choice counts against it" in note) == (sign < 0)
