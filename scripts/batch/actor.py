@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -54,13 +55,14 @@ class Actor:
     """Called by Ray Data with one row per unit."""
 
     def __init__(self, setup: bytes, archive: list[Any]) -> None:
-        """`archive`: a reference to the archive file's bytes, for a machine that does not have it extracted."""
+        """`archive`: a reference to the archive file's bytes; empty where every machine has it extracted."""
         logging.getLogger("marctl_handlers").setLevel(logging.ERROR)
         self._setup = msgspec.json.decode(setup, type=Setup)
         self._output = Output(folder_of(self._setup.output))
         self._failure: str | None = None
         try:
             self._runner = self._loaded(archive)
+            gc.freeze()  # Ray has each actor collect garbage now and then, the libraries' objects included
         except UserError as err:
             self._failure = str(err)
         except Exception as err:
@@ -82,6 +84,8 @@ class Actor:
         """The archive, extracted on this machine."""
         import ray
 
+        if not archive:
+            raise UserError(f"{self._setup.root} is not there any more")
         content = ray.get(archive[0])
         if hashlib.sha256(content).hexdigest() != self._setup.job.digest:
             raise UserError("the archive that arrived is not the job's")

@@ -95,6 +95,8 @@ def load(root: Path, model: str, version: str, device: str, *, explains: bool) -
     """The archive's Pipeline, in this process, which must not have imported its handlers before. Raises UserError."""
     import yaml
 
+    # As TorchServe's workers have it: there is a process per core already.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.path.insert(0, str(root))
     package = code_package(root)
     archive = import_module(f"{package}.archive")

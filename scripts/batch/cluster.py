@@ -107,17 +107,22 @@ def errors_to(log: Path) -> Iterator[None]:
             os.close(terminal)
 
 
-def outcomes(ray: Any, setup: Setup, units: Sequence[Unit], archive: Path, room: Room) -> Generator[Outcome]:
-    """Of each unit, as they come. Raises ClusterLost."""
+def outcomes(ray: Any, setup: Setup, units: Sequence[Unit], archive: Path | None, room: Room) -> Generator[Outcome]:
+    """Of each unit, as they come. Raises ClusterLost.
+
+    `archive`: for machines that do not have it extracted; None where all actors are on this one.
+    """
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # a thread in each actor that nobody listens to
+    packed = [] if archive is None else [ray.put(archive.read_bytes())]
     rows = [{"unit": msgspec.json.encode(unit)} for unit in units]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Actor,
-        fn_constructor_args=(msgspec.json.encode(setup), [ray.put(archive.read_bytes())]),
+        fn_constructor_args=(msgspec.json.encode(setup), packed),
         compute=ray.data.ActorPoolStrategy(size=min(room.actors, len(rows))),
         num_cpus=room.cores,
         num_gpus=room.gpus or None,

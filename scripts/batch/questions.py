@@ -121,11 +121,5 @@ def parsed(value: Any) -> Any:
 
 
 def text_length(question: Any) -> int:
-    """Characters of a question, about."""
-    return sum(length(getattr(question, name)) for name in question.__struct_fields__)
-
-
-def length(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    return sum(map(length, value)) if isinstance(value, list | tuple) else 0
+    """Bytes of a question as JSON, which grow with its text; a look at each field costs three times as much."""
+    return len(msgspec.json.encode(question))

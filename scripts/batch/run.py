@@ -251,7 +251,7 @@ class Attempt:
                 Progress(self._planned, self._done, request.progress_file) as progress,
             ):
                 room = room_for(ray.cluster_resources(), threads, request.gpus, request.actors)
-                found = outcomes(ray, setup, waiting, request.archive, room)
+                found = outcomes(ray, setup, waiting, request.archive if request.address else None, room)
                 with closing(found):
                     for outcome in found:
                         self._take(outcome.report, outcome.failure, progress)
