@@ -190,7 +190,7 @@ def iter_numbers() -> Iterator[bytes]:
 def summary(outcomes: Outcomes, meter: Meter) -> dict[str, Any]:
     found = outcomes.summary()
     return {
-        **{name: found[name] for name in ("requests", "errors", "p50_ms", "p99_ms", "max_ms")},
+        **{name: found[name] for name in ("requests", "errors", "codes", "p50_ms", "p99_ms", "max_ms")},
         **meter.over(),
         "worker_seconds": round(meter.worker_seconds()),
         "most_workers": max(workers for _, workers in meter.workers),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -122,6 +124,7 @@ def plan(
     from marctl.capacity.cost.throughput import read_report
     from marctl.core.files import write_atomically
 
+    refuse_infinite([*rates, *assumed.values()])
     throughput, asked, how = read_report(report), read_prices(prices or EXAMPLE), Assumptions(**assumed)
     found = {rate: plans(rate, asked, throughput.per_core, measured, how) for rate in rates or RATES}
     for warning in [*throughput.warnings, *unmeasured(asked, measured)]:
@@ -181,6 +184,13 @@ def usage(state: Path, text: str, prometheus: str | None, from_log: bool, core_h
     titles = ["model", "version", "requests", "CPU-s", "share", "CPU-s per 1,000", "cost"]
     rows = [usage_cells(each, cpu_s, core_hour) for each in found]
     result({"usage": content}, table([titles, *rows]) if rows else "nothing was asked")
+
+
+def refuse_infinite(numbers: Sequence[float]) -> None:
+    """A range lets NaN and infinity pass."""
+    for number in numbers:
+        if not math.isfinite(number):
+            raise click.UsageError(f"{number} is no number to reckon with")
 
 
 def usage_cells(each: Usage, cpu_s: float, core_hour: float) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,8 @@ def read_report(path: Path) -> Throughput:
 def from_report(path: str, content: Mapping[str, Any]) -> Throughput:
     summary, machine, options = content["summary"], content["machine"], content["options"]
     spent_s = sum(float(seconds) for name, seconds in content["cpu_s_per_1000"].items() if name != GENERATOR)
-    if spent_s <= 0:
-        raise ValueError("its processes took no processor time")
+    if not 0 < spent_s < math.inf:
+        raise ValueError(f"its processes took {spent_s:g} s of processor time for 1,000 requests")
     return Throughput(
         path=path,
         what=f"{options.get('versions', '?')} on {machine['cores']} cores of {machine['processor']}, {machine['date']}",

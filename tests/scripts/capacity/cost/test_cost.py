@@ -25,6 +25,7 @@ REPORT: dict[str, Any] = {
 """2.00 CPU-s for 1,000 requests: 500 a second for a core."""
 SMALL = Size("small", "there", vcpus=2, memory_gib=4, hourly=0.1, spot_share=0.25)
 PRICES = Prices("USD", "here", "2026", "a list", 0.08, {"there": Service(0.05)}, [SMALL])
+NOT_A_NUMBER = json.dumps(REPORT | {"cpu_s_per_1000": {"envoy": float("nan")}})
 NOTHING_LOST = Assumptions(utilisation=0.5, replicas=3, zones=1, answer_bytes=0)
 
 
@@ -120,7 +121,9 @@ def test_a_date_in_the_price_file_may_be_a_date(tmp_path: Path) -> None:
     assert read_prices(path).as_of == "2026-11-25"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"summary": 1}', json.dumps(REPORT | {"cpu_s_per_1000": {}})])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"summary": 1}', json.dumps(REPORT | {"cpu_s_per_1000": {}}), NOT_A_NUMBER]
+)
 def test_what_is_no_load_report_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(UserError, match="is no load report"):
@@ -156,6 +159,14 @@ def test_the_command_answers_which_one_at_each_rate_and_writes_a_page(tmp_path: 
 def test_a_measured_rate_without_sense_is_misuse(tmp_path: Path, measured: str) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     assert CliRunner().invoke(main, ["cost", "plan", str(tmp_path), "--measured", measured]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "option", ["--rate=nan", "--rate=inf", "--cached=nan", "--answer-bytes=inf", "--utilisation=0"]
+)
+def test_numbers_without_sense_are_misuse(tmp_path: Path, option: str) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    assert CliRunner().invoke(main, ["cost", "plan", str(tmp_path), option]).exit_code == 2
 
 
 def test_usage_is_told_by_who_used_most() -> None:
