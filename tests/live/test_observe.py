@@ -339,6 +339,18 @@ def alerts_of(prometheus: Prometheus, model: str, version: str) -> set[str]:
     return {each["metric"]["alertname"] for each in found}
 
 
+def test_an_autoscaler_that_dies_is_started_again_and_goes_on_counting(site: Site, prometheus: Prometheus) -> None:
+    before = site.call("status")["autoscaler"]
+    psutil.Process(before["pid"]).kill()
+
+    def back() -> bool:
+        now = site.call("status")["autoscaler"]
+        return now is not None and now["pid"] != before["pid"] and now["time"] > before["time"]
+
+    until(back, 60)
+    assert len(site.call("status")["autoscaler"]["versions"]) == len(before["versions"]) == 1
+
+
 def test_usage_is_told_by_version_from_the_page_the_log_and_prometheus(
     site: Site, load: Load, prometheus: Prometheus
 ) -> None:
