@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 
 from marctl.build.reader import read_archive
+from marctl.gateway.health import NOTHING_SERVED
 from marctl.stack.store import digest_of
 from tests.live.conftest import Site
 from tests.live.envoys import until
@@ -286,6 +288,11 @@ def test_a_version_that_fails_is_taken_back_on_every_node_with_the_reason(pair: 
         until(lambda site=site: conditions(site) == "", PATIENCE_S)
 
 
+def readiness(started: dict[str, Any]) -> tuple[int, str]:
+    told = requests.get(f"{started['gateway']}/ready", timeout=10)
+    return told.status_code, told.json().get("detail", "")
+
+
 def test_a_first_document_that_fails_ends_nothing_and_the_next_one_is_served(
     make_site: Callable[..., Site], tmp_path: Path
 ) -> None:
@@ -293,13 +300,16 @@ def test_a_first_document_that_fails_ends_nothing_and_the_next_one_is_served(
     place = tmp_path / "state.yaml"
     started = site.call(*site.up_arguments, "--follow", str(place), "--detach")
     assert started["versions"] == []
+    until(lambda: readiness(started) == (503, NOTHING_SERVED), PATIENCE_S)
     good = document_of(site)
     made = tiny_archive(site.store, version="9.0", handler=FAILS_TO_LOAD)
     content = {"archive": digest_of(read_archive(made)), "file": made.name, "workers": 1}
     bad = {"models": {"mcqa": {"default": "9.0", "versions": {"9.0": content}}}}
     place.write_text(yaml.safe_dump(bad))
     until(lambda: "this document was taken back: " in conditions(site), PATIENCE_S)
+    assert readiness(started) == (503, NOTHING_SERVED)
     place.write_text(yaml.safe_dump(good))
     until(lambda: in_force(site, "1.0"), PATIENCE_S)
+    until(lambda: readiness(started)[0] == 200, PATIENCE_S)
     site.call("down")
     site.assert_nothing_left(started)
