@@ -4,4 +4,5 @@
 ARG IMAGE=marctl:0.1.0-cpu
 # hadolint ignore=DL3006  # the tag is part of the argument
 FROM ${IMAGE}
-COPY --chmod=0444 *.mar /models/
+# With their signatures, if they have any: NAME.mar.sig.
+COPY --chmod=0444 *.mar* /models/

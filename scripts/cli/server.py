@@ -149,14 +149,15 @@ def up(
         metrics_port=metrics_port,
         workers=workers,
         gateway_port=None if no_gateway else gateway_port,
-        gateway_config=str(gateway_config.resolve()) if gateway_config else None,
-        batch_config=str(batch_config.resolve()) if batch_config else None,
+        # Links are kept: a mounted ConfigMap or Secret changes by swapping one.
+        gateway_config=str(gateway_config.absolute()) if gateway_config else None,
+        batch_config=str(batch_config.absolute()) if batch_config else None,
         upstreams=upstreams,
         redis=not no_redis,
         follow=follow,
         node=node,
         autoscale=autoscale,
-        trusted=str(require_signed.resolve()) if require_signed else None,
+        trusted=str(require_signed.absolute()) if require_signed else None,
         allow_unsigned=allow_unsigned,
     )
     with terminable():

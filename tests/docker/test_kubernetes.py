@@ -44,7 +44,7 @@ def test_every_manifest_is_valid(name: str, version: str) -> None:
     assert [fault for manifest in overlay(name) for fault in faults(manifest, version)] == []
 
 
-@pytest.mark.parametrize("part", ["keda", "archives", "gpu"])
+@pytest.mark.parametrize("part", ["keda", "archives", "gpu", "signed"])
 def test_an_overlay_with_a_further_component_is_valid(part: str, tmp_path: Path) -> None:
     made = overlay_with(tmp_path, "aks", parts=[part])
     assert [fault for manifest in made for fault in faults(manifest, LATEST)] == []
@@ -143,20 +143,28 @@ def test_the_declared_state_is_a_document_and_changes_in_place(name: str) -> Non
     assert volume["configMap"]["name"] == content["metadata"]["name"] == "state"
 
 
-def test_other_settings_of_the_gateway_replace_the_pods_and_another_state_does_not(tmp_path: Path) -> None:
+def test_another_state_and_other_keys_reach_the_pods_that_run(tmp_path: Path) -> None:
+    """Neither changes what the Deployment names, so nothing is replaced."""
     (tmp_path / "state.yaml").write_text("models: {}\nshared: {workers: 2}\n")
-    (tmp_path / "gateway.yaml").write_text("address: 0.0.0.0\nprobe_port: 8001\nmetrics_port: 8002\nthreads: 2\n")
+    (tmp_path / "gateway.yaml").write_text("address: 0.0.0.0\nprobe_port: 8001\napi_keys: {ann: secret}\n")
     state = [{"name": "state", "behavior": "replace", "files": ["state.yaml"]}]
     gateway = [{"name": "gateway", "behavior": "replace", "files": ["gateway.yaml"]}]
-    before = the(overlay("cpu"), "Deployment")["spec"]["template"]
-    changed = overlay_with(tmp_path, "cpu", namespace="marctl", configMapGenerator=state)
+    changed = overlay_with(tmp_path, "cpu", namespace="marctl", configMapGenerator=state, secretGenerator=gateway)
     assert "workers: 2" in the(changed, "ConfigMap")["data"]["state.yaml"]
-    assert the(changed, "Deployment")["spec"]["template"] == before
-    changed = overlay_with(tmp_path, "cpu", namespace="marctl", secretGenerator=gateway)
-    assert the(changed, "Deployment")["spec"]["template"] != before
-    secret = the(changed, "Secret")["metadata"]["name"]
-    [volume] = [volume for volume in pod_of(changed)["volumes"] if "secret" in volume]
-    assert volume["secret"]["secretName"] == secret
+    assert b"ann" in base64.b64decode(the(changed, "Secret")["data"]["gateway.yaml"])
+    assert the(changed, "Deployment") == the(overlay("cpu"), "Deployment")
+
+
+def test_trusted_keys_are_those_of_the_overlay_and_the_option_for_them_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "alice.pub").write_text("a key")
+    keys = [{"name": "trusted-keys", "files": ["alice.pub"], "options": {"disableNameSuffixHash": True}}]
+    made = overlay_with(tmp_path, "cpu", parts=["signed"], namespace="marctl", configMapGenerator=keys)
+    [content] = [each for each in made if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "trusted-keys"]
+    assert content["data"] == {"alice.pub": "a key"}
+    container = container_of(made)
+    assert container["args"][-1] == "--require-signed=/etc/marctl/keys"
+    assert "/etc/marctl/keys" in {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert parsed(["up", f"--require-signed={tmp_path}"])["require_signed"] == tmp_path
 
 
 @everywhere

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,17 +78,15 @@ class Pod:
         self._manifests = overlay("cpu")
         self._container = container_of(self._manifests)
         self.state_volume = ConfigMapVolume(self.site.folder / "mount" / "state")
+        self.gateway_volume = ConfigMapVolume(self.site.folder / "mount" / "gateway")
+        self._own = {"address": self.address, "probe_port": self.probe_port, "metrics_port": free_port()}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, document: dict[str, Any]) -> None:
+    def start(self, document: dict[str, Any], keys: Sequence[str]) -> None:
         """The container, with its volumes, as the manifest says; addresses and ports are the pod's own."""
         self.state_volume.write({"state.yaml": yaml.safe_dump(document)})
-        settings = yaml.safe_load(base64.b64decode(the(self._manifests, "Secret")["data"]["gateway.yaml"]))
-        own = {"address": self.address, "probe_port": self.probe_port, "metrics_port": free_port()}
-        self.metrics = f"http://{self.address}:{own['metrics_port']}"
-        volume = ConfigMapVolume(self.site.folder / "mount" / "gateway")
-        volume.write({"gateway.yaml": yaml.safe_dump(settings | own)})
-        mounts = {STATE: self.state_volume.folder, GATEWAY: volume.folder, "$(POD_NAME)": self.name}
+        self.set_keys(keys)
+        mounts = {STATE: self.state_volume.folder, GATEWAY: self.gateway_volume.folder, "$(POD_NAME)": self.name}
         words: list[str] = self._container["args"]
         for inside, here in mounts.items():
             words = [word.replace(inside, str(here)) for word in words]
@@ -101,6 +100,16 @@ class Pod:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def set_keys(self, keys: Sequence[str]) -> None:
+        """Those of one client, in the settings of the gateway as the Secret has them."""
+        settings = yaml.safe_load(base64.b64decode(the(self._manifests, "Secret")["data"]["gateway.yaml"]))
+        whole = settings | self._own | {"api_keys": {"ann": list(keys)}}
+        self.gateway_volume.write({"gateway.yaml": yaml.safe_dump(whole)})
+
+    @property
+    def metrics(self) -> str:
+        return f"http://{self.address}:{self._own['metrics_port']}"
 
     def _own_arguments(self) -> list[str]:
         """What the image's environment and the pod's own network make needless."""

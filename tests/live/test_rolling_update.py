@@ -26,7 +26,8 @@ from tests.tiny_archives import REQUEST
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 BODY = json.dumps(REQUEST)
-HEAD = {"content-type": "application/json"}
+KEY, NEXT_KEY = "the-first-key", "the-next-key"
+HEAD = {"content-type": "application/json", "x-api-key": KEY}
 PAUSE_S = 0.02
 TIMEOUT_S = 30
 
@@ -78,7 +79,7 @@ class Clients:
         with grpc.InferenceServerClient(self._address) as client:
             while not self._ending.wait(PAUSE_S):
                 try:
-                    assert client.is_server_live(client_timeout=TIMEOUT_S)
+                    assert client.is_server_live(headers={"x-api-key": KEY}, client_timeout=TIMEOUT_S)
                     self.calls += 1
                 except Exception as err:
                     self._lose(f"gRPC: {err}")
@@ -112,6 +113,12 @@ def document(store: Path, default: str) -> dict[str, Any]:
     return {"models": {"mcqa": {"default": default, "versions": versions}}}
 
 
+def takes(pod: Pod, key: str) -> bool:
+    """Whether the pod answers a client with this key."""
+    url = f"http://{pod.address}:{pod.gateway_port}/predictions/mcqa"
+    return requests.post(url, json=REQUEST, headers={"x-api-key": key}, timeout=TIMEOUT_S).status_code == 200
+
+
 @pytest.fixture
 def pods(make_site: Callable[..., Site]) -> Iterator[list[Pod]]:
     """Two of a first image with mcqa 1.0, and two of the next one with 1.0 and 2.0; none is started."""
@@ -124,12 +131,12 @@ def pods(make_site: Callable[..., Site]) -> Iterator[list[Pod]]:
         pod.kill()
 
 
-def test_a_rolling_update_and_a_change_of_the_state_under_load_lose_no_request(pods: list[Pod], tmp_path: Path) -> None:
+def test_a_rolling_update_another_state_and_keys_under_load_lose_no_request(pods: list[Pod], tmp_path: Path) -> None:
     *old, first, second = pods
     service = Service(tmp_path / "service")
     try:
         for pod in old:
-            pod.start(document(pod.site.store, "1.0"))
+            pod.start(document(pod.site.store, "1.0"), [KEY])
             service.add(pod)
         service.wait_ready(*old)
         clients = Clients(service.url)
@@ -137,11 +144,11 @@ def test_a_rolling_update_and_a_change_of_the_state_under_load_lose_no_request(p
         with clients.asking(), ThreadPoolExecutor(1) as cluster:
             until(lambda: clients.answered_by("1.0"), 60)
             # No more than one pod more than wanted, none less: the next one starts while the first of the old ends.
-            first.start(document(first.site.store, "2.0"))
+            first.start(document(first.site.store, "2.0"), [KEY])
             service.add(first)
             service.wait_ready(first)
             ending = cluster.submit(old[0].delete)
-            second.start(document(second.site.store, "2.0"))
+            second.start(document(second.site.store, "2.0"), [KEY])
             service.add(second)
             service.wait_ready(second)
             took += [ending.result(), old[1].delete()]
@@ -153,6 +160,10 @@ def test_a_rolling_update_and_a_change_of_the_state_under_load_lose_no_request(p
             began = time.monotonic()
             until(lambda: clients.answered_by("1.0"), 60)
             followed_s = time.monotonic() - began
+            assert not any(takes(pod, NEXT_KEY) for pod in (first, second))
+            for pod in (first, second):
+                pod.set_keys([KEY, NEXT_KEY])
+            until(lambda: all(takes(pod, NEXT_KEY) for pod in (first, second)), 60)
             figures = requests.get(f"{first.metrics}/metrics", timeout=10).text
         assert clients.lost == []
         assert Counter(clients.versions[:updated]).keys() == {"1.0", "2.0"}

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from marctl.cli import COMMANDS, main
 from marctl.core.process import Identity
 from marctl.stack.ports import Ports
+from marctl.stack.servers import Request
 from marctl.stack.state import Running, State
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
@@ -72,6 +73,20 @@ def test_what_does_not_run_cannot_be_drained(tmp_path: Path) -> None:
     for words in (["drain"], ["drain", "--undo"]):
         done = CliRunner().invoke(main, [*words, "--state", str(tmp_path)])
         assert (done.exit_code, "nothing runs" in done.output) == (1, True)
+
+
+def test_settings_are_read_by_the_name_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mounted Secret is a link that is swapped; where it points to now is soon gone."""
+    (tmp_path / "..0").mkdir()
+    (tmp_path / "..0" / "gateway.yaml").touch()
+    (tmp_path / "..data").symlink_to("..0")
+    (tmp_path / "gateway.yaml").symlink_to("..data/gateway.yaml")
+    asked: list[Request] = []
+    monkeypatch.setattr("marctl.stack.up.serve", lambda _, request, *__: asked.append(request))
+    link = str(tmp_path / "gateway.yaml")
+    words = ["up", "--state", str(tmp_path / "state"), "--gateway-config", link]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert asked[0].gateway_config == link
 
 
 def test_misuse_is_exit_code_2() -> None:
