@@ -347,6 +347,8 @@ def describe(content: dict[str, Any]) -> str:
     head += f"{describe_redis(content)}{describe_features(content)}\n"
     head += describe_log(content["log"])
     head += describe_autoscaler(content["autoscaler"])
+    if content["trusted_keys"]:
+        head += f"archives must be signed by a key in {content['trusted_keys']}\n"
     head += f"predictions {content['inference']}, management {content['management']}, metrics {content['metrics']}\n\n"
     rows = table([TITLES, *(cells(row) for row in content["versions"])])
     shared = [line for each in content["shared"] for line in describe_shared(each)]

@@ -27,7 +27,7 @@ from marctl.stack.place import PlaceAway, Report, place_of
 from marctl.stack.report import Following
 from marctl.stack.servers import alive
 from marctl.stack.shared import held_by, members_in, unpacked_in
-from marctl.stack.state import Running, State
+from marctl.stack.state import DamagedState, Running, State
 from marctl.stack.up import reconciler_of
 from marctl_handlers.shared.report import Held
 
@@ -67,6 +67,15 @@ def running_stack(state: State) -> Running:
     return running
 
 
+def trusted_keys(state: State) -> str | None:
+    """The folder of keys that must have signed every archive; None where none must."""
+    try:
+        trust = state.trust()
+    except DamagedState as err:
+        return f"nobody: {err}"
+    return str(trust.folder) if trust else None
+
+
 def status(state: State) -> dict[str, Any]:
     """Everything that `marctl status` shows."""
     stack = Stack.open(state)
@@ -96,6 +105,7 @@ def status(state: State) -> dict[str, Any]:
         "gateway_pid": running.gateway.pid if running.gateway else None,
         "admin": running.gateway.admin if running.gateway else None,
         "draining": draining(state, running),
+        "trusted_keys": trusted_keys(state),
         **redis_status(state, running, redis_server.CACHE),
         **redis_status(state, running, redis_server.FEATURES),
         "log": msgspec.to_builtins(figures_of(state.prediction_log)),

@@ -99,6 +99,7 @@ def signed(make_site: Callable[..., Site]) -> Iterator[Signed]:
 def test_only_what_is_signed_in_the_store_is_served(signed: Signed) -> None:
     assert signed.served() == ["mcqa 1.0", "mcqa 2.0"]
     assert signed.answers() == "2.0"
+    assert f"archives must be signed by a key in {signed.keys}" in signed.site.run("status").stdout
 
 
 @pytest.mark.parametrize("kind", ["unsigned", "stranger", "altered", "other version's signature"])
