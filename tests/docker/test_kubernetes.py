@@ -346,9 +346,11 @@ def test_the_figures_come_under_the_job_that_the_rules_name() -> None:
 README = (FOLDER / "README.md").read_text()
 
 
-def test_the_readmes_own_overlay_renders_with_ones_image_state_and_keys(tmp_path: Path) -> None:
+@everywhere
+def test_the_readmes_own_overlay_renders_with_ones_image_state_and_keys(name: str, tmp_path: Path) -> None:
     [text] = re.findall(r"^```yaml\n# deploy/kustomization.yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     project = os.path.relpath(FOLDER, tmp_path.resolve())
+    text = text.replace("overlays/cpu", f"overlays/{name}")
     text = text.replace("../docker/kubernetes", project).replace("REGISTRY", "my.registry")
     (tmp_path / "kustomization.yaml").write_text(text)
     (tmp_path / "state.yaml").write_text("models: {}\nshared: {workers: 3}\n")
