@@ -18,8 +18,12 @@ from marctl.cli.output import WANTS_JSON, emit_json
 from marctl.core.errors import UserError, short_name
 
 COMMANDS = {
-    "Build": {
+    "Set up": {
         "init": "marctl.cli.starter:init",
+        "doctor": "marctl.cli.doctor:doctor",
+        "completion": "marctl.cli.completion:completion",
+    },
+    "Build": {
         "build": "marctl.cli.archive:build",
         "inspect": "marctl.cli.archive:inspect",
         "sign": "marctl.cli.signing:sign",
@@ -42,9 +46,9 @@ COMMANDS = {
     "Traffic": {
         "route": "marctl.cli.route:route",
         "shadow": "marctl.cli.shadow:shadow",
-        "api": "marctl.cli.api:api",
     },
     "Predict": {
+        "api": "marctl.cli.api:api",
         "ask": "marctl.cli.ask:ask",
         "batch": "marctl.cli.batch:batch",
         "features": "marctl.cli.features:features",
@@ -56,10 +60,6 @@ COMMANDS = {
         "log": "marctl.cli.log:log",
         "cache": "marctl.cli.cache:cache",
         "cost": "marctl.cli.capacity:cost",
-    },
-    "Set up": {
-        "doctor": "marctl.cli.doctor:doctor",
-        "completion": "marctl.cli.completion:completion",
     },
     "Train": {
         "train": "marctl.cli.training:train",

@@ -21,7 +21,7 @@ function envoy_on_response(handle)
   end
   -- So says TorchServe of a full queue, too; to a version without workers the gateway sends nothing.
   if message:find("no worker to serve", 1, true) then
-    local model = message:match('Model \\?"([%w._-]+)') or "MODEL"
+    local model = message:match('Model \\*"([%w._-]+)') or "MODEL"
     message = "the queue of this version is full: more is asked than its workers can answer. Try again later, or add "
       .. "a worker: marctl scale " .. model .. " VERSION WORKERS"
   end
