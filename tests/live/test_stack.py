@@ -40,8 +40,8 @@ def test_all_versions_are_served_and_the_highest_is_the_default(site: Site) -> N
 
 def test_status_is_a_table_for_people(site: Site) -> None:
     lines = site.run("status").stdout.splitlines()
-    assert lines[6].split()[:4] == ["model", "version", "default", "workers"]
-    assert lines[8].split()[:4] == ["mcqa", "1.10", "yes", "1/1"]
+    assert lines[6].split()[:5] == ["model", "version", "default", "traffic", "workers"]
+    assert lines[8].split()[:6] == ["mcqa", "1.10", "yes", "100", "%", "1/1"]
 
 
 def test_the_workers_share_a_redis_of_the_stacks_own(site: Site) -> None:
