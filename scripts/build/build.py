@@ -115,19 +115,19 @@ def build_all(recipes: Path, store: Path, on_progress: Notify = lambda _: None) 
         except Exception as err:  # what a user's model or task raises while it is laid out is anybody's guess
             faults[folder] = err if isinstance(err, UserError) else UserError(f"{title}: {type(err).__name__}: {err}")
             former = store / archive_name(folder)
-            there = is_whole(former)
-            paths += [former] if there else []
-            told = "the archive that was built before is served" if there else "it is left out"
+            good = still_good(former)
+            paths += [former] if good else []
+            told = "the archive that was built before is served" if good else "it is left out"
             on_progress(f"warning: {title} cannot be built, {told}: {faults[folder]}")
     if faults and not paths:
         raise UserError("\n".join(map(str, faults.values())))
     return paths
 
 
-def is_whole(target: Path) -> bool:
-    """Whether an archive is there and can be read."""
+def still_good(target: Path) -> bool:
+    """Whether an archive is there and answers its samples, with the libraries that are installed now."""
     try:
-        return target.exists() and bool(read_archive(target).version)
+        return target.exists() and bool(verify(target))
     except UserError:
         return False
 

@@ -10,13 +10,18 @@ import pytest
 from marctl.build import build as build_module
 from marctl.build.adopt import adopt
 from marctl.build.build import build_all
+from marctl.build.reader import Archive, read_archive
 from marctl.core.errors import UserError
+
+
+def verified(path: Path, *_: object) -> Archive:
+    return read_archive(path)
 
 
 @pytest.fixture
 def recipes(tmp_path: Path, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two good ones; the slow verification is not what these tests are about."""
-    monkeypatch.setattr(build_module, "verify", lambda *_: None)
+    monkeypatch.setattr(build_module, "verify", verified)
     for version in ("1.0", "2.0"):
         adopt(tiny_model("bert"), "quiz", version, tmp_path / "recipes", precision="float32")
     return tmp_path / "recipes"
@@ -48,6 +53,23 @@ def test_of_a_version_whose_recipe_went_bad_the_archive_that_was_built_before_is
     assert [path.name for path in paths] == ["quiz-1.0.mar", "quiz-2.0.mar"]
     assert [path.read_bytes() for path in paths] == before
     assert any("quiz 2.0 cannot be built, the archive that was built before is served: " in note for note in notes)
+
+
+def test_an_archive_that_does_not_load_any_more_is_left_out_with_its_bad_recipe(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Served, it would fail the whole start: as where a library of both was uninstalled."""
+    store = tmp_path / "store"
+    build_all(recipes, store)
+    spoil(recipes / "quiz" / "2.0" / "model.yaml", "prediction:", "predicted:")
+
+    def fails(path: Path, *_: object) -> Archive:
+        raise UserError(f"{path} does not load")
+
+    monkeypatch.setattr(build_module, "verify", fails)
+    notes: list[str] = []
+    assert [path.name for path in build_all(recipes, store, notes.append)] == ["quiz-1.0.mar"]
+    assert any(note.startswith("warning: quiz 2.0 cannot be built, it is left out: ") for note in notes)
 
 
 def test_whatever_a_model_raises_while_it_is_laid_out_stops_nobody_else(
