@@ -35,7 +35,7 @@ def by_features(found: dict[str, Any]) -> str:
     for name, one in zip(named, heaviest, strict=True):
         marks = [mark for mark in ("imputed", "clipped", "protected") if one.get(mark)]
         lines.append(f"  {name.ljust(width)}  {figures(one, most)}{'  (' + ', '.join(marks) + ')' if marks else ''}")
-    return "\n".join([*lines, *notes(found, f"compared with {found['baseline']}, ")])
+    return "\n".join([*lines, legend(found), *notes(found, f"compared with {found['baseline']}, ")])
 
 
 def shown(value: Any) -> str:
@@ -65,7 +65,12 @@ def by_words(texts: dict[str, str], found: dict[str, Any]) -> str:
     for word in heaviest:
         unknown = "  (unknown to the model)" if word.get("unknown") else ""
         lines.append(f"  {word['text'].ljust(longest)}  {figures(word, most)}{unknown}")
-    return "\n".join([*lines, *notes(found), *own_word(found, most)])
+    return "\n".join([*lines, legend(found), *own_word(found, most), *notes(found)])
+
+
+def legend(found: dict[str, Any]) -> str:
+    """What bars and figures mean."""
+    return f"  {FOR_MARK} speaks for it, {AGAINST_MARK} against it; a figure is how far it moves the {found['target']}"
 
 
 def own_word(found: dict[str, Any], most: float) -> list[str]:
@@ -108,10 +113,7 @@ def notes(found: dict[str, Any], compared: str = "") -> list[str]:
     """How it was found, and what to be careful about."""
     without = "" if compared else " without words"
     change = f"{found['baseline_value']:.3f}{without} to {found['value']:.3f}"
-    legend = (
-        f"  {FOR_MARK} speaks for it, {AGAINST_MARK} against it; a figure is how far it moves the {found['target']}"
-    )
-    told = [legend, f"  {found['method']}, {found['target']} from {change}, {compared}{found['compute_ms']:.0f} ms"]
+    told = [f"  {found['method']}, {found['target']} from {change}, {compared}{found['compute_ms']:.0f} ms"]
     if not found["complete"]:
         told.append(f"  careful: the scores miss that change by {abs(found['delta']):.3f}")
     if found.get("not_seen"):
