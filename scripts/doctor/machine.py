@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from marctl_handlers.text.processor import Processor
 
 MIB, GIB = 1 << 20, 1 << 30
-LEAST_MEMORY, ENOUGH_MEMORY = 1 * GIB, 3 * GIB
+LEAST_MEMORY, ENOUGH_MEMORY = 1 * GIB, 4 * GIB
 """TorchServe and Envoy take 0.3 GiB, a worker with PyTorch 0.4 to 0.8, building a small model 0.6."""
 LEAST_DISK, ENOUGH_DISK = 256 * MIB, 2 * GIB
 """An archive is laid out and packed in the temporary folder, and unpacked once more by each worker."""
