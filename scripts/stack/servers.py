@@ -152,7 +152,9 @@ class Servers:
         host = self.settings.address.strip("[]")
         self.running.ports.refuse_taken("gateway", host=host)
         process = self._start(ENVOY_PORTS, lambda: self.envoy.start(served, policies, addresses))
-        self._keep(gateway=Gateway(self.envoy.address, self.envoy.admin, process))
+        # Of another port, perhaps, than it was to have.
+        found = {"address": self.envoy.address, "admin": self.envoy.admin, "process": process}
+        self._keep(gateway=msgspec.structs.replace(self.running.gateway, **found))
 
     def _start(self, names: Sequence[str], start: Callable[[], Identity]) -> Identity:
         """A server, with other ports of its own where somebody took them since they were chosen.
