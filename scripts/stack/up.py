@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -41,6 +42,7 @@ from marctl_handlers.core.log_lines import line, log_in_json
 STOP_TIMEOUT_S = 90.0
 """For an orderly stop: half a minute to drain the gateway, and the servers' own time."""
 POLL_S = 0.05
+AGAIN_S = 0.02
 BARE_FILE = "marctl.stack.up"
 
 
@@ -247,17 +249,35 @@ def stop(state: State, notify: Notify) -> bool:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does."""
+    """SIGTERM and SIGHUP end the block as Ctrl-C does.
 
-    def end(_: int, __: FrameType | None) -> None:
+    Python ignores an exception that is raised while an object is finalized, as a connection pool is: a signal that
+    comes then takes effect a moment later.
+    """
+
+    def end(_: int, frame: FrameType | None) -> None:
+        if finalizing(frame):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+            return
         raise Terminated
 
-    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    previous = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def finalizing(frame: FrameType | None) -> bool:
+    """Whether this code runs because an object went away."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def main(folder: str, request: str, descriptor: str) -> int:

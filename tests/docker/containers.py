@@ -104,6 +104,7 @@ class Container:
         run("ip", "netns", "delete", self.name)
 
     def start(self) -> None:
+        self.kill()
         own = ["ip", "netns", "exec", self.name, "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork"]
         own += ["--kill-child=KILL", "sh", "-c", self.script()]
         with self.log.open("ab") as output:
