@@ -112,9 +112,9 @@ def test_the_wheel_claims_two_names_and_holds_everything_that_is_read_beside_the
             assert file.read(f"marctl/stack/settings/{name}") == (PROJECT / name).read_bytes()
         assert "License-Expression: Apache-2.0" in file.read(f"{about}/METADATA").decode()
     for package, folder in (("marctl", "scripts"), ("marctl_handlers", "handlers")):
-        kept = [path for path in (PROJECT / folder).rglob("*") if path.suffix not in (".pyc", ".sh") and path.is_file()]
-        wanted = {f"{package}/{path.relative_to(PROJECT / folder)}" for path in kept if path.name != "README.md"}
-        assert wanted <= set(names)
+        files = [path for path in (PROJECT / folder).rglob("*") if path.is_file()]
+        read = [path for path in files if path.suffix not in (".pyc", ".sh", ".md")]
+        assert {f"{package}/{path.relative_to(PROJECT / folder)}" for path in read} <= set(names)
 
 
 def test_every_module_comes_from_the_wheel(installed: Installed) -> None:
