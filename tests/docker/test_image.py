@@ -41,7 +41,7 @@ from tests.docker.images import Image, mib
 from tests.live.envoys import until
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
-MOST_MIB = 1800
+MOST_MIB = 1900
 GRACE_S = 90
 """As compose.yaml and the Kubernetes manifests allow."""
 CLIENTS = 16
