@@ -30,7 +30,6 @@ link_names() {
 # prepare_prometheus: Debian's Prometheus in $VENV/bin, for the tests of dashboards and alerts; not installed, only
 # unpacked, which takes no rights. Elsewhere it says what to do, and those tests are skipped.
 prepare_prometheus() {
-    local folder="$VENV/prometheus"
     if (PATH="$VENV/bin:$PATH"; command -v promtool && command -v prometheus) >/dev/null; then
         return
     fi
@@ -38,16 +37,44 @@ prepare_prometheus() {
         echo "no prometheus and promtool here; with them in PATH, dashboards and alerts are tested, too" >&2
         return
     fi
-    echo "fetching Prometheus" >&2
+    unpack_from_debian prometheus download prometheus &&
+        ln -sf ../prometheus/usr/bin/{prometheus,promtool} "$VENV/bin/"
+    # Without it its tests are skipped, except in CI, where they fail.
+    return 0
+}
+
+# prepare_chromium: the same for Debian's Chromium without a window, and the libraries that this machine lacks for it,
+# for the tests of the page. Without it they are skipped.
+prepare_chromium() {
+    local folder="$VENV/chromium" libraries
+    if (PATH="$VENV/bin:$PATH"; command -v chromium-headless-shell) >/dev/null || ! command -v apt-get >/dev/null; then
+        return
+    fi
+    unpack_from_debian chromium install --download-only --yes --no-install-recommends chromium-headless-shell || return 0
+    folder=$(cd "$folder" && pwd)
+    libraries="$folder/usr/lib/$(uname -m)-linux-gnu"
+    cat >"$VENV/bin/chromium-headless-shell" <<END
+#!/bin/sh
+LD_LIBRARY_PATH="$libraries:$libraries/pulseaudio" exec "$folder/usr/lib/chromium/chromium-headless-shell" "\$@"
+END
+    chmod +x "$VENV/bin/chromium-headless-shell"
+}
+
+# unpack_from_debian FOLDER APT-GET-ARGUMENTS...: the packages that it downloads, unpacked in $VENV/FOLDER.
+unpack_from_debian() {
+    local folder="$VENV/$1"
+    echo "fetching $1" >&2
     mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
     (
         cd "$folder" || exit 1
-        own=(-o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache" -o APT::Sandbox::User="$(id -un)" -qq)
-        apt-get "${own[@]}" update && apt-get "${own[@]}" download prometheus &&
-            dpkg-deb --extract prometheus_*.deb . && rm -rf lists cache prometheus_*.deb
-    ) >&2 && ln -sf ../prometheus/usr/bin/{prometheus,promtool} "$VENV/bin/"
-    # Without it its tests are skipped, except in CI, where they fail.
-    return 0
+        own=(-o Dir::State::Lists="$PWD/lists" -o Dir::Cache="$PWD/cache" -o APT::Sandbox::User="$(id -un)")
+        own+=(-o Debug::NoLocking=1 -qq)
+        # `download` leaves packages here, `install --download-only` in the cache.
+        apt-get "${own[@]}" update && apt-get "${own[@]}" "${@:2}" &&
+            for package in *.deb cache/archives/*.deb; do
+                [ ! -e "$package" ] || dpkg-deb --extract "$package" . || exit 1
+            done && rm -rf lists cache ./*.deb
+    ) >&2
 }
 
 find_python() {

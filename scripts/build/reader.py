@@ -34,6 +34,8 @@ EXPLAIN_CONFIG = "explain-config.yaml"
 """Takes the former one's place where the archive is served to explain."""
 MOST_TEXT_BYTES = 32 << 20
 """Of a file that is read whole: manifest, samples, configuration."""
+LONGEST_EXAMPLE = 4096
+"""Characters of a sample request that stands in the API's description."""
 MOST_FILES = 20_000
 MOST_BYTES = 64 << 30
 SMALL_BYTES = 256 << 20
@@ -97,9 +99,14 @@ def known_task(metadata: Mapping[str, Any]) -> type[Task[Any, Any]]:
 
 
 @lru_cache(maxsize=1024)
-def metadata_of(path: Path, digest: str) -> dict[str, Any]:
-    """An archive's metadata.json; read once for each content, which `digest` names. Raises UserError."""
-    return read_archive(path).metadata
+def described(path: Path, digest: str) -> dict[str, Any]:
+    """An archive's metadata.json and, as `example`, its first sample request if that is short.
+
+    Read once for each content, which `digest` names. Raises UserError.
+    """
+    archive = read_archive(path)
+    short = [sample.request for sample in archive.samples[:1] if len(json.dumps(sample.request)) <= LONGEST_EXAMPLE]
+    return {**archive.metadata, **({"example": short[0]} if short else {})}
 
 
 def read_archive(path: Path) -> Archive:

@@ -20,7 +20,7 @@ from marctl.core.http import HOST, local_session
 from marctl.core.logs import Position
 from marctl.core.order import version_order
 from marctl.core.process import Identity, Program, find_processes, stop_tree
-from marctl.gateway import batch, failure_log, health, open_inference, secrets
+from marctl.gateway import batch, failure_log, health, open_inference, secrets, web
 from marctl.gateway.clusters import hosts_of, version_clusters
 from marctl.gateway.discovery import Discovery, together
 from marctl.gateway.listeners import TRAFFIC_FILE, bootstrap
@@ -168,11 +168,13 @@ class Envoy:
         shown = models if len(models) <= MOST_PATHS else {}
         told = {model: self.declared(model, max(versions, key=version_order)) for model, versions in shown.items()}
         clusters = version_clusters(served, policies, self.hosts, self.settings)
-        further = [*batch.routes(self.settings), *open_inference.routes()]
+        further = [*web.routes(self.settings), *batch.routes(self.settings), *open_inference.routes()]
         return {
             CLUSTERS: Discovery.of([typed("envoy.config.cluster.v3.Cluster", **cluster) for cluster in clusters]),
             f"{FALLBACK}.json": Discovery.of([fallback_routes(open_inference.inner_routes())]),
-            f"{GATEWAY}.json": Discovery.of([gateway_routes(served, further, told, batch.sections(self.settings))]),
+            f"{GATEWAY}.json": Discovery.of(
+                [gateway_routes(served, further, told, batch.sections(self.settings), self.settings)]
+            ),
             TRAFFIC_FILE: Discovery.of([resolver(served, policies, addresses)]),
             **secrets.contents(self.settings, self.folder),
         }

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from marctl.gateway import batch, secrets
+from marctl.gateway import batch, secrets, web
 from marctl.gateway.clusters import address_of, fallback_cluster, no_worker_cluster, plain_cluster
 from marctl.gateway.counts import attempt_logs, histogram_settings, refusal_log
 from marctl.gateway.failure_log import failure_log
@@ -28,6 +28,7 @@ from marctl.gateway.names import (
     PROTOCOL_HEADER,
     RESOLVE,
     SHADOW_HEADER,
+    WEB,
     WORKERS,
     Json,
     extension,
@@ -36,7 +37,7 @@ from marctl.gateway.names import (
     typed,
     watched,
 )
-from marctl.gateway.routes import LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S, metrics_routes
+from marctl.gateway.routes import CORS, LONGEST_TIMEOUT_S, RETRY_AFTER_S, SLACK_S, metrics_routes
 from marctl.gateway.secrets import CLIENT_HEADER
 from marctl.gateway.settings import GatewaySettings
 from marctl.gateway.traffic import LUA
@@ -72,7 +73,7 @@ LOCAL_ERRORS = {
     200: None,
     400: ("bad_request", "the request breaks HTTP's rules"),
     401: ("no_api_key", "send a valid key in the header x-api-key"),
-    403: ("forbidden", "this client may not do that"),
+    403: None,
     404: None,
     405: None,
     408: ("request_too_slow", "the request did not arrive in time"),
@@ -136,6 +137,7 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
                 fallback_listener(files, settings),
                 probe_listener(files, settings),
                 inner_probe_listener(files, settings),
+                *([web_listener(files, settings)] if settings.page else []),
                 *([metrics_listener(files, settings)] if settings.metrics_port else []),
             ],
             "clusters": [
@@ -146,6 +148,7 @@ def bootstrap(files: Path, admin_port: int, gateway_port: int, torchserve: Json,
                 plain_cluster(METRICS, address_of(torchserve["metrics"]), PAGES),
                 plain_cluster(ADMIN, address_of(admin), PAGES),
                 *batch.clusters(settings),
+                *web.clusters(settings),
             ],
         },
     }
@@ -304,6 +307,20 @@ def metrics_listener(files: Path, settings: GatewaySettings) -> Json:
     }
 
 
+def web_listener(files: Path, settings: GatewaySettings) -> Json:
+    """The files for a browser, inside Envoy: they are sent as they are, whatever their length."""
+    manager = connection_manager(WEB, files, settings, [plain_router()])
+    del manager["rds"], manager["local_reply_config"]
+    manager["route_config"] = web.file_routes()
+    return {
+        "name": WEB,
+        "internal_listener": {},
+        "drain_type": "MODIFY_ONLY",
+        "ignore_global_conn_limit": True,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+
+
 def plain_router() -> Json:
     return extension(ROUTER, f"{HTTP}.router.v3.Router")
 
@@ -385,7 +402,8 @@ def mapper(code: int, where: list[Json], body: Json) -> Json:
 
 def gateway_filters(files: Path, settings: GatewaySettings) -> list[Json]:
     """In the order in which a request passes them: who asks, how often, how much, for which model, and who answers."""
-    filters = []
+    # A browser asks beforehand whether a page may ask, and sends no key with that.
+    filters = [extension(CORS, f"{HTTP}.cors.v3.Cors")] if settings.allowed_origins else []
     if settings.api_keys:
         filters.append(secrets.api_key_filter(files))
     by_key, limit = bool(settings.api_keys), settings.rate_limit

@@ -11,6 +11,8 @@ Json = dict[str, Any]
 
 GATEWAY, FALLBACK, PROBES = "gateway", "fallback", "probes"
 """The open listener, the one inside Envoy that a failed or copied request goes through, and the one for probes."""
+WEB = "web"
+"""The listener inside Envoy that has the files for a browser, and its cluster."""
 MANAGEMENT, METRICS, ADMIN, NO_WORKER = "management", "metrics", "admin", "no-worker"
 """Clusters that every gateway has, beside FALLBACK and PROBES: two of TorchServe's ports, Envoy's own figures, and one
 of no servers, where requests end for which no worker is there."""

@@ -22,6 +22,8 @@ from marctl_handlers.protocols.open_inference import JSON_LENGTH_HEADER, InferRe
 from marctl_handlers.redis.log import Feedback
 
 PATH = "/openapi.json"
+KEY = "key"
+KEYLESS = ("/healthz", "/ready")
 JSON_TYPE, BINARY_TYPE, TEXT_TYPE = "application/json", "application/octet-stream", "text/plain"
 HTML_TYPE = "text/html"
 TYPES = (ErrorBody, Feedback, InferRequest, InferResponse, ModelMetadata)
@@ -32,7 +34,7 @@ TAGS = (PREDICTIONS, EXPLANATIONS, PROTOCOL, OPERATIONS)
 ERRORS = {
     400: "The body is not JSON, or the request breaks HTTP's rules",
     401: "The gateway asks for a key, in the header x-api-key",
-    403: "A place that the gateway's operator does not open to clients",
+    403: "A place, or a web page's origin, that the gateway's operator does not open",
     404: "No such model, version or path",
     405: "The path takes another method, which the header allow names",
     408: "The request did not arrive in time",
@@ -47,7 +49,7 @@ ERRORS = {
     503: "Nobody can answer now, or a queue is full",
     504: "No answer came within the time that the model has",
 }
-CLIENT = (400, 401, 404, 405, 408, 413, 415, 429, 431)
+CLIENT = (400, 401, 403, 404, 405, 408, 413, 415, 429, 431)
 """What the gateway may say to anybody."""
 WORKER = (*CLIENT, 422, 500, 501, 503, 504)
 
@@ -63,6 +65,8 @@ class Asked:
     """None where the body is raw."""
     answer: Json
     media: tuple[str, ...] = ()
+    example: Json | None = None
+    """A question that a version of the model is known to answer."""
     fields: Json | None = None
     """Of a question that has a field `features` of its own, which then is not one round a question."""
 
@@ -86,7 +90,10 @@ class Asked:
             raw = {"type": "string", "format": "binary"}
             return {"content": {media: {"schema": raw} for media in self.media}}
         instances, features, _ = self.forms
-        return content({"anyOf": [self.question, ref(instances), ref(features)]})
+        found = content({"anyOf": [self.question, ref(instances), ref(features)]})
+        if self.example is not None:
+            found["content"][JSON_TYPE]["example"] = self.example
+        return found
 
     @property
     def told(self) -> Json:
@@ -129,13 +136,14 @@ def asked_of(served: Served, declared: Declared) -> list[Asked]:
                 None if question is None else placed(model, question),
                 placed(model, told.get("output_schema", anything)),
                 media,
+                told.get("example"),
                 fields_beside_features(model, question),
             )
         )
         if "explain_input_schema" in told:
             question, answer = (placed(model, told[f"explain_{name}_schema"]) for name in ("input", "output"))
             fields = fields_beside_features(model, told["explain_input_schema"])
-            found.append(Asked(model, EXPLANATIONS, question, answer, fields=fields))
+            found.append(Asked(model, EXPLANATIONS, question, answer, (), told.get("example"), fields))
     return found
 
 
@@ -157,13 +165,22 @@ def types_of(model: str, told: Json) -> Iterator[tuple[str, Json]]:
     """The components that a model's schemas refer to."""
     for name in ("input_schema", "output_schema", "explain_input_schema", "explain_output_schema"):
         for part, schema in ((told.get(name) or {}).get("$defs") or {}).items():
-            yield f"{model}.{part}", placed(model, schema)
+            # Generators of clients name types by titles.
+            yield f"{model}.{part}", placed(model, schema) | {"title": f"{model}.{part}"}
 
 
 def document(
-    served: Served, declared: Declared, sections: Sequence[Section] = (), *, one_for_all: bool = False
+    served: Served,
+    declared: Declared,
+    sections: Sequence[Section] = (),
+    *,
+    one_for_all: bool = False,
+    keys: bool = False,
 ) -> Json:
-    """The document: a path of its own for each model that is served, with its own types, or `one_for_all` models."""
+    """The document: a path of its own for each model that is served, with its own types, or `one_for_all` models.
+
+    `keys`: whether the gateway asks for one.
+    """
     paths: Json = {}
     asked = asked_of({ANY_MODEL: ()} if one_for_all else served, declared)
     further = [(path, each.tag, operation) for each in sections for path, operation in each.operations.items()]
@@ -180,12 +197,14 @@ def document(
             "inference.GRPCInferenceService and org.pytorch.serve.grpc.inference.InferenceAPIsService.",
         },
         "servers": [{"url": "/"}],
+        **({"security": [{KEY: []}]} if keys else {}),
         "tags": [{"name": tag} for tag in (*TAGS, *(each.tag for each in sections))],
         "paths": paths,
         "components": {
             "schemas": schemas(asked, declared, [kind for each in sections for kind in each.types]),
             "parameters": shared_parameters(served),
             "responses": dict(error_responses()),
+            **({"securitySchemes": {KEY: {"type": "apiKey", "in": "header", "name": "x-api-key"}}} if keys else {}),
         },
     }
 
@@ -201,7 +220,7 @@ def schemas(asked: Sequence[Asked], declared: Declared, further: Sequence[type] 
     theirs = {name: schema for model, told in declared.items() for name, schema in types_of(model, told)}
     forms = {name: form for each in asked if each.question is not None for name, form in several(each).items()}
     return {
-        **with_items({**found, **theirs}),
+        **for_generators({**found, **theirs}),
         **forms,
         "ProtocolError": {
             "type": "object",
@@ -220,13 +239,17 @@ def schemas(asked: Sequence[Asked], declared: Declared, further: Sequence[type] 
     }
 
 
-def with_items(schema: Any) -> Any:
-    """The same, with arrays of anything that say so: many tools take no array without `items`."""
+def for_generators(schema: Any) -> Any:
+    """The same as generators of clients need it: an array without `items` is none for many, and a field with a default,
+    even an empty one, is one that must be there for openapi-typescript."""
     if isinstance(schema, list):
-        return [with_items(part) for part in schema]
+        return [for_generators(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: with_items(part) for key, part in schema.items()}
+    found = {key: for_generators(part) for key, part in schema.items()}
+    is_schema = any(isinstance(found.get(key), str | list) for key in ("type", "anyOf", "$ref"))
+    if is_schema and found.get("default", 0) in (None, {}, [], ""):
+        del found["default"]
     return found | {"items": {}} if found.get("type") == "array" and "items" not in found else found
 
 
@@ -371,9 +394,9 @@ def shared_parameters(served: Served) -> Json:
     models = models_in(served)
     versions = sorted({version for model in models for version in served[model]}, key=version_order)
     found: Json = {
-        name: {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": values}}
+        # Not an enumeration: a client that was generated today asks for tomorrow's versions, too.
+        name: {"name": name, "in": "path", "required": True, "schema": {"type": "string", "examples": values}}
         for name, values in (("model", models), ("version", versions))
-        if values
     }
     headers = {
         name: {"name": name, "in": "header", "description": told, "schema": {"type": "string"}}
@@ -426,7 +449,8 @@ def pages() -> Iterator[tuple[str, Json]]:
         ("/v1/models", "The models", ref("Models"), CLIENT),
         (PATH, "This document", {"type": "object"}, CLIENT),
     ):
-        yield path, {"get": page(summary, content(schema), codes)}
+        found = page(summary, content(schema), codes)
+        yield path, {"get": found | ({"security": []} if path in KEYLESS else {})}
     path = "/v1/models/{model}"
     ready = page("Readiness of a model", content(ref("Ready")), (*CLIENT, 503))
     yield path, {"get": {**ready, "parameters": parameters(path)}}

@@ -23,6 +23,7 @@ from marctl.gateway.names import (
     HTTP_STATUS_HEADER,
     LIMIT,
     METRICS,
+    NO_WORKER,
     PROBES,
     RESOLVE,
     ROUTE_HEADER,
@@ -37,6 +38,7 @@ from marctl.gateway.names import (
     typed,
 )
 from marctl.gateway.policies import Served
+from marctl.gateway.settings import GatewaySettings
 from marctl_handlers.core.messages import LOADING_HEADER, ROLE_HEADER, START_HEADER
 
 RETRY_AFTER_S = 1
@@ -59,6 +61,11 @@ DESCRIBING = "/v2(/health/.*|/models/[^/]+(/versions/[^/]+)?(/ready)?)?"
 BODY_NAMES_MODEL = "(/v1)?/(predict|explain)|/feedback"
 NAMING_MODELS = "/(predictions|explanations|v1/models|v2/models|grpc/v2/models|grpc/predictions)/.*|/embed"
 """Paths of requests that name a model in their body, and in the path; /embed always means the same one."""
+CORS = "envoy.filters.http.cors"
+ASKED_BY_PAGES = ("content-type", "x-api-key", "x-user-id", "x-request-id", VERSION_HEADER)
+TOLD_TO_PAGES = ("retry-after", "x-cache", FALLBACK_HEADER, "x-request-id", VERSION_HEADER)
+"""Headers that a page of an allowed origin may send, and read."""
+DEFAULTS = GatewaySettings()
 LOADING_TRIES = 150
 """About ten seconds' worth; the request's own time may end sooner."""
 FAILED_CODES = [500, 502, 503, 504, 507]
@@ -70,13 +77,15 @@ def gateway_routes(
     further: Iterable[Json] = (),
     declared: openapi.Declared | None = None,
     sections: Sequence[openapi.Section] = (),
+    settings: GatewaySettings = DEFAULTS,
 ) -> Json:
     """The open listener's routes; `further` are tried after its own.
 
     For the OpenAPI document, `declared`: what the models' archives say of their tasks; `sections`: of other services.
     """
-    routes = [*wrong_requests(), *pages(served, declared or {}, sections), *further, *entries(), nothing_there()]
-    return route_configuration(GATEWAY, ways(), routes)
+    origins, described = settings.allowed_origins, pages(served, declared or {}, sections, keys=bool(settings.api_keys))
+    routes = [*wrong_requests(origins), *described, *further, *entries(origins), nothing_there()]
+    return route_configuration(GATEWAY, ways(), routes, cross_origin(origins))
 
 
 def fallback_routes(further: Iterable[Json] = ()) -> Json:
@@ -92,8 +101,29 @@ def metrics_routes() -> Json:
     return {"name": METRICS, "virtual_hosts": [{"name": METRICS, "domains": ["*"], "routes": [figures, nothing]}]}
 
 
-def route_configuration(name: str, ways: dict[str, Json], routes: list[Json]) -> Json:
-    """Those `ways` that the header names, by one look; where it names none, `routes`, one after the other."""
+def cross_origin(origins: Sequence[str]) -> Json:
+    """What the pages of these origins may do in a browser, filter to settings; nothing without any.
+
+    Keys are sent in a header that a page must set itself, so no cookies are allowed.
+    """
+    if not origins:
+        return {}
+    policy = typed(
+        "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        allow_origin_string_match=[{"safe_regex": {"regex": ".*"}} if o == "*" else {"exact": o} for o in origins],
+        allow_methods="GET, POST, DELETE",
+        allow_headers=", ".join(ASKED_BY_PAGES),
+        expose_headers=", ".join(TOLD_TO_PAGES),
+        max_age="600",
+    )
+    return {CORS: policy}
+
+
+def route_configuration(name: str, ways: dict[str, Json], routes: list[Json], filters: Json | None = None) -> Json:
+    """Those `ways` that the header names, by one look; where it names none, `routes`, one after the other.
+
+    `filters`: filter to its settings for all of them.
+    """
     by_name = {way: route_list([{"match": {"prefix": "/"}, **route}]) for way, route in ways.items()}
     header = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=ROUTE_HEADER)
     tree = {"input": {"name": ROUTE_HEADER, "typed_config": header}, "exact_match_map": {"map": by_name}}
@@ -102,6 +132,7 @@ def route_configuration(name: str, ways: dict[str, Json], routes: list[Json]) ->
         "envoy.config.route.v3.RouteConfiguration",
         name=name,
         virtual_hosts=[{"name": name, "domains": ["*"], "matcher": matcher}],
+        typed_per_filter_config=filters or {},
         # Of this attempt: a fallback's begins when it is its turn.
         request_headers_to_add=[label(START_HEADER, "%START_TIME(%s%3f)%", overwrite=True)],
         # TorchServe answers 417 to an expectation that it does not know, and takes the body, which comes all the same,
@@ -115,11 +146,13 @@ def route_list(routes: list[Json]) -> Json:
     return {"action": extension("routes", "envoy.config.route.v3.RouteList", routes=routes)}
 
 
-def wrong_requests() -> Iterator[Json]:
+def wrong_requests(origins: Sequence[str] = ()) -> Iterator[Json]:
     """What must not reach TorchServe, which looks at no method but OPTIONS, or would not be understood there.
 
     Over gRPC all is POST.
     """
+    yield from asked_beforehand(origins)
+    yield from foreign_pages(origins)
     # A worker answers DESCRIBING, and must not be asked by HEAD.
     takes = {ASKING: ["POST"], INFERRING: ["POST"], SHOWING: ["GET", "HEAD"], DESCRIBING: ["GET"]}
     for path, methods in takes.items():
@@ -131,6 +164,31 @@ def wrong_requests() -> Iterator[Json]:
     detail = "no path ends with a slash; send the same request to the path without it"
     slash = {"safe_regex": {"regex": "/(v1|v2|predict|explain|predictions|explanations|embed|feedback)/(.*/)?"}}
     yield {"match": slash, **no_such("path", detail)}
+
+
+def asked_beforehand(origins: Sequence[str]) -> Iterator[Json]:
+    """What browsers ask before a page of these origins may send its request: the CORS filter answers, which looks at
+    routes to clusters only."""
+    asks: list[Json] = [{"name": ":method", "string_match": {"exact": "OPTIONS"}}]
+    asks.append({"name": "access-control-request-method", "present_match": True})
+    for origin in origins:
+        said: Json = {"present_match": True} if origin == "*" else {"string_match": {"exact": origin}}
+        match = {"prefix": "/", "headers": [*asks, {"name": "origin", **said}]}
+        yield {"match": match, "route": {"cluster": NO_WORKER}}
+
+
+def foreign_pages(origins: Sequence[str]) -> Iterator[Json]:
+    """What a page of another origin has a browser send, which could label predictions in its user's name.
+
+    Browsers mark such requests (https://www.w3.org/TR/fetch-metadata/); no other client does.
+    """
+    if "*" in origins:
+        return
+    headers = [{"name": "sec-fetch-site", "string_match": {"safe_regex": {"regex": "cross-site|same-site"}}}]
+    headers += [other_than("origin", origin) for origin in origins]
+    detail = "pages of this origin may not call the gateway; allowed_origins in its configuration names those that may"
+    match = {"prefix": "/", "headers": [*headers, other_than(":method", "GET")]}
+    yield {"match": match, **answer(403, {"error": "forbidden", "detail": detail})}
 
 
 def other_methods(path: str, methods: list[str], *, in_protocols_form: bool = False) -> Json:
@@ -147,7 +205,9 @@ def other_than(header: str, value: str) -> Json:
     return {"name": header, "string_match": {"exact": value, "ignore_case": True}, "invert_match": True}
 
 
-def pages(served: Served, declared: openapi.Declared, sections: Sequence[openapi.Section]) -> Iterator[Json]:
+def pages(
+    served: Served, declared: openapi.Declared, sections: Sequence[openapi.Section], *, keys: bool = False
+) -> Iterator[Json]:
     """Liveness, readiness, health, figures, and what is served."""
     alive = {"match": {"path": "/healthz"}, **answer(200, {"status": "alive"})}
     ready = {"match": {"path": "/ready"}, "route": {"cluster": PROBES}}
@@ -155,17 +215,19 @@ def pages(served: Served, declared: openapi.Declared, sections: Sequence[openapi
         yield probe | {"typed_per_filter_config": open_to_all()}
     yield {"match": {"path": "/health"}, **lua("health")}
     yield {"match": {"path": "/metrics"}, **lua("metrics")}
-    yield {"match": {"path": openapi.PATH}, **answer(200, openapi_within(served, declared, sections))}
+    yield {"match": {"path": openapi.PATH}, **answer(200, openapi_within(served, declared, sections, keys=keys))}
     yield {"match": {"path": "/v1/models"}, **answer(200, {"models": models_in(served)})}
 
 
-def openapi_within(served: Served, declared: openapi.Declared, sections: Sequence[openapi.Section] = ()) -> Json:
+def openapi_within(
+    served: Served, declared: openapi.Declared, sections: Sequence[openapi.Section] = (), *, keys: bool = False
+) -> Json:
     """The OpenAPI document; without the types of models, or the paths, where it would be too long for an answer."""
     for types in (declared, {}) if len(served) <= MOST_PATHS else ():
-        found = openapi.document(served, types, sections)
+        found = openapi.document(served, types, sections, keys=keys)
         if len(compact(found).encode()) < LONGEST_ANSWER_BYTES:
             return found
-    return openapi.document(served, {}, sections, one_for_all=True)
+    return openapi.document(served, {}, sections, one_for_all=True, keys=keys)
 
 
 def readiness() -> Json:
@@ -201,12 +263,13 @@ def resolved() -> Json:
     return {RESOLVE: switched(on=True), WORKERS: switched(on=True)}
 
 
-def entries() -> Iterator[Json]:
+def entries(origins: Sequence[str] = ()) -> Iterator[Json]:
     """Where requests arrive that name a model. Each is routed twice: here, and with the headers of resolve.lua."""
+    # What comes out of here without a way has met a fault of resolve.lua. The CORS filter needs a cluster.
+    fault = {"route": {"cluster": NO_WORKER}} if origins else {"direct_response": {"status": 500}}
     body = {"envoy.filters.http.json_to_metadata": switched(on=True)}
     for paths, filters in ((BODY_NAMES_MODEL, body), (NAMING_MODELS, {})):
-        # What comes out of here without a way has met a fault of resolve.lua.
-        nowhere = {"match": {"safe_regex": {"regex": paths}}, "direct_response": {"status": 500}}
+        nowhere = {"match": {"safe_regex": {"regex": paths}}, **fault}
         yield nowhere | {"typed_per_filter_config": filters | resolved()}
 
 

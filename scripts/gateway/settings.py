@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HEADER_VALUE = re.compile(r"[!-~]+")
 ADDRESS = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-f:]+\]):\d{1,5}$"
+ORIGIN = r"^(\*|https?://[^/\s]+)$"
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -72,6 +73,10 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Client's name to its key, sent as `x-api-key`, or to several while one takes another's place; without any,
     everybody may ask."""
     tls: Tls | None = None
+    page: bool = True
+    """Whether browsers get the page to try the models, at `/`, and the API's reference, at `/docs`."""
+    allowed_origins: list[Annotated[str, Meta(pattern=ORIGIN)]] = []
+    """Web pages of these origins may call the gateway from a browser (CORS), as https://example.com; "*" for all."""
 
     @property
     def credentials(self) -> list[tuple[str, str]]:

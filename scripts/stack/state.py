@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from marctl.build.reader import metadata_of
+from marctl.build.reader import described
 from marctl.core.errors import UserError
 from marctl.core.files import WriteFailed, write_atomically
 from marctl.core.process import Identity
@@ -205,7 +205,7 @@ class State:
             return {}
         with suppress(UserError, KeyError):
             declared = self.history.current().document.models[model].versions[version]
-            return metadata_of(Path(running.store) / declared.file, declared.archive)
+            return described(Path(running.store) / declared.file, declared.archive)
         return {}
 
 

@@ -76,6 +76,8 @@ def test_every_answer_is_one_that_the_schema_knows(
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     def ask(case: Any) -> None:
+        if name == TAKES_ALL_THAT_IS_VALID and mode is GenerationMode.POSITIVE:
+            case.path_parameters["version"] = "2.0"  # which any text might be, as far as the schema knows
         answer = case.call(base_url=url, session=session, timeout=30)
         case.validate_response(answer, checks=CONFORMS)
         assert answer.status_code < 500 or answer.status_code == 501, answer.text
