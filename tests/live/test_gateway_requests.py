@@ -63,8 +63,10 @@ def test_what_is_shown_is_not_changed(server: Standin, gateway: TestGateway, met
 
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "DELETE", "HEAD", "GET", "PROPFIND"])
 def test_no_other_path_reaches_torchserve(server: Standin, gateway: TestGateway, method: str) -> None:
-    for path in ("/", "/*", "/api-description", "/models", "/ping", "/elsewhere"):
+    for path in ("/*", "/api-description", "/models", "/ping", "/elsewhere"):
         assert requests.request(method, gateway.url + path, timeout=20).status_code == 404, path
+    page = requests.request(method, gateway.url, timeout=20)
+    assert page.status_code == (200 if method in ("GET", "HEAD") else 405)
     assert not server.seen
     assert not server.others
 
