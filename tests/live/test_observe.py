@@ -120,6 +120,8 @@ def site(
     assert made.run_build().returncode == 0
     (tools / "autoscale.yaml").write_text(yaml.safe_dump(AUTOSCALE))
     options = ["--gateway-config", str(tools / "gateway.yaml"), "--autoscale", str(tools / "autoscale.yaml")]
+    (tools / "batch.yaml").write_text(yaml.safe_dump({"read": [str(tools)], "write": [str(tools)]}))
+    options += ["--batch-config", str(tools / "batch.yaml")]
     made.call(*made.up_arguments, *options, "--detach")
     for traffic in (["split", "sums", "2.0=100"], ["fallback", "sums", "1.0"], ["shadow", "sums", "1.0=100"]):
         made.call("route", *traffic)
