@@ -99,6 +99,7 @@ def probabilities(text: str) -> list[float]:
     return [float(number) for number in found.group(1).split(",")] if found else []
 
 
+@pytest.mark.timeout(900)  # all guides on one stack: two minutes on two quiet cores
 def test_console_blocks_print_what_they_show(run: Callable[[str], str]) -> None:
     shown = blocks("console")
     assert len(shown) >= 5
