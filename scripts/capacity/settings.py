@@ -22,9 +22,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from marctl.capacity.decide import Target
-from marctl.core.errors import UserError
-from marctl.core.faults import listed, schema_faults
-from marctl.core.yaml_text import YamlInvalid, read_yaml
+from marctl.core.struct_file import read_struct
 from marctl.stack.document import MOST_WORKERS
 
 Count = Annotated[int, Meta(ge=1, le=MOST_WORKERS)]
@@ -84,19 +82,7 @@ def read_settings(path: Path | None) -> Settings:
     """The defaults for None. Raises UserError that lists every fault."""
     if path is None:
         return Settings()
-    try:
-        content = read_yaml(path.read_bytes())
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror or err}") from err
-    except YamlInvalid as err:
-        raise UserError(f"{path}: {err}") from err
-    content = {} if content is None else content
-    if found := schema_faults(msgspec.json.schema(Settings), content):
-        raise UserError(listed(path, found))
-    settings = msgspec.convert(content, Settings)
-    if found := meaning_faults(settings):
-        raise UserError(listed(path, found))
-    return settings
+    return read_struct(path, Settings, meaning_faults, lambda content: {} if content is None else content)
 
 
 def meaning_faults(settings: Settings) -> list[str]:

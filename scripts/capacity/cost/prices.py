@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta, Struct
 
-from marctl.core.errors import UserError
-from marctl.core.faults import listed, schema_faults
-from marctl.core.yaml_text import YamlInvalid, read_yaml
+from marctl.core.struct_file import read_struct
 
 EXAMPLE = Path(__file__).with_name("prices.yaml")
 Money = Annotated[float, Meta(ge=0)]
@@ -58,20 +55,14 @@ class Prices(Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_prices(path: Path) -> Prices:
     """Raises UserError that lists every fault."""
-    try:
-        content = read_yaml(path.read_bytes())
-    except OSError as err:
-        raise UserError(f"{path}: {err.strerror or err}") from err
-    except YamlInvalid as err:
-        raise UserError(f"{path}: {err}") from err
+    return read_struct(path, Prices, meaning_faults, dated)
+
+
+def dated(content: Any) -> Any:
+    """YAML reads 2026-11-25 as a date."""
     if isinstance(content, dict) and not isinstance(content.get("as_of", ""), str | int):
-        content["as_of"] = str(content["as_of"])  # YAML reads 2026-11-25 as a date
-    if found := schema_faults(msgspec.json.schema(Prices), content):
-        raise UserError(listed(path, found))
-    prices = msgspec.convert(content, Prices)
-    if found := meaning_faults(prices):
-        raise UserError(listed(path, found))
-    return prices
+        content["as_of"] = str(content["as_of"])
+    return content
 
 
 def meaning_faults(prices: Prices) -> list[str]:
