@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from marctl_handlers.archive import archive_digest, check_samples, load
+from marctl_handlers.core.devices import device_for, take_gpu
 from marctl_handlers.core.errors import HandlerError, ModelFault, NotSupported
 from marctl_handlers.core.forms import encode_json, refusal
 from marctl_handlers.core.messages import Model, Reply, Request
@@ -42,13 +43,25 @@ OWN_STORES = Stores()
 
 
 def open_version(
-    root: Path, model: Model, handler: Mapping[str, Any] | None, device: str = "cpu", stores: Stores = OWN_STORES
+    root: Path, model: Model, handler: Mapping[str, Any] | None, gpu: int | None = None, stores: Stores = OWN_STORES
 ) -> Pipeline:
-    """The version of an archive extracted to `root`, ready for requests. Raises LoadError."""
-    pipeline = load(root, model, handler, device)
+    """The version of an archive extracted to `root`, ready for requests. `gpu`: the one that this worker may use.
+
+    Raises LoadError.
+    """
+    pipeline = load(root, model, handler, own_device(handler, gpu))
     check_samples(pipeline, root)
     open_stores(pipeline, archive_digest(root), stores)
     return pipeline
+
+
+def own_device(handler: Mapping[str, Any] | None, gpu: int | None) -> str:
+    """The device that a version's settings ask for, with its part of the memory. Raises LoadError."""
+    section = handler or {}
+    device = device_for(str(section.get("device")), gpu)
+    if device != "cpu":
+        take_gpu(device, int(section.get("workers_per_gpu", 1)))
+    return device
 
 
 def open_stores(pipeline: Pipeline, digest: str, stores: Stores = OWN_STORES) -> None:

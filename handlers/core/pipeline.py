@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from marctl_handlers.core.devices import is_lost, is_out_of_memory, smaller
 from marctl_handlers.core.errors import Busy, HandlerError, ModelFault, NotSupported, OutOfTime, TooLarge, Unavailable
 from marctl_handlers.core.forms import Decoded, Form, Result, refusal, with_headers
 from marctl_handlers.core.json_form import JsonForm
@@ -344,7 +345,7 @@ class Pipeline:
                 self._predict(together, min(batch_deadline, together[0].exchange.deadline))
 
     def _predict(self, items: Sequence[Item], deadline: float) -> None:
-        """All at once; if that fails, one by one, so that a question which breaks the model breaks it alone."""
+        """All at once; if that fails, in smaller parts, so that a question which breaks the model breaks it alone."""
         for item in items:
             if item.open and time.monotonic() > item.exchange.deadline:
                 item.error = self._late()
@@ -356,20 +357,17 @@ class Pipeline:
             if len(outcomes) != len(waiting):
                 raise ValueError(f"predict gave {len(outcomes)} outcomes for {len(waiting)} questions")
         except Exception as err:
-            self.broken = self.broken or is_unrecoverable(err)
+            self.broken = self.broken or is_lost(err)
             if len(waiting) == 1 or self.broken:
                 for item in waiting:
                     item.error = self._failure(err, item.exchange, "predicting")
                 return
-            for item in waiting:
-                self._predict([item], deadline)
+            parts = smaller(waiting, err)
+        else:
+            settle(waiting, outcomes, self._late)
             return
-        for item, outcome in zip(waiting, outcomes, strict=True):
-            item.outcome = outcome
-            if outcome is None:
-                item.error = self._late()
-            elif isinstance(outcome, HandlerError):
-                item.outcome, item.error = None, outcome
+        for part in parts:  # once the exception is gone, which holds the tensors of the pass that failed
+            self._predict(part, deadline)
 
     def _late(self) -> OutOfTime:
         return OutOfTime(
@@ -490,6 +488,10 @@ class Pipeline:
             event = self._event(exchange, step)
             log.error("%s: %s failed, request %s", self.model, step, request_id, exc_info=err, extra=event)
             exchange.logged = True
+        if is_lost(err):
+            return Unavailable(f"the GPU of this worker of {self.model} failed, and another one starts; send it again")
+        if is_out_of_memory(err):
+            return Unavailable(f"{self.model} has not enough memory for this request at the moment; send it again")
         return ModelFault(f"model {self.model} failed on this request")
 
     def _event(self, exchange: Exchange, step: str) -> dict[str, Any]:
@@ -570,6 +572,16 @@ def example_of(question: type[msgspec.Struct]) -> str:
     return "{" + ", ".join(f'"{name}": ...' for name in names) + "}"
 
 
+def settle(items: Sequence[Item], outcomes: Sequence[Any], late: Callable[[], OutOfTime]) -> None:
+    """Give each item what the model gave: an outcome, an error of its own, or None if it came too late."""
+    for item, outcome in zip(items, outcomes, strict=True):
+        item.outcome = outcome
+        if outcome is None:
+            item.error = late()
+        elif isinstance(outcome, HandlerError):
+            item.outcome, item.error = None, outcome
+
+
 def name_places(items: Sequence[Item]) -> None:
     """A task names a field of its question as `$.field`; in a request of several, the instance is named, too."""
     for i, item in enumerate(items):
@@ -619,8 +631,3 @@ def number_in(text: str | None) -> float | None:
 def printable(request_id: str) -> str:
     """Clients choose request ids; the server's log is read line by line."""
     return request_id if request_id.isascii() and request_id.isprintable() else repr(request_id)[:140]
-
-
-def is_unrecoverable(err: Exception) -> bool:
-    """A fault after which this process's device answers nothing but the same fault (CUDA's sticky errors)."""
-    return type(err).__name__ == "AcceleratorError" or "CUDA error:" in str(err)

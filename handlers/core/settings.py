@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from marctl_handlers.core.calibration import Calibration
+from marctl_handlers.core.devices import Device
 from marctl_handlers.core.errors import LoadError
 
 Count = Annotated[int, Meta(ge=1)]
@@ -63,6 +64,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What every task is served with; a bad or unknown value stops the load."""
 
     task: str
+    device: Device = "cpu"
+    """Where a server computes; whoever else loads the version says it itself."""
+    workers_per_gpu: Count = 1
+    """Worker processes that share a GPU, of all versions: each takes this part of its memory, and no more."""
     threads: Count = 1
     """Processor threads of one worker's forward pass."""
     max_instances: Count = 128

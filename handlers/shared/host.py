@@ -56,10 +56,13 @@ class Call:
 class Host:
     """A shared worker's versions. `answer` is for one thread."""
 
-    def __init__(self, root: Path, settings: SharedSettings, device: str = "cpu") -> None:
-        """`root`: the worker's own archive, with the list of members. Raises LoadError."""
+    def __init__(self, root: Path, settings: SharedSettings) -> None:
+        """`root`: the worker's own archive, with the list of members. Raises LoadError.
+
+        All of them compute on the processor: small models, many of which share the memory that their loads are
+        weighed in.
+        """
         self.settings = settings
-        self._device = device
         self._handlers = handlers_digest(read_metadata(root))
         self._members = Members(root)
         self._blame = Blame(root)
@@ -241,7 +244,7 @@ class Host:
                 "build it again, or give it `workers: 1`"
             )
         with self._blame.loading(member.archive):
-            pipeline = open_version(root, member.names, handler_section(root), self._device, self._stores)
+            pipeline = open_version(root, member.names, handler_section(root), stores=self._stores)
         for watched in (pipeline, pipeline.explainer):
             if watched is not None:
                 watched.watcher = self

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from marctl_handlers.core.errors import LoadError
+from marctl_handlers.text.gpu.attention import can_attend, is_recent
+from marctl_handlers.text.gpu.model import GpuBert
+from marctl_handlers.text.gpu.runtime import GpuRuntime
 from marctl_handlers.text.hub import load_model
 from marctl_handlers.text.packed_bert import MODEL_TYPES, can_pack
 from marctl_handlers.text.packed_runtime import PackedRuntime
@@ -47,15 +51,28 @@ def load_runtime(
         )
     if settings.precision == "int8" and not samples:
         raise LoadError("precision is int8, but there is no samples.json to learn ranges from; set `precision: auto`")
-    if device != "cpu" or not packed:
+    if device != "cpu":
+        return gpu_runtime(model, encoder, settings, torch.device(device), pooling)
+    if not packed:
         return TorchRuntime.of(model, encoder, settings, device, pooling)
     if numbers != "int8":
         return PackedRuntime.of(model, encoder, settings, processor, dtype, pooling)
     return PackedRuntime.quantized(model, encoder, settings, processor, samples, pooling)
 
 
+def gpu_runtime(
+    model: Any, encoder: RowEncoder, settings: TextSettings, device: torch.device, pooling: Pooling | None = None
+) -> Runtime:
+    """Packed rows for the models and GPUs that allow it, padded ones for others."""
+    if model.dtype != torch.bfloat16 or not (can_pack(model.config) and can_attend(model.config, device)):
+        return TorchRuntime.of(model, encoder, settings, str(device), pooling)
+    bert = GpuBert(model.to(device), encoder.template, model.dtype, settings.max_tokens, pooling)
+    return GpuRuntime(bert, encoder, settings)
+
+
 def numbers_for(precision: Precision, device: str, processor: Processor) -> str:
-    """`int8` or the name of a torch type; graphics cards multiply bfloat16 numbers, and no 8-bit ones of ours."""
+    """`int8` or the name of a torch type; GPUs multiply bfloat16 numbers, if they are not too old, and no 8-bit ones
+    of ours."""
     if device == "cpu":
         return processor.numbers(precision)
-    return "float32" if precision == "float32" else "bfloat16"
+    return "bfloat16" if precision != "float32" and is_recent(torch.device(device)) else "float32"

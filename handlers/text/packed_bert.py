@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from marctl_handlers.core.errors import LoadError
 from marctl_handlers.text.linear import FloatFeedForward, FloatLinear, Int8FeedForward, Int8Linear, Linear, Watched
 from marctl_handlers.text.packing import Block, Packing
 from marctl_handlers.text.tokenization import PairTemplate, Row, TextTemplate
@@ -100,6 +101,11 @@ class PackedBert:
     def longest(self) -> int:
         """Tokens of the longest row that the position table has room for."""
         return self._positions if self._uncounted is None else self._positions - 1
+
+    def refuse_longer(self, max_tokens: int) -> None:
+        """Raise LoadError for a version that allows longer rows than the model has positions for."""
+        if max_tokens > self.longest:
+            raise LoadError(f"max_tokens is {max_tokens}, but the model has positions for {self.longest} tokens")
 
     def __call__(self, rows: Sequence[Row]) -> tuple[Tensor, Packing]:
         """Every token's state, (tokens, hidden), and where each row's are; `rows` sorted by length."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marctl_handlers.core.errors import LoadError
 from marctl_handlers.text.linear import Watched
 from marctl_handlers.text.packed_bert import PackedBert
 from marctl_handlers.text.packed_heads import FirstTokenHead, PoolingHead
@@ -51,8 +50,7 @@ class PackedRuntime:
         self.max_tokens = settings.max_tokens
         self.pad_id = encoder.pad_id
         self.runtime = f"torch {torch.__version__} packed {numbers} cpu {processor}"
-        if self.max_tokens > bert.longest:
-            raise LoadError(f"max_tokens is {self.max_tokens}, but the model has positions for {bert.longest} tokens")
+        bert.refuse_longer(self.max_tokens)
 
     @classmethod
     def of(

@@ -13,6 +13,7 @@ from torch import Tensor
 from marctl_handlers.text.tokenization import Row
 
 LONGEST = 1 << 16
+Numbers = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,8 @@ class Packing:
 
     @classmethod
     def of(cls, rows: Sequence[Row], positions: int, uncounted: int | None = None) -> Packing:
-        """`rows` sorted by length; `positions`: length of the position table.
-
-        Without `uncounted` a row's positions are 0, 1, 2 ...; with it, tokens of this id have position 0 and the
-        others 1, 2, 3 ..., as RoBERTa counts (create_position_ids_from_input_ids).
-        """
-        lengths = np.array([len(row.ids) for row in rows])
-        starts = np.cumsum(lengths) - lengths
-        ids = np.array([token for row in rows for token in row.ids])
-        offsets = np.arange(len(ids)) - np.repeat(starts, lengths)
-        places = offsets
-        if uncounted is not None:
-            counted = ids != uncounted
-            before = np.cumsum(counted) - counted
-            places = np.where(counted, before - np.repeat(before[starts], lengths) + 1, 0)
-        second = np.repeat(np.array([row.second_at for row in rows]), lengths)
-        places = places + np.where(offsets >= second, positions, 0)
+        """`rows` sorted by length; the other two as `positions_of` takes them."""
+        ids, places, starts, lengths = positions_of(rows, positions, uncounted)
         keys, sources = np.unique(ids * LONGEST + places, return_inverse=True)
         firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
         counts = np.diff(firsts, append=len(rows))
@@ -70,6 +57,27 @@ class Packing:
             filled(keys % LONGEST),
             filled(sources),
         )
+
+
+def positions_of(
+    rows: Sequence[Row], positions: int, uncounted: int | None
+) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Of every token its id and place (as in Packing), of every row its first token and length.
+
+    `positions`: length of the position table. Without `uncounted` a row's positions are 0, 1, 2 ...; with it, tokens of
+    this id have position 0 and the others 1, 2, 3 ..., as RoBERTa counts (create_position_ids_from_input_ids).
+    """
+    lengths = np.array([len(row.ids) for row in rows])
+    starts = np.cumsum(lengths) - lengths
+    ids = np.array([token for row in rows for token in row.ids])
+    offsets = np.arange(len(ids)) - np.repeat(starts, lengths)
+    places = offsets
+    if uncounted is not None:
+        counted = ids != uncounted
+        before = np.cumsum(counted) - counted
+        places = np.where(counted, before - np.repeat(before[starts], lengths) + 1, 0)
+    second = np.repeat(np.array([row.second_at for row in rows]), lengths)
+    return ids, places + np.where(offsets >= second, positions, 0), starts, lengths
 
 
 def filled(values: np.ndarray[Any, Any]) -> Tensor:

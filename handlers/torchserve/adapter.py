@@ -141,12 +141,11 @@ def initialize(context: Any) -> Pipeline | Host:
     config = context.model_yaml_config or {}
     named = context.manifest["model"]
     model = Model(named["modelName"], named["modelVersion"])
-    gpu = context.system_properties.get("gpu_id")
-    device = "cpu" if gpu is None else f"cuda:{gpu}"
     root = Path(context.system_properties["model_dir"])
     read_in_pieces()
     try:
-        served = begin_host(root, config[SHARED], device) if SHARED in config else begin(root, model, config, device)
+        gpu = context.system_properties.get("gpu_id")
+        served = begin_host(root, config[SHARED]) if SHARED in config else begin(root, model, config, gpu)
     except LoadError as err:
         print(f"LoadError: {model}: {err}", file=sys.stderr, flush=True)
         raise
@@ -156,21 +155,21 @@ def initialize(context: Any) -> Pipeline | Host:
     return served
 
 
-def begin(root: Path, model: Model, config: Mapping[str, Any], device: str) -> Pipeline:
-    """A worker of one version. Raises LoadError."""
+def begin(root: Path, model: Model, config: Mapping[str, Any], gpu: int | None) -> Pipeline:
+    """A worker of one version; `gpu`: the one that TorchServe gave it. Raises LoadError."""
     reserve()
     keep_memory()
-    pipeline = open_version(root, model, config.get("handler"), device)
+    pipeline = open_version(root, model, config.get("handler"), gpu)
     os.nice(pipeline.settings.nice)
     return pipeline
 
 
-def begin_host(root: Path, section: Any, device: str) -> Host:
+def begin_host(root: Path, section: Any) -> Host:
     """A worker of many versions, none of which is loaded yet. Raises LoadError."""
     reserve(file_bytes=FILE_BYTES)
     share_memory()
     settings = SharedSettings.load(section)
-    host = Host(root, settings, device)
+    host = Host(root, settings)
     os.nice(settings.nice)
     begin_report(host, root)
     return host

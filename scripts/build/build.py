@@ -342,7 +342,8 @@ def server_config(version: Version) -> dict[str, Any]:
         "jobQueueSize": recipe.batching.queue_size,
         "responseTimeout": recipe.response_timeout_s,
         "startupTimeout": recipe.startup_timeout_s,
-        "deviceType": "cpu",
+        # TorchServe deals the node's GPUs out to workers in turn; where there are none, this means nothing.
+        "deviceType": "cpu" if recipe.device == "cpu" or recipe.workers == "shared" else "gpu",
         "handler": version.handler,
     }
 

@@ -24,6 +24,7 @@ from marctl.core.faults import listed, schema_faults
 from marctl.core.names import name_faults
 from marctl_handlers.core.calibration import METHODS, Calibration
 from marctl_handlers.core.composite import Composite, member_names
+from marctl_handlers.core.devices import Device
 from marctl_handlers.core.errors import LoadError
 from marctl_handlers.core.messages import Binary
 from marctl_handlers.core.settings import CacheSettings, Log, Settings
@@ -158,6 +159,11 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """None at all for a task of one's own that has no files."""
     libraries: list[str] = []
     """Further distributions that a task of one's own needs; the archive asks for the versions that are installed."""
+    device: Device = "cpu"
+    """`cuda`: on an NVIDIA GPU, nowhere else. `auto`: the same where the node has one, else on the processor."""
+    workers_per_gpu: Positive | None = None
+    """Worker processes, of all versions, that share a GPU: each takes this part of its memory. If left out, this
+    version's own."""
     threads: Positive = 1
     workers: Positive | Literal["shared"] = 1
     """`shared`: no process of its own, but a place in one that holds many small versions and loads them on demand."""
@@ -207,11 +213,22 @@ class Version:
             **self.task_settings,
             "task": OWN_TASK if self.task_file else recipe.task,
             "threads": recipe.threads,
+            **self.gpu_settings,
             "batch_seconds": recipe.response_timeout_s / 2,
             "log": msgspec.to_builtins(recipe.log),
             "cache": msgspec.to_builtins(recipe.cache),
             **({"calibration": msgspec.to_builtins(recipe.calibration)} if recipe.calibration else {}),
         }
+
+    @property
+    def gpu_settings(self) -> dict[str, Any]:
+        """Empty for a version that computes on the processor."""
+        recipe = self.recipe
+        if recipe.device == "cpu":
+            return {}
+        own = 1 if recipe.workers == "shared" else recipe.workers
+        explainers = recipe.explanations.workers if recipe.explanations else 0
+        return {"device": recipe.device, "workers_per_gpu": recipe.workers_per_gpu or own + explainers}
 
     @cached_property
     def settings(self) -> Any:
@@ -388,6 +405,7 @@ def meaning_faults(version: Version) -> list[str]:
     if recipe.explanations and version.task.explain_types() is None:
         faults.append(f"explanations: task {recipe.task} explains nothing; remove the section")
     faults += calibration_faults(version)
+    faults += device_faults(recipe)
     if recipe.table_training is not None:
         faults += table_training_faults(version, recipe.table_training)
     for i, sample in enumerate(recipe.samples):
@@ -400,6 +418,16 @@ def meaning_faults(version: Version) -> list[str]:
             importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             faults.append(f"libraries: {library} is not installed; pip install {library}, or remove it")
+    return faults
+
+
+def device_faults(recipe: Recipe) -> list[str]:
+    """What would have no effect, or could never be served."""
+    faults = []
+    if recipe.device == "cuda" and recipe.workers == "shared":
+        faults.append("device: shared workers compute on the processor; write `workers: 1`, or `device: auto`")
+    if recipe.device == "cpu" and recipe.workers_per_gpu is not None:
+        faults.append("workers_per_gpu: `device` is cpu; write `device: cuda` or `device: auto`, or remove the line")
     return faults
 
 

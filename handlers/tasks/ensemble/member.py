@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
+from marctl_handlers.core.devices import is_lost, smaller
 from marctl_handlers.core.errors import HandlerError
-from marctl_handlers.core.pipeline import is_unrecoverable
 from marctl_handlers.core.task import Task
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class LoadedMember:
     def ask(self, ask: Ask, count: int, deadline: float) -> list[Any]:
         """An outcome per question; None where the deadline came first, an exception where the member failed.
 
-        All at once; if that fails, one by one, so that a question which breaks the member breaks it alone. Raises what
-        leaves no member of this process able to compute.
+        All at once; if that fails, in smaller parts, so that a question which breaks the member breaks it alone. Raises
+        what leaves no member of this process able to compute.
         """
         began = time.monotonic()
         found = list(self._ask(ask, range(count), deadline))
@@ -74,16 +74,19 @@ class LoadedMember:
             found = ask(places, deadline)
             if len(found) != len(places):
                 raise ValueError(f"expected {len(places)} outcomes, got {len(found)}")
-            yield from found
         except Exception as err:
-            if is_unrecoverable(err):
+            if is_lost(err):
                 raise
             if len(places) == 1:
                 yield err
                 return
-            for place in places:
-                late = time.monotonic() > deadline
-                yield from [None] if late else self._ask(ask, [place], deadline)
+            parts = smaller(places, err)
+        else:
+            yield from found
+            return
+        for part in parts:
+            late = time.monotonic() > deadline
+            yield from [None] * len(part) if late else self._ask(ask, part, deadline)
 
 
 def ask_all(

@@ -22,7 +22,7 @@ from marctl_handlers.features.entity import request_faults
 from marctl_handlers.features.specification import FEATURES_FILE
 from marctl_handlers.tasks.tabular.completion import Asked, completed
 from marctl_handlers.tasks.tabular.form import RowForm, faulty
-from marctl_handlers.tasks.tabular.runtimes.choose import SUFFIXES, libraries_of, load_runtime
+from marctl_handlers.tasks.tabular.runtimes.choose import SUFFIXES, device_of, libraries_of, load_runtime
 from marctl_handlers.tasks.tabular.runtimes.runtime import Runtime
 from marctl_handlers.tasks.tabular.schema import TabularSettings, Target
 
@@ -52,7 +52,8 @@ class Tabular(Task[Asked, Outcome]):
     def load(self, folder: Path) -> None:
         """`features.json`, and a model that reads what it encodes."""
         self._folder = folder
-        self.features, self.model = opened(folder, self.settings.threads)
+        self.device = device_of(folder, self.device, self.settings.device)
+        self.features, self.model = opened(folder, self.settings.threads, self.device)
 
     def form(self) -> Form:
         return RowForm(self.question_type, self.example, self.settings.max_instances, self.features)
@@ -175,13 +176,13 @@ def marks_of(answer: Mapping[str, Any]) -> str:
     return "".join(told)
 
 
-def opened(folder: Path, threads: int) -> tuple[Features, Runtime]:
+def opened(folder: Path, threads: int, device: str = "cpu") -> tuple[Features, Runtime]:
     """The specification and the model in a folder. Raises LoadError."""
     try:
         features = Features(read_features(folder))
     except FeaturesInvalid as err:
         raise LoadError(f"{FEATURES_FILE}: {err}") from err
-    return features, load_runtime(folder, threads, [column.name for column in features.columns])
+    return features, load_runtime(folder, threads, [column.name for column in features.columns], device)
 
 
 def outputs_of(features: Features, model: Runtime) -> int:

@@ -106,7 +106,9 @@ def test_a_lost_device_fails_the_batch_at_once_and_marks_the_pipeline(monkeypatc
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(task, "predict", predict)
-    assert [reply.code for reply in send(pipeline, [FINE] * 3)] == [500] * 3
+    replies = send(pipeline, [FINE] * 3)
+    assert [reply.code for reply in replies] == [503] * 3
+    assert replies[0].headers["retry-after"] == "1"
     assert calls == [3], "no second try on a device that is lost"
     assert pipeline.broken
 
@@ -122,6 +124,27 @@ def test_torch_s_own_class_of_device_faults_is_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(task, "predict", predict)
     send(pipeline, [FINE])
     assert pipeline.broken
+
+
+def test_a_batch_for_which_memory_is_too_small_is_answered_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    pipeline, task, _ = small()
+    calls: list[int] = []
+    predict = task.predict
+
+    def with_limit(questions: Any, deadline: float) -> Any:
+        calls.append(len(questions))
+        if len(questions) > 2 or any(question.text == "huge" for question in questions):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return predict(questions, deadline)
+
+    monkeypatch.setattr(task, "predict", with_limit)
+    replies = send(pipeline, [FINE] * 7 + [{"text": "huge"}])
+    assert [reply.code for reply in replies] == [200] * 7 + [503]
+    assert calls == [8, 4, 2, 2, 4, 2, 2, 1, 1]
+    assert b"not enough memory" in replies[-1].body
+    assert not pipeline.broken
 
 
 def test_another_fault_marks_nothing() -> None:
@@ -142,7 +165,7 @@ def test_a_device_that_is_lost_while_explaining_is_lost(monkeypatch: pytest.Monk
     monkeypatch.setattr(explaining, "predict", predict)
     body = json.dumps(FINE).encode()
     replies = pipeline.answer([Request(body, "1"), Request(body, "2", explain=True)])
-    assert [reply.code for reply in replies] == [200, 500]
+    assert [reply.code for reply in replies] == [200, 503]
     assert pipeline.broken
 
 

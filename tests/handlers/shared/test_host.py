@@ -142,7 +142,7 @@ def test_a_request_waits_no_longer_than_its_own_time(tmp_path: Path) -> None:
 
 def test_a_fault_of_one_version_is_its_own(tmp_path: Path) -> None:
     bad = write_member(
-        tmp_path, "bad", predicting="if questions[0].text != 'abc': raise (MemoryError if len(questions) else 0)"
+        tmp_path, "bad", predicting="if questions[0].text != 'abc': raise (RuntimeError if len(questions) else 0)"
     )
     host = a_host(tmp_path, [bad, write_member(tmp_path, "good")])
     assert [code for code, _ in ask(host, "bad/1.0", "good/1.0", "bad/1.0")] == [500, 200, 500]

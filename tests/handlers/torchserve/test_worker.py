@@ -91,7 +91,7 @@ def test_a_worker_loads_answers_and_gives_signs_of_life(root: Path) -> None:
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
     answers = replies(lines)
-    assert [answer.code for answer in answers] == [200, 500, 200]
+    assert [answer.code for answer in answers] == [200, 503, 200]
     assert json.loads(answers[2].body)["length"] == 5
     assert last == "alive", "a fault that leaves the device as it was ends nobody"
     assert len(list((root / "heartbeat").iterdir())) == 1
@@ -103,8 +103,9 @@ def test_a_worker_that_lost_its_device_ends_after_its_reply(root: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert time.monotonic() - started < 50
     good, lost = replies(done.stdout.splitlines())
-    assert (good.code, lost.code) == (200, 500)
-    assert json.loads(lost.body)["error"] == "model_failed"
+    assert (good.code, lost.code) == (200, 503)
+    assert json.loads(lost.body)["error"] == "unavailable"
+    assert lost.headers["retry-after"] == "1", "another worker will answer"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,8 @@ def test_a_worker_that_lost_its_device_ends_after_its_reply(root: Path) -> None:
             "its sample 0 wrongly",
         ),
         ("model-config.yaml", "handler: {task: own, threads: 0}\n", "`$.threads`"),
+        ("model-config.yaml", "handler: {task: own, device: tpu}\n", "`$.device`"),
+        ("model-config.yaml", "handler: {task: own, device: cuda}\n", "TorchServe gave this worker no GPU"),
         (
             "task.py",
             TASK.replace("pass", "import no_such_library"),

@@ -26,15 +26,16 @@ def model_file(folder: Path) -> Path:
     return found[0]
 
 
-def load_runtime(folder: Path, threads: int, columns: Sequence[str]) -> Runtime:
+def load_runtime(folder: Path, threads: int, columns: Sequence[str], device: str = "cpu") -> Runtime:
     """The model in a folder, ready for encoded matrices of these columns. Raises LoadError."""
     path = model_file(folder)
-    runtime = open_file(path, threads, columns)
+    runtime = open_file(path, threads, columns, device)
     refuse_columns(runtime, len(columns))
     return runtime
 
 
-def open_file(path: Path, threads: int, columns: Sequence[str]) -> Runtime:
+def open_file(path: Path, threads: int, columns: Sequence[str], device: str) -> Runtime:
+    """Models of PyTorch compute on the device, all others on the processor."""
     match SUFFIXES[path.suffix]:
         case "xgboost":
             from marctl_handlers.tasks.tabular.runtimes.xgboost_runtime import XGBoostRuntime
@@ -47,7 +48,20 @@ def open_file(path: Path, threads: int, columns: Sequence[str]) -> Runtime:
         case _:
             from marctl_handlers.tasks.tabular.runtimes.torch_runtime import TorchRuntime
 
-            return TorchRuntime(path, threads)
+            return TorchRuntime(path, threads, device)
+
+
+def device_of(folder: Path, device: str, wanted: str) -> str:
+    """Where the model in a folder computes on a worker of this device. Raises LoadError where it cannot as `wanted`."""
+    kind = SUFFIXES[model_file(folder).suffix]
+    if kind == "torch":
+        return device
+    if wanted == "cuda":
+        raise LoadError(
+            f"its recipe says `device: cuda`, but models of {kind} compute on the processor here; remove the line, or "
+            "give the version a PyTorch model (.pt)"
+        )
+    return "cpu"
 
 
 def libraries_of(folder: Path) -> tuple[str, ...]:

@@ -24,17 +24,18 @@ class TorchRuntime:
     columns: int | None = None
     """A TorchScript file does not say."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, device: str = "cpu") -> None:
         """Raises LoadError."""
         import torch
 
         self.name = f"torch {torch.__version__.split('+')[0]}"
         torch.set_num_threads(threads)
+        self._device = torch.device(device)
         try:
             with warnings.catch_warnings():
                 # TorchScript is no longer developed; nothing else is read without unpickling.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self.module = torch.jit.load(str(path), map_location="cpu").eval()
+                self.module = torch.jit.load(str(path), map_location=self._device).eval()
         except (RuntimeError, ValueError) as err:
             raise LoadError(
                 f"{path.name} is no TorchScript file; pickled models and torch.export's files are not read, because "
@@ -45,6 +46,9 @@ class TorchRuntime:
         import torch
 
         with torch.inference_mode():
-            found = self.module(torch.from_numpy(encoded))
-        scores: NDArray[Any] = found.detach().numpy()
+            given = torch.from_numpy(encoded)
+            if self._device.type == "cuda":
+                given = given.pin_memory().to(self._device, non_blocking=True)
+            found = self.module(given)
+        scores: NDArray[Any] = found.detach().cpu().numpy()
         return by_row(scores.astype(np.float64))

@@ -209,7 +209,7 @@ def test_a_device_that_computes_nothing_any_more_ends_the_worker(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(members_of(pipeline)[0].task, "predict_from", predict_from)
-    assert [code for code, _ in ask(pipeline, QUESTIONS)] == [500, 500, 500]
+    assert [code for code, _ in ask(pipeline, QUESTIONS)] == [503, 503, 503]
     assert pipeline.broken
 
 
