@@ -292,6 +292,7 @@ def metadata(version: Version, sources: str, stage: Path, members: Sequence[Arch
         "task": OWN_TASK if version.task_file else recipe.task,
         "description": recipe.description,
         "settings": version.task_settings,
+        **version.gpu_settings,
         "licence": recipe.licence,
         "data": msgspec.to_builtins(recipe.data),
         "libraries": library_versions(version),

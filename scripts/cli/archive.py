@@ -225,7 +225,7 @@ def inspect(file: Path, check: bool, keys: Path | None) -> None:
         "sha256": archive.sha256,
         "bytes": sum(archive.files.values()),
         "verified": check,
-        **computed_in(archive.metadata.get("settings", {})),
+        **computed_in(archive.metadata.get("settings", {}), archive.metadata.get("device", "cpu")),
         "signed_by": [each.keyid for each in envelope.signatures] if (envelope := read_envelope(file)) else [],
         "signer": signer,
         "metadata": {key: value for key, value in archive.metadata.items() if key != "files"},
@@ -235,14 +235,16 @@ def inspect(file: Path, check: bool, keys: Path | None) -> None:
     result(content, describe(content))
 
 
-def computed_in(settings: dict[str, Any]) -> dict[str, str]:
-    """In which numbers this machine's processor would compute a version, if that depends on the processor."""
-    if settings.get("precision") is None:
-        return {}
-    from marctl_handlers.text.processor import Processor
+def computed_in(settings: dict[str, Any], device: str) -> dict[str, str]:
+    """Where a version computes, and in which numbers this machine's processor would, if that depends on it."""
+    told = {"cuda": ["on an NVIDIA GPU, nowhere else"], "auto": ["on an NVIDIA GPU where the node has one"]}
+    places = told.get(device, [])
+    if settings.get("precision") is not None and device != "cuda":
+        from marctl_handlers.text.processor import Processor
 
-    here = Processor.here()
-    return {"computed_in": f"{here.numbers(settings['precision'])} on this processor: {here}"}
+        here = Processor.here()
+        places = [*places, f"{here.numbers(settings['precision'])} on this processor: {here}"]
+    return {"computed_in": "; ".join(places)} if places else {}
 
 
 def describe(content: dict[str, Any]) -> str:

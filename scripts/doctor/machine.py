@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from marctl.capacity.limits import available_bytes, cores
 from marctl.doctor.finding import Finding
+from marctl.stack.metrics.gpus import names_of_gpus
 
 if TYPE_CHECKING:
     from marctl_handlers.text.processor import Processor
@@ -25,6 +26,7 @@ LEAST_DISK, ENOUGH_DISK = 256 * MIB, 2 * GIB
 def machine(folders: Sequence[Path]) -> Iterator[Finding]:
     """`folders`: those that are written to, whether they are there or not."""
     yield processor_here()
+    yield from gpus(names_of_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     yield memory(available_bytes())
     yield from disks([*folders, Path(tempfile.gettempdir())])
 
@@ -50,6 +52,30 @@ def processor(kind: Processor, count: float) -> Finding:
     if count < 1:
         return Finding("processor", "warning", found, "give the container at least one core")
     return Finding("processor", "ok", found)
+
+
+def gpus(names: Sequence[str], visible: str | None) -> Iterator[Finding]:
+    """Whether versions with `device: cuda` or `auto` can use the GPUs that NVIDIA's tool lists; nothing without one.
+
+    `visible`: CUDA_VISIBLE_DEVICES.
+    """
+    if visible and not all(part.strip().isdecimal() for part in visible.split(",")):
+        yield Finding(
+            "CUDA_VISIBLE_DEVICES",
+            "error",
+            f"it is {visible}, and TorchServe takes numbers only: it would not start",
+            "name the GPUs by their places, such as CUDA_VISIBLE_DEVICES=0,1",
+        )
+    if not names:
+        return
+    import torch
+
+    found = ", ".join(names)
+    if torch.backends.cuda.is_built():
+        yield Finding("GPU", "ok", f"{found}: for versions with `device: cuda` or `auto` in their recipe")
+    else:
+        cure = "pip install torch==2.13.0 from the package index, without PyTorch's CPU wheels"
+        yield Finding("GPU", "warning", f"{found}, but PyTorch {torch.__version__} was built without CUDA", cure)
 
 
 def memory(available: int) -> Finding:

@@ -58,13 +58,23 @@ def ask(tool: str | None) -> list[list[str]]:
     """For each GPU its place and the values of FIELDS, as text."""
     if tool is None:
         return []
-    command = [tool, f"--query-gpu={','.join(['index', *FIELDS])}", "--format=csv,noheader,nounits"]
+    return [row for row in query(tool, ["index", *FIELDS]) if is_whole(row)]
+
+
+def names_of_gpus() -> list[str]:
+    """Such as `NVIDIA H100 80GB HBM3`."""
+    tool = shutil.which(TOOL)
+    return [] if tool is None else [row[1] for row in query(tool, ["index", "name"]) if len(row) == 2]
+
+
+def query(tool: str, fields: Sequence[str]) -> list[list[str]]:
+    """A row for each GPU; none if the tool does not answer."""
+    command = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    return [row for row in rows if is_whole(row)]
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
 
 
 def is_whole(row: Sequence[str]) -> bool:

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from marctl.build.adopt import adopt, read_samples
-from marctl.build.recipe import find_versions, read_version
+from marctl.build.build import explain_config, server_config
+from marctl.build.recipe import Explanations, find_versions, read_version
 from marctl.build.weights import load_weights
 from marctl.core.errors import UserError
 
@@ -63,6 +64,51 @@ def test_faults_of_meaning_are_told_at_once(tmp_path: Path) -> None:
     assert "no folder" in str(err.value)
     assert "name the commit of x/y" in str(err.value)
     assert "samples[0].expected.prediction: 5" in str(err.value)
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto", "cuda"])
+def test_a_version_is_served_where_its_recipe_says(device: str, tmp_path: Path) -> None:
+    version = read_version(recipe(tmp_path, device=device, workers=2, explanations={"workers": 1}))
+    on_gpu = device != "cpu"
+    assert server_config(version)["deviceType"] == ("gpu" if on_gpu else "cpu")
+    assert explain_config(version, version.recipe.explanations or Explanations())["handler"] == {
+        **server_config(version)["handler"],
+        "cache": False,
+        "log": {"input": "none", "share": 0},
+        "nice": 19,
+        "batch_seconds": 30.0,
+        "explanations": {"max_steps": 256, "max_samples": 512, "max_words": 128, "tokens_per_pass": 1024},
+    }
+    assert version.settings.device == device
+    assert version.settings.workers_per_gpu == (3 if on_gpu else 1)
+    assert ("device" in version.handler) == on_gpu
+
+
+def test_a_gpu_s_memory_is_shared_by_as_many_as_the_recipe_says(tmp_path: Path) -> None:
+    assert read_version(recipe(tmp_path, device="cuda", workers_per_gpu=5)).settings.workers_per_gpu == 5
+
+
+def test_a_recipe_that_says_nothing_is_served_on_the_processor(tmp_path: Path) -> None:
+    assert server_config(read_version(recipe(tmp_path)))["deviceType"] == "cpu"
+
+
+def test_a_shared_worker_has_no_gpu(tmp_path: Path) -> None:
+    version = read_version(recipe(tmp_path, device="auto", workers="shared"))
+    assert server_config(version)["deviceType"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"device": "gpu"}, "device: 'gpu'"),
+        ({"device": "cuda", "workers": "shared"}, "device: shared workers compute on the processor"),
+        ({"workers_per_gpu": 2}, "workers_per_gpu: `device` is cpu"),
+        ({"device": "cuda", "workers_per_gpu": 0}, "workers_per_gpu: 0"),
+    ],
+)
+def test_a_device_that_could_never_serve_is_refused(given: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        read_version(recipe(tmp_path, **given))
 
 
 @pytest.mark.parametrize("content", ["", "- a list", "task: [", "3"])

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from marctl.build import build as build_module
 from marctl.cli import main
+from marctl.cli.archive import computed_in
 
 
 def marctl(*arguments: object) -> Result:
@@ -61,6 +62,21 @@ def test_folder_without_a_model_is_told_in_one_line(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert len(done.stderr.splitlines()) == 1
     assert "no config.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "told"),
+    [
+        ({}, "cpu", None),
+        ({}, "auto", "on an NVIDIA GPU where the node has one"),
+        ({"precision": "float32"}, "cpu", "float32 on this processor: "),
+        ({"precision": "float32"}, "auto", "on an NVIDIA GPU where the node has one; float32 on this processor: "),
+        ({"precision": "auto"}, "cuda", "on an NVIDIA GPU, nowhere else"),
+    ],
+)
+def test_inspecting_tells_where_a_version_computes(settings: dict[str, Any], device: str, told: str | None) -> None:
+    found = computed_in(settings, device).get("computed_in")
+    assert found == told or (found is not None and told is not None and found.startswith(told))
 
 
 def test_inspecting_what_is_no_archive_fails(tmp_path: Path) -> None:

@@ -160,3 +160,20 @@ def test_it_leaves_nothing_behind(tmp_path: Path) -> None:
     CliRunner().invoke(main, ["doctor", "--state", str(tmp_path / "s"), "--store", str(tmp_path / "t")])
     assert list(tmp_path.iterdir()) == []
     assert shutil.disk_usage(tmp_path)
+
+
+def test_gpus_are_told_with_what_pytorch_makes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    names = ["NVIDIA H100 80GB HBM3"]
+    for built, state, words in ((True, "ok", "`device: cuda`"), (False, "warning", "built without CUDA")):
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda built=built: built)
+        [finding] = machine.gpus(names, "0")
+        assert (finding.state, words in finding.found, names[0] in finding.found) == (state, True, True)
+    assert list(machine.gpus([], None)) == []
+
+
+@pytest.mark.parametrize("visible", ["GPU-8f6a", "MIG-1,0", "0,"])
+def test_gpus_that_torchserve_could_not_read_are_an_error(visible: str) -> None:
+    [finding] = machine.gpus([], visible)
+    assert (finding.state, finding.name) == ("error", "CUDA_VISIBLE_DEVICES")

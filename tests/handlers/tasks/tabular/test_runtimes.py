@@ -12,7 +12,7 @@ import torch
 
 from marctl_handlers.core.errors import LoadError
 from marctl_handlers.features import Specification, write_features
-from marctl_handlers.tasks.tabular.runtimes.choose import libraries_of
+from marctl_handlers.tasks.tabular.runtimes.choose import device_of, libraries_of
 from tests.handlers.tasks.tabular.loading import load_tabular
 from tests.tiny_tables import SAVED, model_folder, save_sklearn, save_torch, save_xgboost, specification
 
@@ -58,6 +58,22 @@ def test_a_model_of_other_columns_stops_the_load(tmp_path: Path, kind: str) -> N
     write_features(Specification(specification().features[:-1]), folder)
     with pytest.raises(LoadError):
         load_tabular(folder, **settings)
+
+
+@pytest.mark.parametrize("kind", ["xgboost", "sklearn", "torch"])
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_models_of_pytorch_compute_on_the_gpu_and_others_say_that_they_do_not(
+    tmp_path: Path, kind: str, wanted: str
+) -> None:
+    folder = tmp_path / "model"
+    model_folder(kind, folder)
+    if kind == "torch":
+        assert device_of(folder, "cuda:1", wanted) == "cuda:1"
+    elif wanted == "auto":
+        assert device_of(folder, "cuda:1", wanted) == "cpu"
+    else:
+        with pytest.raises(LoadError, match=r"compute on the processor here; remove the line"):
+            device_of(folder, "cuda:1", wanted)
 
 
 def test_columns_in_another_order_stop_the_load(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from marctl.stack.metrics.gpus import Gpus
+from marctl.stack.metrics.gpus import Gpus, names_of_gpus
 
 
 def tool(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +39,10 @@ def test_without_gpus_there_are_none(script: str, tmp_path: Path, monkeypatch: p
 def test_without_the_tool_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert figures() == {"marctl_gpus": [({}, 0)]}
+
+
+def test_gpus_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool(tmp_path, 'echo "0, NVIDIA H100 80GB HBM3"; echo "1, NVIDIA L4"', monkeypatch)
+    assert names_of_gpus() == ["NVIDIA H100 80GB HBM3", "NVIDIA L4"]
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert names_of_gpus() == []
