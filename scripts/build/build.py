@@ -16,11 +16,13 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
+import psutil
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors import SafetensorError
@@ -31,6 +33,7 @@ from marctl.build.recipe import Explanations, Version, Weights, archive_name, re
 from marctl.build.sources import locate
 from marctl.build.verify import verify
 from marctl.core.archive_code import CODE_PREFIXES, PACKAGE
+from marctl.core.children import Children
 from marctl.core.errors import UserError
 from marctl.core.files import sync
 from marctl.signing.envelope import read_envelope, sign
@@ -49,6 +52,8 @@ LIBRARIES = ("msgspec", "numpy", "packaging", "prometheus-client", "PyYAML")
 """What every archive needs at run time, besides its task's own libraries."""
 HANDLERS = Path(marctl_handlers.__file__).parent
 ENTRY_FILE = "entry.py"
+CHECK_BYTES = 1 << 30
+"""Memory that the check of an archive may take; of the included ones none takes 0.7 GiB."""
 
 Notify = Callable[[str], None]
 
@@ -61,41 +66,101 @@ def build(
     key: Ed25519PrivateKey | None = None,
     notify: Notify = lambda _: None,
 ) -> tuple[Path, bool]:
-    """Build one version into `store`; returns the archive and whether it had to be built.
+    """Build one version into `store`; returns the archive and whether it had to be built. As `Builds.begin`."""
+    with Builds(store, key=key, notify=notify) as builds:
+        return builds.begin(version, force=force).result()
 
-    An archive made from the same sources is left as it is. One that fails its verification is never put in the store,
-    and the archive that stood there before, if any, stays.
 
-    `key` signs the archive, and those of its members. It signs nothing but what was built with it: an archive that says
-    to be of these sources and lacks its signature is built anew.
+class Builds:
+    """Builds versions into a store: laid out and packed one after the other, verified side by side.
+
+    A version is verified by a process of its own while the next ones are laid out here. Whatever ends the block, be it
+    Ctrl-C, ends those processes and removes what is not finished.
     """
-    target = store / version.archive_name
-    for member in version.members:
-        build(member, store, key=key, notify=notify)
-    members = members_in(version, store)
-    sources = source_digest(version, members)
-    if not force and is_current(target, sources) and (key is None or is_signed(target, key)):
-        return target, False
-    partial = store / f".{target.name}.{os.getpid()}.partial"
-    try:
-        store.mkdir(parents=True, exist_ok=True)
+
+    def __init__(self, store: Path, *, key: Ed25519PrivateKey | None = None, notify: Notify = lambda _: None) -> None:
+        """`key` signs each archive, and those of its members. It signs nothing but what was built with it: an archive
+        that says to be of these sources and lacks its signature is built anew."""
+        self._store = store
+        self._key = key
+        self._notify = notify
+        self._children = Children()
+        self._pool = ThreadPoolExecutor(side_by_side(), "verify")
+        self._begun: dict[Path, Future[tuple[Path, bool]]] = {}
+        self._partials: set[Path] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._children.end()
+        self._pool.shutdown(cancel_futures=kind is not None)
+        for partial in self._partials:
+            partial.unlink(missing_ok=True)
+
+    def begin(self, version: Version, *, force: bool = False) -> Future[tuple[Path, bool]]:
+        """The archive, once it is in the store, and whether it had to be built.
+
+        An archive made from the same sources is left as it is. One that fails its verification is never put in the
+        store, and the archive that stood there before, if any, stays. Raises UserError for what cannot be laid out.
+        """
+        target = self._store / version.archive_name
+        wait([self._begun[target]] if target in self._begun else [])  # as another one's member
+        for member in version.members:
+            self.begin(member).result()
+        members = members_in(version, self._store)
+        sources = source_digest(version, members)
+        if not force and is_current(target, sources) and (self._key is None or is_signed(target, self._key)):
+            self._begun[target] = Future()
+            self._begun[target].set_result((target, False))
+            return self._begun[target]
+        with told(version, target):
+            partial, reference = self._pack(version, sources, members)
+        self._notify(f"{version}: verifying")
+        self._begun[target] = self._pool.submit(self._finish, version, partial, reference)
+        return self._begun[target]
+
+    def _pack(self, version: Version, sources: str, members: Sequence[Archive]) -> tuple[Path, list[dict[str, Any]]]:
+        """The archive under a name of its own, and the reference's answers to its samples."""
+        partial = self._store / f".{version.archive_name}.{os.getpid()}.partial"
+        self._partials.add(partial)
+        self._store.mkdir(parents=True, exist_ok=True)
         with work_folder() as work:
-            notify(f"{version}: laying out")
+            self._notify(f"{version}: laying out")
             reference = lay_out(version, work / "stage", sources, members)
-            notify(f"{version}: packing")
+            self._notify(f"{version}: packing")
             pack(run_archiver(version, work / "stage", work), partial)
-        notify(f"{version}: verifying")
-        verified = verify(partial, reference)
-        sync(partial)
-        os.replace(partial, target)
-        if key is not None:
-            sign(target, verified.statement, key)
-        sync(store)
+        return partial, reference
+
+    def _finish(self, version: Version, partial: Path, reference: list[dict[str, Any]]) -> tuple[Path, bool]:
+        """Verify it, and only then put it into the store."""
+        target = self._store / version.archive_name
+        with told(version, target):
+            try:
+                verified = verify(partial, reference, self._children)
+                sync(partial)
+                os.replace(partial, target)
+                if self._key is not None:
+                    sign(target, verified.statement, self._key)
+                sync(self._store)
+            finally:
+                partial.unlink(missing_ok=True)
+        return target, True
+
+
+@contextmanager
+def told(version: Version, target: Path) -> Iterator[None]:
+    """Faults of the disk and of weights as a UserError."""
+    try:
+        yield
     except (OSError, SafetensorError) as err:
         raise UserError(f"{version}: cannot build {target}: {err}; the temporary files went to {TEMP}") from err
-    finally:
-        partial.unlink(missing_ok=True)
-    return target, True
+
+
+def side_by_side() -> int:
+    """How many archives are verified at once: one for each core, and for each GiB of memory that is free."""
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // CHECK_BYTES))
 
 
 def build_all(recipes: Path, store: Path, on_progress: Notify = lambda _: None) -> list[Path]:
@@ -105,23 +170,42 @@ def build_all(recipes: Path, store: Path, on_progress: Notify = lambda _: None) 
     built of it before is there. Raises UserError if nothing is left.
     """
     versions, faults = read_versions(recipes)
-    paths = []
-    for folder in sorted({*versions, *faults}):
-        title = f"{folder.parent.name} {folder.name}"
-        try:
-            if folder in faults:
-                raise faults[folder]
-            paths.append(build(versions[folder], store, notify=on_progress)[0])
-        except Exception as err:  # what a user's model or task raises while it is laid out is anybody's guess
-            faults[folder] = err if isinstance(err, UserError) else UserError(f"{title}: {type(err).__name__}: {err}")
-            former = store / archive_name(folder)
-            good = still_good(former)
-            paths += [former] if good else []
-            told = "the archive that was built before is served" if good else "it is left out"
-            on_progress(f"warning: {title} cannot be built, {told}: {faults[folder]}")
-    if faults and not paths:
-        raise UserError("\n".join(map(str, faults.values())))
-    return paths
+    found: dict[Path, Path] = {}
+    with Builds(store, notify=on_progress) as builds:
+        begun: dict[Path, Future[tuple[Path, bool]]] = {}
+        for folder in sorted(versions):
+            with blaming(folder, faults):
+                begun[folder] = builds.begin(versions[folder])
+        for folder, future in begun.items():
+            with blaming(folder, faults):
+                found[folder] = future.result()[0]
+    for folder, err in sorted(faults.items()):
+        former = store / archive_name(folder)
+        if still_good(former):
+            found[folder] = former
+        outcome = "the archive that was built before is served" if folder in found else "it is left out"
+        on_progress(f"warning: {title_of(folder)} cannot be built, {outcome}: {err}")
+    if faults and not found:
+        raise UserError("\n".join(str(faults[folder]) for folder in sorted(faults)))
+    return [found[folder] for folder in sorted(found)]
+
+
+@contextmanager
+def blaming(folder: Path, faults: dict[Path, UserError]) -> Iterator[None]:
+    """A failure of the block becomes the fault of the recipe in `folder`.
+
+    What a user's model or task raises while it is laid out is anybody's guess.
+    """
+    try:
+        yield
+    except UserError as err:
+        faults[folder] = err
+    except Exception as err:
+        faults[folder] = UserError(f"{title_of(folder)}: {type(err).__name__}: {err}")
+
+
+def title_of(folder: Path) -> str:
+    return f"{folder.parent.name} {folder.name}"
 
 
 def still_good(target: Path) -> bool:

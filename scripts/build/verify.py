@@ -14,19 +14,21 @@ from typing import Any
 from marctl.build.extract import extract
 from marctl.build.reader import Archive, read_archive
 from marctl.core.archive_code import code_package
+from marctl.core.children import Children
 from marctl.core.errors import UserError
 
 TIMEOUT_S = 600
 REFERENCE_FILE = "reference.json"
 
 
-def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
+def verify(path: Path, reference: Sequence[Mapping[str, Any]] = (), children: Children | None = None) -> Archive:
     """Raises UserError listing every sample answered otherwise than the recipe, or the reference, expects.
 
-    reference: what the model's own library answers, per sample, as a sample's `expected`.
+    reference: what the model's own library answers, per sample, as a sample's `expected`. `children`: whose process
+    answers.
     """
     archive = read_archive(path)
-    found = selfcheck(archive, reference)
+    found = selfcheck(archive, reference, children)
     title, faults = f"{archive.name} {archive.version}", found["faults"]
     if faults and found["log"]:
         raise UserError(f"{title}: the model fails on its samples; it was not kept: {found['log'].splitlines()[-1]}")
@@ -40,10 +42,13 @@ def verify(path: Path, reference: Sequence[Mapping[str, Any]] = ()) -> Archive:
     return archive
 
 
-def selfcheck(archive: Archive, reference: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def selfcheck(
+    archive: Archive, reference: Sequence[Mapping[str, Any]] = (), children: Children | None = None
+) -> dict[str, Any]:
     """`answers` to the samples, `faults`, and the `log` of what failed.
 
-    From a process that sees the archive's own copy of the handlers alone.
+    From a process that sees the archive's own copy of the handlers alone, and has one thread, as a worker has: several
+    archives may be checked at once.
     """
     title = f"{archive.name} {archive.version}"
     with tempfile.TemporaryDirectory(prefix="marctl-verify-") as work:
@@ -51,6 +56,7 @@ def selfcheck(archive: Archive, reference: Sequence[Mapping[str, Any]] = ()) -> 
         extract(archive, root)
         beside.write_text(json.dumps(list(reference)))
         env = {
+            "OMP_NUM_THREADS": "1",
             **os.environ,
             "PYTHONPATH": str(root),
             "HF_HUB_OFFLINE": "1",
@@ -58,15 +64,8 @@ def selfcheck(archive: Archive, reference: Sequence[Mapping[str, Any]] = ()) -> 
             "TQDM_DISABLE": "1",
         }
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", f"{code_package(root)}.selfcheck", str(beside)],
-                cwd=root,
-                env=env,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=TIMEOUT_S,
-            )
+            command = [sys.executable, "-m", f"{code_package(root)}.selfcheck", str(beside)]
+            done = (children or Children()).run(command, folder=root, env=env, timeout_s=TIMEOUT_S)
         except subprocess.TimeoutExpired as err:
             raise UserError(f"{title}: no answer to its samples within {TIMEOUT_S} s; it was not kept") from err
     try:

@@ -101,7 +101,7 @@ def build(
     if record and not (model and version):
         raise click.UsageError("--record rewrites a recipe; name its MODEL and VERSION")
     from marctl.build.adopt import adopt, default_task, read_samples, refuse_place
-    from marctl.build.build import build as build_version
+    from marctl.build.build import Builds
     from marctl.build.lone_file import ModelFile
     from marctl.build.reader import read_archive
     from marctl.cli.signing import unlock
@@ -135,8 +135,10 @@ def build(
         if record:
             versions = [recorded(item) for item in versions]
     built = []
-    for item in versions:
-        path, fresh = build_version(item, store, force=force, key=signer, notify=note)
+    with Builds(store, key=signer, notify=note) as builds:
+        begun = [builds.begin(item, force=force) for item in versions]
+        archives = [future.result() for future in begun]
+    for item, (path, fresh) in zip(versions, archives, strict=True):
         archive = read_archive(path)
         built.append(
             {

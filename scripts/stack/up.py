@@ -69,10 +69,12 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
     """
     notify = recorded(state, notify)
     served = bool(find_servers(state))
+    began = built = time.monotonic()
 
     def serves() -> None:
         nonlocal served
         served = True
+        notify(f"archives {built - began:.1f} s, servers and models {time.monotonic() - built:.1f} s")
         ready()
 
     with reconciling(state):
@@ -82,6 +84,7 @@ def serve(state: State, request: Request, notify: Notify, ready: Callable[[], No
             if place is None:
                 refuse_ports(state, request)
                 declare_start(state, request, notify)
+            built = time.monotonic()
             servers = Servers(state, request, notify)
             served = servers.adopted
             MetricsPage(state, lambda: servers.running).start()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
 
+import psutil
 import pytest
 
 from marctl.build import build as build_module
 from marctl.build.adopt import adopt
 from marctl.build.build import build_all
 from marctl.build.reader import Archive, read_archive
+from marctl.core.children import Children
 from marctl.core.errors import UserError
 
 
@@ -93,3 +99,37 @@ def test_where_nothing_can_be_built_the_faults_of_all_are_told(recipes: Path, tm
         spoil(recipes / "quiz" / version / "model.yaml", "precision: float32", f"nonsense_{version[0]}: 1")
     with pytest.raises(UserError, match=r"nonsense_1[\s\S]*nonsense_2"):
         build_all(recipes, tmp_path / "store")
+
+
+def test_versions_are_verified_side_by_side(recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Barrier(2, timeout=60)
+
+    def verify(path: Path, *_: object) -> Archive:
+        both.wait()
+        return read_archive(path)
+
+    monkeypatch.setattr(build_module, "verify", verify)
+    monkeypatch.setattr(build_module, "side_by_side", lambda: 2)
+    assert len(build_all(recipes, tmp_path / "store")) == 2
+
+
+def test_an_interrupt_ends_the_checks_that_run_and_leaves_no_unfinished_file(
+    recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'told'); time.sleep(600)"
+
+    def verify(path: Path, _: object, children: Children) -> Archive:
+        children.run([sys.executable, "-c", code], folder=tmp_path, env=dict(os.environ), timeout_s=600)
+        raise UserError(f"{path} was interrupted")
+
+    def interrupt(note: str) -> None:
+        if note == "quiz 2.0: packing":
+            while not (tmp_path / "told").exists():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_module, "verify", verify)
+    with pytest.raises(KeyboardInterrupt):
+        build_all(recipes, tmp_path / "store", interrupt)
+    assert not psutil.pid_exists(int((tmp_path / "told").read_text()))
+    assert list((tmp_path / "store").iterdir()) == []
