@@ -60,7 +60,6 @@ def selfcheck(
             **os.environ,
             "PYTHONPATH": str(root),
             "HF_HUB_OFFLINE": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "TQDM_DISABLE": "1",
         }
         try:

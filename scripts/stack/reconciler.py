@@ -309,6 +309,21 @@ class Reconciler:
                     if not self._is_new:
                         self._route(document)
             self._load_shared(document, explain=explain)
+            if not explain and self._routing is None and self._loading(document):
+                self._open_early(document)
+
+    def _open_early(self, document: Document) -> None:
+        """At a start predictions are served while the workers that explain still load."""
+        if self._is_new:
+            self._check_newcomers(document)
+        self._set_defaults(document)
+        self._route(document)
+        self.journal.note("predictions are served; explainers still load")
+
+    def _loading(self, document: Document) -> set[Key]:
+        """Workers that explain, or will, and have not shown it yet; without those that failed and are tried again."""
+        waited_for = {key for key, each in wanted(document).items() if each.explain and not self._as_wanted(each)}
+        return {key for key in waited_for if not self.journal.waits(named(key))}
 
     def _load_shared(self, document: Document, *, explain: bool) -> None:
         """Versions without workers of their own: into the lists of shared workers, which must answer for each of them.
@@ -507,7 +522,7 @@ class Reconciler:
         """The gateway's routes, to those versions alone that have proved themselves."""
         if self.servers.running.gateway is None:
             return
-        now = routing(document, self._answering(document), self._addresses())
+        now = routing(document, self._answering(document), self._addresses(), self._loading(document))
         if not self.servers.envoy_alive():
             self._start(ENVOY, lambda: self.servers.start_envoy(*now))
         elif now != self._routing or not self.servers.envoy.in_force(*now):
@@ -657,7 +672,7 @@ class Reconciler:
             return
         served, policies, _ = self._routing
         keys = [(name, version) for name in sorted(served) for version in sorted(served[name])]
-        found = {key: there.served.workers for key, there in (self._found or {}).items()}
+        found = {key: there.served.workers for key, there in (self._found or {}).items() if may_be_asked(key, there)}
         workers = [
             Workers(*key, tuple(w.pid for w in found.get(key, ())), tuple(w.ready for w in found.get(key, ())))
             for key in keys
@@ -790,3 +805,8 @@ class Reconciler:
         if self._found is None:
             raise ServerGone("TorchServe has ended")
         return self._found
+
+
+def may_be_asked(key: Key, found: Found) -> bool:
+    """Workers that explain are in the routes before they have shown that they can."""
+    return not is_explainer(key[0]) or found.proved or found.trusted

@@ -19,14 +19,17 @@ Routing = tuple[dict[str, set[str]], dict[str, Traffic], dict[Key, str]]
 
 
 def routing(
-    document: Document, answering: Collection[Key], addresses: Mapping[Key, str] = MappingProxyType({})
+    document: Document,
+    answering: Collection[Key],
+    addresses: Mapping[Key, str] = MappingProxyType({}),
+    loading: Collection[Key] = (),
 ) -> Routing:
     """Versions by name, and the policy of each model, as the gateway is to follow them.
 
     A declared version that does not answer gets no traffic while another one of its model does, unless its policy has a
     fallback that answers: then it keeps its place, and the gateway falls back and says so. It comes back by itself. A
-    model of which none answers keeps its routes, for clients to be told 503 and not 404. `addresses`: where versions in
-    shared workers are.
+    model of which none answers keeps its routes, for clients to be told 503 and not 404; so does a version whose
+    explainer workers do not answer, or not yet. `addresses`: where versions in shared workers are.
     """
     served: dict[str, set[str]] = {}
     policies: dict[str, Traffic] = {}
@@ -36,7 +39,8 @@ def routing(
         there |= {version for version in in_turn if covered(model.policy, version, there)}
         served[name] = there or set(model.versions)
         policies[name] = restricted(model, there) if there else model.policy
-        explaining = {version for version in model.versions if (explainer_of(name), version) in answering}
+        explainers = {version: (explainer_of(name), version) for version in model.versions}
+        explaining = {version for version, key in explainers.items() if key in answering or key in loading}
         if explaining:
             served[explainer_of(name)] = explaining
     known = {(name, version) for name, versions in served.items() for version in versions}

@@ -22,6 +22,12 @@ def test_what_answers_is_routed_as_declared() -> None:
     assert policies == {"mcqa": SPLIT}
 
 
+def test_explainers_that_load_are_routed_so_that_whoever_asks_them_is_told_to_wait() -> None:
+    both = {*ALL, ("mcqa-explain", "1")}
+    served, *_ = routing(document(SPLIT, "1", "2", "3"), both, loading={("mcqa-explain", "2"), ("mcqa-explain", "9")})
+    assert served == {"mcqa": {"1", "2", "3"}, "mcqa-explain": {"1", "2"}}
+
+
 @pytest.mark.parametrize(
     ("missing", "split"), [("1", {"2": 5}), ("3", {"1": 95, "2": 5})], ids=["nobody stands in", "shadow"]
 )
