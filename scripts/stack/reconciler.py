@@ -318,12 +318,14 @@ class Reconciler:
             self._check_newcomers(document)
         self._set_defaults(document)
         self._route(document)
-        self.journal.note("predictions are served; explainers still load")
+        gateway = self.servers.running.gateway
+        self.journal.note(f"predictions are served{f' at {gateway.address}' if gateway else ''}; explainers still load")
 
     def _loading(self, document: Document) -> set[Key]:
-        """Workers that explain, or will, and have not shown it yet; without those that failed and are tried again."""
-        waited_for = {key for key, each in wanted(document).items() if each.explain and not self._as_wanted(each)}
-        return {key for key in waited_for if not self.journal.waits(named(key))}
+        """Workers that explain, or will, and have not shown it yet; without those that failed lately."""
+        return {
+            key for key, each in wanted(document).items() if each.explain and not self._as_wanted(each, document.shared)
+        }
 
     def _load_shared(self, document: Document, *, explain: bool) -> None:
         """Versions without workers of their own: into the lists of shared workers, which must answer for each of them.

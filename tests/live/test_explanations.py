@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,16 +42,40 @@ def explaining(version: Version) -> Version:
     return read_version(version.folder)
 
 
+Early = dict[str, requests.Response]
+
+
 @pytest.fixture(scope="module")
-def quiz(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Iterator[Site]:
-    """quiz 1.0 explains, quiz 2.0 does not; users are sent to both."""
+def started(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Iterator[tuple[Site, Early]]:
+    """quiz 1.0 explains, quiz 2.0 does not; users are sent to both. With what was answered while explainers loaded."""
     site = make_site()
     recipes = site.folder / "recipes"
     build(explaining(adopt(tiny_model("bert"), "quiz", "1.0", recipes, precision="float32")), site.store)
     build(adopt(tiny_model("bert"), "quiz", "2.0", recipes, precision="float32"), site.store)
-    site.up()
-    yield site
+    with site.popen(*site.up_arguments, "--detach") as up:
+        assert up.stderr is not None
+        told = next(
+            found for line in up.stderr if (found := re.search(r"served at (\S+); explainers still load", line))
+        )
+        paths = ("explanations", "predictions")
+        early = {path: post(f"{told[1]}/{path}/quiz/1.0", QUICK if path == "explanations" else GOOD) for path in paths}
+        up.communicate()
+    assert up.returncode == 0
+    yield site, early
     site.run("down")
+
+
+@pytest.fixture(scope="module")
+def quiz(started: tuple[Site, Early]) -> Site:
+    return started[0]
+
+
+def test_predictions_are_served_while_explainers_load(started: tuple[Site, Early]) -> None:
+    """Whoever asks for an explanation is told to try again."""
+    _, early = started
+    assert early["predictions"].status_code == 200
+    refused = early["explanations"]
+    assert (refused.status_code, refused.json()["error"], refused.headers["retry-after"]) == (503, "no_worker", "1")
 
 
 @pytest.fixture(scope="module")
