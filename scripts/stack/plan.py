@@ -14,6 +14,7 @@ from marctl.core.order import version_order
 from marctl.signing.trust import Trust
 from marctl.stack.document import SHARED, Document, Model, Version, refuse_faults
 from marctl.stack.history import Revision
+from marctl.stack.metrics.gpus import names_of_gpus
 from marctl.stack.store import digest_of
 from marctl.stack.versions import Notify
 
@@ -52,6 +53,19 @@ def trusted_archives(store: Path, trust: Trust, notify: Notify) -> list[Path]:
         except UserError as err:
             notify(f"warning: left out: {err}")
     return found
+
+
+def computable(paths: Sequence[Path], notify: Notify) -> list[Path]:
+    """Without what needs a GPU on a node that has none: it must not keep the other versions from being served."""
+    needy = [path for path in paths if read_archive(path).metadata.get("device") == "cuda"]
+    if not needy or names_of_gpus():
+        return list(paths)
+    for path in needy:
+        notify(
+            f"warning: {path.name} is left out: its recipe says `device: cuda`, and nvidia-smi lists no GPU here; "
+            "write `device: auto` for a version that may compute on the processor, too"
+        )
+    return [path for path in paths if path not in needy]
 
 
 def declare(document: Document, paths: Sequence[Path], left_out: set[tuple[str, str]], notify: Notify) -> Document:

@@ -29,7 +29,15 @@ from marctl.records.keeper import keeping
 from marctl.stack.document import Document
 from marctl.stack.follow import begin, following, node_name
 from marctl.stack.metrics.page import MetricsPage
-from marctl.stack.plan import NothingToServe, declare, find_archives, left_out, trusted_archives, with_workers
+from marctl.stack.plan import (
+    NothingToServe,
+    computable,
+    declare,
+    find_archives,
+    left_out,
+    trusted_archives,
+    with_workers,
+)
 from marctl.stack.ports import choose_ports
 from marctl.stack.reconciler import Reconciler
 from marctl.stack.rotation import rotating
@@ -146,7 +154,7 @@ def declare_start(state: State, request: Request, notify: Notify) -> None:
         notify(f"archives must be signed by a key in {trust.folder}; nothing is built here")
         paths = trusted_archives(store, trust, notify)
     now = state.history.current()
-    document = declare(now.document, paths, left_out(state.history.revisions()), notify)
+    document = declare(now.document, computable(paths, notify), left_out(state.history.revisions()), notify)
     document = with_workers(document, request.workers)
     if not document.models and now.document == Document():
         lacking = "and no recipe to build one from" if trust is None else f"that a key in {trust.folder} has signed"

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from marctl.core.order import version_order
+from marctl.stack import plan
 from marctl.stack.document import Document, dump, parse
 from marctl.stack.history import History
-from marctl.stack.plan import TAKE_BACK, NothingToServe, declare, drafted, find_archives, left_out, with_workers
+from marctl.stack.plan import (
+    TAKE_BACK,
+    NothingToServe,
+    computable,
+    declare,
+    drafted,
+    find_archives,
+    left_out,
+    with_workers,
+)
 from tests.tiny_archives import FAILS_TO_LOAD, tiny_archive
 
 
@@ -62,6 +74,21 @@ def test_a_default_stays_where_it_is_and_new_versions_get_no_traffic(store: Path
     document = declare(first, sorted(store.glob("*.mar")), set(), notes)
     assert document.models["mcqa"].default == "1.2"
     assert "mcqa 1.10 is new and gets no traffic yet: marctl default mcqa 1.10" in notes
+
+
+@pytest.mark.parametrize("gpus", [[], ["NVIDIA L4"]])
+def test_what_needs_a_gpu_is_left_out_where_there_is_none_and_the_rest_is_served(
+    gpus: list[str], tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "names_of_gpus", lambda: gpus)
+    paths = [tiny_archive(tmp_path, version=device) for device in ("auto", "cuda")]
+    for path in paths:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("metadata.json", json.dumps({"device": path.stem.removeprefix("mcqa-")}))
+    assert computable(paths, notes) == (paths if gpus else paths[:1])
+    assert bool(notes) == (not gpus)
+    if notes:
+        assert "mcqa-cuda.mar is left out: its recipe says `device: cuda`" in notes[0]
 
 
 def test_what_an_operator_took_out_stays_out(store: Path, notes: Notes) -> None:
