@@ -40,7 +40,8 @@ def device_for(wanted: str, gpu: int | None) -> str:
             f"its recipe says `device: cuda`, but {fault}; serve it on a node with an NVIDIA GPU, or write "
             "`device: auto`, which takes the processor where there is none, and build it again"
         )
-    log.info("`device: auto` computes on the processor: %s", fault)
+    # A node without GPUs is what `auto` is for; one with a GPU that lies idle is a mistake.
+    log.log(logging.INFO if gpu is None else logging.WARNING, "`device: auto` computes on the processor: %s", fault)
     return "cpu"
 
 

@@ -17,6 +17,7 @@ from marctl.stack.history import Revision
 from marctl.stack.metrics.gpus import names_of_gpus
 from marctl.stack.store import digest_of
 from marctl.stack.versions import Notify
+from marctl_handlers.core.devices import fault_of
 
 TAKE_BACK = "take back"
 """The command of a revision by which the reconciler undoes one that failed."""
@@ -58,14 +59,22 @@ def trusted_archives(store: Path, trust: Trust, notify: Notify) -> list[Path]:
 def computable(paths: Sequence[Path], notify: Notify) -> list[Path]:
     """Without what needs a GPU on a node that has none: it must not keep the other versions from being served."""
     needy = [path for path in paths if read_archive(path).metadata.get("device") == "cuda"]
-    if not needy or names_of_gpus():
+    fault = no_gpu() if needy else None
+    if fault is None:
         return list(paths)
     for path in needy:
         notify(
-            f"warning: {path.name} is left out: its recipe says `device: cuda`, and nvidia-smi lists no GPU here; "
+            f"warning: {path.name} is left out: its recipe says `device: cuda`, and {fault}; "
             "write `device: auto` for a version that may compute on the processor, too"
         )
     return [path for path in paths if path not in needy]
+
+
+def no_gpu() -> str | None:
+    """Why no version can compute on a GPU here; None if there is one that PyTorch can use."""
+    if not names_of_gpus():
+        return "nvidia-smi lists no GPU here"
+    return fault_of(0)
 
 
 def declare(document: Document, paths: Sequence[Path], left_out: set[tuple[str, str]], notify: Notify) -> Document:

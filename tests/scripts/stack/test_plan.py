@@ -76,17 +76,21 @@ def test_a_default_stays_where_it_is_and_new_versions_get_no_traffic(store: Path
     assert "mcqa 1.10 is new and gets no traffic yet: marctl default mcqa 1.10" in notes
 
 
-@pytest.mark.parametrize("gpus", [[], ["NVIDIA L4"]])
+@pytest.mark.parametrize(
+    ("gpus", "fault"), [([], None), (["NVIDIA L4"], "PyTorch was built without CUDA"), (["NVIDIA L4"], None)]
+)
 def test_what_needs_a_gpu_is_left_out_where_there_is_none_and_the_rest_is_served(
-    gpus: list[str], tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    gpus: list[str], fault: str | None, tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "names_of_gpus", lambda: gpus)
+    monkeypatch.setattr(plan, "fault_of", lambda _: fault)
+    usable = bool(gpus) and fault is None
     paths = [tiny_archive(tmp_path, version=device) for device in ("auto", "cuda")]
     for path in paths:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("metadata.json", json.dumps({"device": path.stem.removeprefix("mcqa-")}))
-    assert computable(paths, notes) == (paths if gpus else paths[:1])
-    assert bool(notes) == (not gpus)
+    assert computable(paths, notes) == (paths if usable else paths[:1])
+    assert bool(notes) == (not usable)
     if notes:
         assert "mcqa-cuda.mar is left out: its recipe says `device: cuda`" in notes[0]
 
