@@ -45,6 +45,11 @@ def device_for(wanted: str, gpu: int | None) -> str:
     return "cpu"
 
 
+def kind_of(device: str) -> str:
+    """`cpu` or `cuda`, whichever of a node's GPUs it is."""
+    return device.partition(":")[0]
+
+
 def fault_of(gpu: int | None) -> str | None:
     """Why a worker cannot compute on this GPU; None if it can."""
     if gpu is None:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 import msgspec
 
 from marctl_handlers.core.columns import Column, LogColumn, log_columns_of
+from marctl_handlers.core.devices import kind_of
 from marctl_handlers.core.errors import HandlerError, NotSupported
 from marctl_handlers.core.messages import JSON, Stamp
 from marctl_handlers.core.settings import Settings
@@ -204,8 +205,8 @@ class Task(ABC, Generic[Question, Outcome]):
 
     @property
     def runtime(self) -> str:
-        """What outcomes depend on besides the archive: libraries, number format, device."""
-        return self.device
+        """What outcomes depend on besides the archive: libraries, number format, kind of device."""
+        return kind_of(self.device)
 
     def warm_up(self) -> None:
         """Run the shapes that requests will bring, so that the first client does not wait for them."""

@@ -36,7 +36,7 @@ class TorchRuntime:
         self.has_type_ids = encoder.template.has_type_ids
         self.second_type = encoder.template.second_type
         capability = torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device)
-        self.runtime = f"torch {torch.__version__} {model.dtype} {device} {capability}"
+        self.runtime = f"torch {torch.__version__} {model.dtype} {self.device.type} {capability}"
 
     @classmethod
     def of(

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from marctl_handlers.core.devices import kind_of
 from marctl_handlers.core.errors import HandlerError, LoadError
 from marctl_handlers.core.forms import Form
 from marctl_handlers.core.settings import Settings
@@ -135,7 +136,7 @@ class Tabular(Task[Asked, Outcome]):
 
     @property
     def runtime(self) -> str:
-        return f"{self.model.name} {self.device}"
+        return f"{self.model.name} {kind_of(self.device)}"
 
     def warm_up(self) -> None:
         for rows in WARM_UP_ROWS:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marctl_handlers.core.devices import is_lost
 from marctl_handlers.text.gpu.batch import Shape
 
 log = logging.getLogger(__name__)
@@ -56,16 +55,16 @@ class Graphs:
         """One graph for each shape, in memory that all of them share, the largest first.
 
         Where that fails, for want of memory or because a kernel cannot be recorded, passes go on without. Raises what a
-        device raises that answers nothing any more.
+        device raises that answers nothing any more: the version does not load then.
         """
-        pool = torch.cuda.graph_pool_handle()
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(self._device)
         try:
             for shape in sorted(shapes, key=lambda shape: shape.tokens, reverse=True):
                 self._recorded[shape] = self._record(shape, pool)
         except RuntimeError as err:
-            if is_lost(err):
-                raise
             self._recorded.clear()
+            torch.cuda.set_stream(stream)  # which a recording that fails may not have left as it was
+            torch.cuda.synchronize(self._device)  # a recording fails with a CUDA error that the context survives, too
             log.warning("CUDA graphs are left out, so that small batches take longer: %s", err)
 
     def _record(self, shape: Shape, pool: Any) -> Recorded:

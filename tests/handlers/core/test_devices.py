@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from marctl_handlers.core.devices import device_for, fault_of, is_lost, is_out_of_memory, smaller, take_gpu
+from marctl_handlers.core.devices import device_for, fault_of, is_lost, is_out_of_memory, kind_of, smaller, take_gpu
 from marctl_handlers.core.errors import LoadError
 
 LOST = [
@@ -57,6 +57,11 @@ def test_cuda_without_a_gpu_names_fault_and_cure(gpu: int | None) -> None:
 
 def test_auto_takes_the_processor_where_there_is_no_gpu() -> None:
     assert device_for("auto", None) == "cpu"
+
+
+def test_one_gpu_is_as_good_as_another() -> None:
+    assert kind_of("cuda:0") == kind_of("cuda:1") == "cuda"
+    assert kind_of("cpu") == "cpu"
 
 
 def test_the_processor_is_taken_even_where_there_is_a_gpu() -> None:
