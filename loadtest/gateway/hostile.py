@@ -255,6 +255,14 @@ class Attack:
 
     answers: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, answer: str, kind: str) -> None:
+        """Called by every sender's thread."""
+        with self._lock:
+            self.answers[answer] += 1
+            if answer in FAILURES:
+                self.failed[f"{answer} {kind}"] += 1
 
 
 @contextmanager
@@ -267,10 +275,7 @@ def attacked(urls: Sequence[str], count: int, seconds: float) -> Iterator[Attack
         if stop.wait(max(0.0, started + seconds * number / count - time.monotonic())):
             return
         hostile, url = sent[number % len(sent)], urls[number // len(sent) % len(urls)]
-        answer = answer_to(hostile, url)
-        attack.answers[answer] += 1
-        if answer in FAILURES:
-            attack.failed[f"{answer} {hostile.kind}"] += 1
+        attack.count(answer_to(hostile, url), hostile.kind)
 
     with ThreadPoolExecutor(SENDERS) as pool:
         under_way = [pool.submit(send, number) for number in range(count)]

@@ -218,10 +218,11 @@ def self_signed(folder: Path) -> tuple[str, str]:
     return certificate, key
 
 
-def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def until(true: Callable[[], bool], timeout_s: float = 15.0, missing: Callable[[], object] = lambda: "") -> None:
+    """Wait until it is true; `missing` says what was not, for the failure's message."""
     deadline = time.monotonic() + timeout_s
     while not true():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, missing()
         time.sleep(0.02)
 
 
