@@ -17,10 +17,18 @@ prepare_environment() {
     SECONDS=0
     # --clear mends an environment whose making was interrupted.
     "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$VENV"
-    # Python compiles a module when it is first imported: pip would compile all of them, most of which nobody imports.
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".${extra:+[$extra]}" >&2
+    compile_modules
     echo "$wanted" >"$stamp"
     echo "set up $VENV in $SECONDS s" >&2
+}
+
+# compile_modules: pip compiles one file after the other, and twice as many as anybody imports. What is left out here is
+# compiled when it is first imported.
+compile_modules() {
+    local rare='/(tests|testing|models|_inductor|networkx|pygments|pip|setuptools|physics)/'
+    # Some packages hold templates, which are no Python.
+    "$VENV/bin/python" -m compileall -qq -j 0 -x "$rare" "$VENV/lib" >/dev/null || true
 }
 
 # link_names: the folders by the names of their packages, for tools that read files and know no installed names (mypy).
