@@ -48,8 +48,13 @@ def health(gateway: TestGateway, tmp_path: Path) -> Iterator[Health]:
     gateway.look(watcher)
     until(lambda: requests.get(f"{gateway.probes}/ready", timeout=5).status_code == 200)
     yield watcher
-    gateway.look(watcher)
-    told = json.loads((watcher.files / WITHOUT_WORKERS).read_text())["version_info"]
+    tell(gateway, watcher)
+
+
+def tell(gateway: TestGateway, health: Health, *sick: str) -> None:
+    """One look, after which Envoy knows; a request sent before that would wait for a worker that hangs."""
+    gateway.look(health, *sick)
+    told = json.loads((health.files / WITHOUT_WORKERS).read_text())["version_info"]
     until(lambda: told in gateway.admin_page("/stats?filter=workers.version_text"))
 
 
@@ -74,7 +79,7 @@ def test_requests_of_a_dead_or_hung_worker_go_to_the_fallback_and_come_back(
             gateway.look(health, pid=worker.pid)
             assert time.monotonic() - struck < 3
         worker.kill()
-    gateway.look(health, "2.0")
+    tell(gateway, health, "2.0")
     until(lambda: gateway.ask().elapsed.total_seconds() < AT_ONCE_S)
     assert time.monotonic() - struck < (1.0 if blow is signal.SIGKILL else 3.0)
     answers = [gateway.ask() for _ in range(10)]
@@ -91,7 +96,7 @@ def test_without_a_fallback_a_version_without_workers_is_a_503_at_once_with_the_
 ) -> None:
     gateway.set(split={"2.0": 100})
     server.behave["2.0"] = hangs
-    gateway.look(health, "2.0")
+    tell(gateway, health, "2.0")
     until(lambda: gateway.ask().status_code == 503)
     assert gateway.ask().elapsed.total_seconds() < AT_ONCE_S
     server.seen.clear()
@@ -108,7 +113,7 @@ def test_a_pinned_version_without_workers_is_not_answered_by_another(
     server: Standin, gateway: TestGateway, health: Health
 ) -> None:
     gateway.set(**FALLBACK)
-    gateway.look(health, "2.0")
+    tell(gateway, health, "2.0")
     until(lambda: answered_by(gateway) == "1.0")
     assert gateway.ask(x_model_version="2.0").status_code == 503
     assert gateway.ask("/predictions/mcqa/2.0").status_code == 503
@@ -117,14 +122,14 @@ def test_a_pinned_version_without_workers_is_not_answered_by_another(
 def test_a_fallback_without_workers_is_passed_over(server: Standin, gateway: TestGateway, health: Health) -> None:
     gateway.set(split={"3.0": 100}, fallback=["2.0", "1.0"])
     server.behave["2.0"] = hangs
-    gateway.look(health, "3.0", "2.0")
+    tell(gateway, health, "3.0", "2.0")
     until(lambda: gateway.ask().headers.get("x-fallback") == "1.0")
     assert gateway.ask().elapsed.total_seconds() < AT_ONCE_S
 
 
 def test_where_nobody_is_left_it_is_a_503(server: Standin, gateway: TestGateway, health: Health) -> None:
     gateway.set(**FALLBACK)
-    gateway.look(health, "2.0", "1.0")
+    tell(gateway, health, "2.0", "1.0")
     until(lambda: gateway.ask().status_code == 503)
     server.seen.clear()
     got = gateway.ask()
@@ -135,8 +140,7 @@ def test_where_nobody_is_left_it_is_a_503(server: Standin, gateway: TestGateway,
 
 def test_a_shadow_without_workers_gets_no_copies(server: Standin, gateway: TestGateway, health: Health) -> None:
     gateway.set(split={"1.0": 100}, shadow={"2.0": 100})
-    gateway.look(health, "2.0")
-    time.sleep(0.2)
+    tell(gateway, health, "2.0")
     assert {gateway.ask().status_code for _ in range(5)} == {200}
     time.sleep(0.2)
     assert server.versions_seen() == ["1.0"] * 5

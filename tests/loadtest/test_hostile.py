@@ -50,9 +50,8 @@ def test_every_kind_goes_to_every_address_and_every_answer_is_counted(server: tu
     with attacked([f"{url}/a", f"{url}/b"], 2 * kinds, 0.2) as attack:
         pass
     assert attack.answers.total() == 2 * kinds
-    # Requests whose sender hung up may reach the server after the attack has ended.
-    until(lambda: asked["/a"] == asked["/b"], missing=lambda: asked)
-    assert asked["/a"] > 0.9 * kinds
+    # A request whose sender hung up reaches the server late or never.
+    until(lambda: min(asked["/a"], asked["/b"]) > 0.9 * kinds, missing=lambda: asked)
     assert attack.answers["400"] > 1.8 * kinds
     assert attack.answers[ABANDONED] == 2 * sum(hostile.endless for hostile in hostile_requests())
 
