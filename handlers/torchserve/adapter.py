@@ -29,6 +29,7 @@ from marctl_handlers.torchserve.process_figures import begin_process_figures
 from marctl_handlers.torchserve.waiting import Wait, Waiting
 from marctl_handlers.torchserve.worker_socket import read_in_pieces
 
+log = logging.getLogger(__name__)
 PRINTABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 BODY_FIELDS = ("body", "data")
 """Where TorchServe puts a raw body, and the form fields in which its own clients send one."""
@@ -152,6 +153,8 @@ def initialize(context: Any) -> Pipeline | Host:
     begin_heartbeat()
     # Until here TorchServe's own words, from which `marctl register` reads why a version failed.
     log_in_json("worker", model=context.model_name, version=model.version)
+    if isinstance(served, Pipeline):
+        log.info("loaded; computed by %s", served.task.runtime)
     return served
 
 
@@ -184,3 +187,4 @@ def quiet_server_logs() -> None:
     """TorchServe's own worker code writes several lines per batch, each parsed again by the Java side."""
     for name in (None, "ts.metrics.caching_metric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)  # one line when a version is loaded

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from marctl.cli.output import json_option, keys_option, note, recipes_option, result, store_option
 from marctl.core.errors import UserError
 
 if TYPE_CHECKING:
     from marctl.build.recipe import Version
+    from marctl_handlers.core.settings import Settings
 
 BRIEF = 200
 
@@ -227,7 +230,7 @@ def inspect(file: Path, check: bool, keys: Path | None) -> None:
         "sha256": archive.sha256,
         "bytes": sum(archive.files.values()),
         "verified": check,
-        **computed_in(archive.metadata.get("settings", {}), archive.metadata.get("device", "cpu")),
+        **computed_in(archive.metadata, archive.task.settings_type),
         "signed_by": [each.keyid for each in envelope.signatures] if (envelope := read_envelope(file)) else [],
         "signer": signer,
         "metadata": {key: value for key, value in archive.metadata.items() if key != "files"},
@@ -237,15 +240,18 @@ def inspect(file: Path, check: bool, keys: Path | None) -> None:
     result(content, describe(content))
 
 
-def computed_in(settings: dict[str, Any], device: str) -> dict[str, str]:
+def computed_in(metadata: Mapping[str, Any], settings_type: type[Settings]) -> dict[str, str]:
     """Where a version computes, and in which numbers this machine's processor would, if that depends on it."""
+    device = metadata.get("device", "cpu")
     told = {"cuda": ["on an NVIDIA GPU, nowhere else"], "auto": ["on an NVIDIA GPU where the node has one"]}
     places = told.get(device, [])
-    if settings.get("precision") is not None and device != "cuda":
+    defaults = {field.name: field.default for field in msgspec.structs.fields(settings_type)}
+    precision = metadata.get("settings", {}).get("precision", defaults.get("precision"))
+    if precision is not None and device != "cuda":
         from marctl_handlers.text.processor import Processor
 
         here = Processor.here()
-        places = [*places, f"{here.numbers(settings['precision'])} on this processor: {here}"]
+        places = [*places, f"{here.numbers(precision)} on this processor: {here}"]
     return {"computed_in": "; ".join(places)} if places else {}
 
 

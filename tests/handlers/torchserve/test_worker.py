@@ -38,12 +38,13 @@ class Measure(Task[Text, Length]):
         return [Length(len(question.text)) for question in questions]
 """
 PROGRAM = """
-import base64, json, sys, time
+import base64, json, logging, sys, time
 from types import SimpleNamespace
 from ts.service import Service
 from marctl_handlers.entry import handle
 from tests.handlers.torchserve.served import Field, batch_of
 
+logging.basicConfig(format="%(message)s", level=logging.INFO)  # as TorchServe's worker does, on stdout
 root, texts, wait_s = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
 manifest = {"model": {"modelName": "small", "modelVersion": "1.0", "configFile": "model-config.yaml"}}
 metrics = SimpleNamespace(request_ids=None, add_time=lambda *_: None, cache={})
@@ -95,6 +96,13 @@ def test_a_worker_loads_answers_and_gives_signs_of_life(root: Path) -> None:
     assert json.loads(answers[2].body)["length"] == 5
     assert last == "alive", "a fault that leaves the device as it was ends nobody"
     assert len(list((root / "heartbeat").iterdir())) == 1
+
+
+def test_the_log_says_once_what_computes_a_version(root: Path) -> None:
+    [line] = [line for line in run(root, ["four"]).stderr.splitlines() if "computed by" in line]
+    event = json.loads(line)
+    assert (event["level"], event["part"], event["model"], event["version"]) == ("info", "worker", "small", "1.0")
+    assert event["message"] == "loaded; computed by cpu"
 
 
 def test_a_worker_that_lost_its_device_ends_after_its_reply(root: Path) -> None:

@@ -11,6 +11,9 @@ from click.testing import CliRunner, Result
 from marctl.build import build as build_module
 from marctl.cli import main
 from marctl.cli.archive import computed_in
+from marctl_handlers.core.settings import Settings
+from marctl_handlers.text.processor import Processor
+from marctl_handlers.text.settings import TextSettings
 
 
 def marctl(*arguments: object) -> Result:
@@ -65,17 +68,25 @@ def test_folder_without_a_model_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "device", "told"),
+    ("kind", "settings", "device", "told"),
     [
-        ({}, "cpu", None),
-        ({}, "auto", "on an NVIDIA GPU where the node has one"),
-        ({"precision": "float32"}, "cpu", "float32 on this processor: "),
-        ({"precision": "float32"}, "auto", "on an NVIDIA GPU where the node has one; float32 on this processor: "),
-        ({"precision": "auto"}, "cuda", "on an NVIDIA GPU, nowhere else"),
+        (Settings, {}, "cpu", None),
+        (Settings, {}, "auto", "on an NVIDIA GPU where the node has one"),
+        (TextSettings, {}, "cpu", f"{Processor.here().numbers('auto')} on this processor: "),
+        (TextSettings, {"precision": "float32"}, "cpu", "float32 on this processor: "),
+        (
+            TextSettings,
+            {"precision": "float32"},
+            "auto",
+            "on an NVIDIA GPU where the node has one; float32 on this processor: ",
+        ),
+        (TextSettings, {}, "cuda", "on an NVIDIA GPU, nowhere else"),
     ],
 )
-def test_inspecting_tells_where_a_version_computes(settings: dict[str, Any], device: str, told: str | None) -> None:
-    found = computed_in(settings, device).get("computed_in")
+def test_inspecting_tells_where_a_version_computes(
+    kind: type[Settings], settings: dict[str, Any], device: str, told: str | None
+) -> None:
+    found = computed_in({"settings": settings, "device": device}, kind).get("computed_in")
     assert found == told or (found is not None and told is not None and found.startswith(told))
 
 
