@@ -43,6 +43,9 @@ PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "HF_", 
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 MODELS = "models"
 """In the temp folder, where TorchServe links what it serves."""
+HOME = "home"
+"""In the temp folder: TorchServe's own package, but for the file that it starts as a worker."""
+WORKER_FILE = "model_service_worker.py"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class TorchServe:
         settings = resolve(read_properties(base), self.ports, self.store)
         write_properties(self.state.config, settings, base)
         make_folder(self.temp)
+        make_home(self.temp / HOME)
         self.ports.refuse_taken("inference", "management", "torchserve_metrics", "grpc_inference", "grpc_management")
         return self.program(java, settings["vmargs"], environ).start(self._answers, START_TIMEOUT_S)
 
@@ -186,11 +190,25 @@ def resolve(settings: Mapping[str, str], ports: Ports, store: Path) -> dict[str,
 
 
 def command(java: Java, vmargs: str, config: Path, store: Path, temp: Path) -> list[str]:
-    home = server_home()
-    options = [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={temp}", *vmargs.split()]
-    main = ["-cp", f"{home}/ts/frontend/*", MAIN_CLASS]
+    options = [f"-Dmodel_server_home={temp / HOME}", f"-Djava.io.tmpdir={temp}", *vmargs.split()]
+    main = ["-cp", f"{server_home()}/ts/frontend/*", MAIN_CLASS]
     # Workers run this very Python, whether or not its environment is activated.
     return [str(java.path), *options, *main, "--python", sys.executable, "-f", str(config), "-s", str(store), "-ncs"]
+
+
+def make_home(home: Path) -> None:
+    """A folder like `server_home`, whose workers import no PyTorch before a version's own code does (worker.py)."""
+    package = home / "ts"
+    try:
+        shutil.rmtree(home, ignore_errors=True)
+        package.mkdir(parents=True)
+        for path in (server_home() / "ts").iterdir():
+            if path.name != WORKER_FILE:
+                (package / path.name).symlink_to(path)
+        # A copy: Python looks for modules where a script really lies, and this one's neighbours are the stack's.
+        shutil.copyfile(Path(__file__).with_name("worker.py"), package / WORKER_FILE)
+    except OSError as err:
+        raise write_failed(home, err) from err
 
 
 def server_home() -> Path:
