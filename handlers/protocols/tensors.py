@@ -12,25 +12,24 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from marctl_handlers.core.columns import Column
 from marctl_handlers.core.errors import Invalid
 
 NUMBERS = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
+    "BOOL": "?",
+    "UINT8": "u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "INT8": "i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP32": "<f4",
+    "FP64": "<f8",
 }
-"""Data type to numpy's; BYTES is apart."""
+"""Data type to numpy's name of it; BYTES is apart. (numpy is imported where it is used: commands that only need to know
+the protocol's types start sooner.)"""
 LENGTH = struct.Struct("<I")
 
 
@@ -94,9 +93,11 @@ def unpack(name: str, datatype: str, raw: bytes) -> list[Any]:
     """Values from raw bytes; BYTES must be UTF-8. Raises Invalid."""
     if datatype == "BYTES":
         return [text_of(name, element) for element in elements(name, raw)]
-    kind = NUMBERS.get(datatype)
-    if kind is None:
+    if datatype not in NUMBERS:
         raise Invalid(f"input {name} is of type {datatype}; expected BYTES or one of {', '.join(NUMBERS)}")
+    import numpy as np
+
+    kind = np.dtype(NUMBERS[datatype])
     if len(raw) % kind.itemsize:
         raise Invalid(f"input {name} has {len(raw)} bytes, which are not whole values of type {datatype}")
     values: list[Any] = np.frombuffer(raw, kind).tolist()
@@ -124,6 +125,8 @@ def text_of(name: str, element: bytes) -> str:
 def pack(tensor: Tensor) -> bytes:
     """Raw bytes of its values."""
     if tensor.datatype != "BYTES":
+        import numpy as np
+
         return np.asarray(tensor.values, NUMBERS[tensor.datatype]).tobytes()
     texts = [value.encode("utf-8", "surrogatepass") for value in tensor.values]
     return b"".join(part for text in texts for part in (LENGTH.pack(len(text)), text))

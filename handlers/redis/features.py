@@ -21,12 +21,10 @@ from marctl_handlers.core.task import Row, Task
 from marctl_handlers.features.entity import Entity
 from marctl_handlers.features.specification import Specification
 from marctl_handlers.features.stored import State, StoredForm
-from marctl_handlers.redis.link import URL_VARIABLE, RedisLink
+from marctl_handlers.redis.link import FEATURES_URL_VARIABLE, URL_VARIABLE, RedisLink
 
 log = logging.getLogger(__name__)
 
-FEATURES_URL_VARIABLE = "FEATURES_REDIS_URL"
-"""Where features stand; if it is unset, they stand where REDIS_URL says."""
 REPLY_TIMEOUT_S = 0.05
 """Longer than the cache's, because an answer with stand-ins is a worse one; a Redis that hangs delays one batch."""
 START_S = 1.0

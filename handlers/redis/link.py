@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 URL_VARIABLE = "REDIS_URL"
+FEATURES_URL_VARIABLE = "FEATURES_REDIS_URL"
+"""Where online features stand; if it is unset, they stand where REDIS_URL says."""
 REPLY_TIMEOUT_S = 0.008
 """A local Redis answers 32 keys within 0.1 ms, but on a busy machine it may have to wait for a processor."""
 CONNECT_TIMEOUT_S = 1.0

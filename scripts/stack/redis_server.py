@@ -29,7 +29,7 @@ from marctl.core.files import write_atomically
 from marctl.core.process import Program, StartFailed, kill, processes_marked, stop_tree
 from marctl.stack.state import Redis, State
 from marctl_handlers.redis.cache import PREFIX
-from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
+from marctl_handlers.redis.link import FEATURES_URL_VARIABLE
 
 URL_VARIABLE = "REDIS_URL"
 PROGRAMS = ("valkey-server", "redis-server")

@@ -30,7 +30,7 @@ from marctl.stack.redis_server import INSTANCES, URL_VARIABLE, Instance
 from marctl.stack.state import DamagedState, Gateway, Redis, Running, State
 from marctl.stack.torchserve import TorchServe, find_servers, make_temp
 from marctl.stack.versions import Notify
-from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
+from marctl_handlers.redis.link import FEATURES_URL_VARIABLE
 
 TORCHSERVE_PORTS = ("torchserve_metrics", "grpc_inference", "grpc_management")
 ENVOY_PORTS = ("admin",)

@@ -18,8 +18,8 @@ from marctl_handlers.core.settings import Settings
 from marctl_handlers.core.task import Task
 from marctl_handlers.features import Features, Specification, specification_of
 from marctl_handlers.redis.cache import open_cache
-from marctl_handlers.redis.features import FEATURES_URL_VARIABLE, REPLY_TIMEOUT_S, Store, open_features
-from marctl_handlers.redis.link import URL_VARIABLE, RedisLink
+from marctl_handlers.redis.features import REPLY_TIMEOUT_S, Store, open_features
+from marctl_handlers.redis.link import FEATURES_URL_VARIABLE, URL_VARIABLE, RedisLink
 from tests.handlers.core.small import ListLog
 from tests.handlers.features.stored_rows import FRESHNESS_S, specification
 from tests.redis_servers import TestRedis, memory_left

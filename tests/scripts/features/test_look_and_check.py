@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from marctl.cli import main
-from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
+from marctl_handlers.redis.link import FEATURES_URL_VARIABLE
 from tests.handlers.features.stored_rows import FRESHNESS_S, specification
 from tests.redis_servers import TestRedis
 

@@ -21,7 +21,7 @@ from marctl.features import push as pushing
 from marctl.features.push import PROGRESS, Push, Pushed
 from marctl.features.table import Table, TableInvalid
 from marctl_handlers.features.stored import StoredForm
-from marctl_handlers.redis.features import FEATURES_URL_VARIABLE
+from marctl_handlers.redis.link import FEATURES_URL_VARIABLE
 from tests.handlers.features.stored_rows import specification
 from tests.redis_servers import TestRedis, memory_left
 
