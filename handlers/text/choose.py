@@ -18,6 +18,7 @@ from marctl_handlers.text.packed_runtime import PackedRuntime
 from marctl_handlers.text.pooling import Pooling
 from marctl_handlers.text.processor import Processor
 from marctl_handlers.text.runtime import Runtime
+from marctl_handlers.text.saved_bert import open_bert
 from marctl_handlers.text.settings import Precision, TextSettings
 from marctl_handlers.text.tokenization import Row, RowEncoder
 from marctl_handlers.text.torch_runtime import TorchRuntime
@@ -42,7 +43,8 @@ def load_runtime(
     processor = processor or Processor.here()
     numbers = numbers_for(settings.precision, device, processor)
     dtype = torch.float32 if numbers == "int8" else getattr(torch, numbers)
-    model = load_model(folder, hub_class, dtype)
+    saved = open_bert(folder, hub_class, dtype) if device == "cpu" else None
+    model = saved or load_model(folder, hub_class, dtype)
     packed = can_pack(model.config)
     if settings.precision == "int8" and not packed:
         raise LoadError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,18 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in files):
         # transformers makes up a vocabulary of a few special tokens then, to which every word is unknown.
         raise LoadError(f"{folder.name}/ holds no tokenizer file ({', '.join(sorted(files))}); {save_it(folder)}")
-    wanted, given = config.get("vocab_size"), len(tokenizer)
+    refuse_other_vocabulary(folder, config, len(tokenizer))
+    return tokenizer
+
+
+def refuse_other_vocabulary(folder: Path, config: Mapping[str, Any], given: int) -> None:
+    """Raise LoadError where the tokenizer's number of tokens shows that it is not the model's."""
+    wanted = config.get("vocab_size")
     if isinstance(wanted, int) and not LEAST_VOCABULARY * wanted <= given <= wanted:
         raise LoadError(
             f"{folder.name}/ holds a tokenizer of {given:,} tokens, but the model knows {wanted:,}: it is another "
             f"model's; {save_it(folder)}"
         )
-    return tokenizer
 
 
 def load_model(folder: Path, hub_class: str, dtype: torch.dtype) -> Any:

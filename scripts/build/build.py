@@ -315,11 +315,13 @@ def lay_out_model(version: Version, folder: Path) -> None:
             shutil.copytree(locate(version), folder, dirs_exist_ok=True)
         return
     from marctl.build.weights import load_weights, quiet_transformers
+    from marctl_handlers.text.saved_tokenizer import record
 
     model, tokenizer = load_weights(version)
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        record(folder, tokenizer)
     copy_files(Path(locate(version)), folder, version.task.files)
     forget_origin(folder)
 

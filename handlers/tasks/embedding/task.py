@@ -78,11 +78,11 @@ class Embedding(Task[Question, Vector]):
         """From a `save_pretrained` folder, with the files that sentence-transformers puts beside the model."""
         from marctl_handlers.tasks.embedding.modules import read_pooling
         from marctl_handlers.text.choose import load_runtime
-        from marctl_handlers.text.hub import load_tokenizer
+        from marctl_handlers.text.saved_tokenizer import open_tokenizer
         from marctl_handlers.text.tokenization import TextEncoder
 
         pooling = read_pooling(folder, self.settings)
-        self.encoder = TextEncoder(load_tokenizer(folder), self.settings.max_tokens)
+        self.encoder = TextEncoder(open_tokenizer(folder), self.settings.max_tokens)
         samples = self._sample_rows(folder) if self.settings.precision == "int8" else []
         assert self.hub_class is not None
         self.model = load_runtime(

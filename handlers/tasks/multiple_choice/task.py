@@ -65,14 +65,14 @@ class MultipleChoice(Task[Question, Choice]):
 
     def load(self, folder: Path) -> None:
         """From a `save_pretrained` folder; the version's samples, beside it, show the ranges of 8-bit integers."""
-        from marctl_handlers.text.choose import load_runtime
-        from marctl_handlers.text.hub import load_tokenizer
-        from marctl_handlers.text.tokenization import PairEncoder
-
-        self.encoder = PairEncoder(load_tokenizer(folder), self.settings.max_tokens)
         if self.settings.explanations is not None:
             self._load_for_explaining(folder)
             return
+        from marctl_handlers.text.choose import load_runtime
+        from marctl_handlers.text.saved_tokenizer import open_tokenizer
+        from marctl_handlers.text.tokenization import PairEncoder
+
+        self.encoder = PairEncoder(open_tokenizer(folder), self.settings.max_tokens)
         samples = self._sample_rows(folder) if self.settings.precision == "int8" else []
         assert self.hub_class is not None
         self.model = load_runtime(folder, self.hub_class, self.encoder, self.settings, self.device, samples)
@@ -81,10 +81,12 @@ class MultipleChoice(Task[Question, Choice]):
         """In float32 and by the model's own code, which has gradients."""
         import torch
 
-        from marctl_handlers.text.hub import load_model
+        from marctl_handlers.text.hub import load_model, load_tokenizer
+        from marctl_handlers.text.tokenization import PairEncoder
         from marctl_handlers.text.torch_runtime import TorchRuntime
 
         torch.set_num_threads(self.settings.threads)
+        self.encoder = PairEncoder(load_tokenizer(folder), self.settings.max_tokens)
         assert self.hub_class is not None
         model = load_model(folder, self.hub_class, torch.float32)
         self.model = TorchRuntime.of(model, self.encoder, self.settings, self.device)
