@@ -18,43 +18,42 @@ from pathlib import Path
 
 from marctl.build.reader import Archive
 from marctl.core.errors import UserError, short_name
-from marctl.core.explainers import explainer_of, is_explainer
+from marctl.core.explainers import is_explainer
 from marctl.core.files import WriteFailed
 from marctl.core.process import StartFailed
-from marctl.core.shared import VERSION, address, is_shared
-from marctl.core.watched import Watched
+from marctl.core.shared import address, is_shared
 from marctl.core.words import counted
 from marctl.gateway.envoy import GatewayFailed
 from marctl.gateway.health import Health, Workers, routed
 from marctl.signing.trust import NotTrusted, Revoked, Stamp
 from marctl.stack import shared, versions
 from marctl.stack.backoff import Backoff
+from marctl.stack.companions import NAMES as COMPANIONS
+from marctl.stack.companions import Companions
 from marctl.stack.document import Document, Pool
 from marctl.stack.history import Conflict, HistoryDamaged, Revision
+from marctl.stack.inventory import Inventory, ServerGone
 from marctl.stack.java import NoJava
 from marctl.stack.journal import Journal
 from marctl.stack.logs import Mark
-from marctl.stack.management import Management, ManagementFailed, NoSuchVersion, Served
+from marctl.stack.management import Management, ManagementFailed, Served
 from marctl.stack.plan import TAKE_BACK
 from marctl.stack.ports import PortTaken
-from marctl.stack.redis_server import INSTANCES, Instance
 from marctl.stack.registered import Found, Wanted, named, wanted
 from marctl.stack.report import Answer
 from marctl.stack.routing import Key, Routing, routing
 from marctl.stack.samples import ask_samples
+from marctl.stack.secrets import SECRETS, Secrets
 from marctl.stack.servers import Servers
 from marctl.stack.shared import SharedWorker
 from marctl.stack.state import DamagedState, State
-from marctl.stack.store import declared_archive, forget_unpacked
+from marctl.stack.store import declared_archive
 from marctl.stack.versions import Notify, Server
-from marctl_handlers.shared.members import Member
 from marctl_handlers.torchserve.heartbeat import FOLDER as HEARTBEATS
 
 ACTOR = "reconciler"
 CANNOT_START = (StartFailed, PortTaken, NoJava)
 HISTORY, STACK, TORCHSERVE, ENVOY = "the history", "the stack", "TorchServe", "Envoy"
-BATCH, AUTOSCALER = "the batch service", "the autoscaler"
-SECRETS = "the gateway's keys and certificate"
 STEP_S = 0.05
 """How soon a new revision is noticed."""
 WATCH_S = 0.25
@@ -65,18 +64,12 @@ COMPARE_S = 5.0
 NOBODY_ASKED: tuple[str, Stamp] = ("", ())
 """In place of a folder of trusted keys, where archives need no signature."""
 GOING_S = 0.5
-MEMBER_DRAIN_S = 1.0
-"""For the requests that were under way to a version in a shared worker when its routes were taken away."""
 DEATHS = 3
 """Of TorchServe, while a revision is brought into force, before that one is to blame."""
 
 
 class NothingServed(UserError):
     """A first start failed."""
-
-
-class ServerGone(UserError):
-    """TorchServe ended while it was needed."""
 
 
 class Reconciler:
@@ -89,15 +82,12 @@ class Reconciler:
         self.servers = servers
         self.journal = Journal(state, notify)
         self._health = Health(state.gateway, servers.envoy.hosts, Path(servers.running.temp) / HEARTBEATS)
-        self._found: dict[Key, Found] | None = None
-        """What TorchServe has registered; None before it was asked, and while there is none."""
-        self._defaults: dict[str, str] = {}
-        """What TorchServe was told, or told itself."""
+        self._inventory = Inventory()
+        self._companions = Companions(servers, self.journal)
+        self._secrets = Secrets(servers, self.journal)
         self._starts: dict[str, Backoff] = {}
         self._routing: Routing | None = None
         """What the gateway was told last."""
-        self._secrets = Watched([])
-        self._secrets_seen = 0.0
         self._trusted_as: tuple[str, Stamp] | None = None
         """The trusted keys when what runs was compared with them last; None before."""
         self._target: Revision | None = None
@@ -143,9 +133,8 @@ class Reconciler:
             return False
         if self._target is None or self._target.revision != revision.revision:
             self._target, self._deaths = revision, 0
-            known = {HISTORY, STACK, TORCHSERVE, ENVOY, BATCH, AUTOSCALER, SECRETS}
-            known |= {instance.name for instance in INSTANCES}
-            self.journal.begin(known | {named(key) for key in wanted(revision.document)})
+            known = {HISTORY, STACK, TORCHSERVE, ENVOY, SECRETS}
+            self.journal.begin(known | COMPANIONS | {named(key) for key in wanted(revision.document)})
         try:
             self._converge(revision.document)
         except CANNOT_START:
@@ -169,7 +158,7 @@ class Reconciler:
     def _after(self, revision: Revision, err: UserError) -> bool:
         """What follows from a failure: take the revision back, or try again. Whether at once."""
         if self._server_gone():
-            self._found = None
+            self._inventory.forget()
             self._deaths += 1
             if self._deaths < DEATHS or not self._is_new:
                 self.journal.trouble(TORCHSERVE, err)
@@ -210,14 +199,13 @@ class Reconciler:
     # One pass
 
     def _converge(self, document: Document) -> None:
-        for instance in INSTANCES:
-            self._start_redis(instance)
+        self._companions.start_redis()
         if not self.servers.torchserve_alive():
-            self._found = None
+            self._inventory.forget()
             self._tell_health()  # or requests would reach a server that has no version yet, and be told 404
             self._start(TORCHSERVE, self.servers.start_torchserve)
-        if self._found is None:
-            self._found = self._look()
+        if not self._inventory.known:
+            self._inventory.look(self._server())
         self._look_at_trust(document)
         self._load(document)
         if self._is_new:
@@ -226,30 +214,6 @@ class Reconciler:
         self._route(document)
         self._scale_down(document)
         self._unload(document)
-
-    def _look(self) -> dict[Key, Found]:
-        """What TorchServe has registered."""
-        management = self._server().management
-        self._defaults.clear()
-        found: dict[Key, Found] = {}
-        for model in management.models():
-            with suppress(NoSuchVersion):
-                for served in management.versions(model):
-                    there = Found.of(served, trusted=served.ready >= served.asked)
-                    found[model, served.version] = there
-                    if is_shared(model):
-                        found |= self._members_of(there)
-        return found
-
-    def _members_of(self, worker: Found) -> dict[Key, Found]:
-        """The versions of a shared worker that was there before."""
-        served, explain = worker.served, is_explainer(worker.served.model)
-        found: dict[Key, Found] = {}
-        for member in shared.members_in(served, self._unpacked):
-            key = (explainer_of(member.model) if explain else member.model, member.version)
-            described = shared.as_member(served, key, member)
-            found[key] = Found.of(described, trusted=worker.trusted, member=member, worker=served.model)
-        return found
 
     def _look_at_trust(self, document: Document) -> None:
         """After a change of the trusted keys, whether what runs may go on.
@@ -265,7 +229,7 @@ class Reconciler:
             return
         server = self._server()
         for each in wanted(document).values():
-            if each.key not in self._all():
+            if each.key not in self._inventory.all:
                 self.journal.try_now(named(each.key))
                 continue
             try:
@@ -304,7 +268,7 @@ class Reconciler:
             for each, archive in begun:
                 with self._blaming(each, document):
                     served = versions.prove(server, archive, logs, explain=explain)
-                    self._all()[each.key] = Found.of(served, proved=True)
+                    self._inventory.all[each.key] = Found.of(served, proved=True)
                     self.journal.well(named(each.key))
                     if not self._is_new:
                         self._route(document)
@@ -347,7 +311,7 @@ class Reconciler:
                     if fault := faults.get(archive.sha256):
                         raise fault
                     self._shown.add((worker.name, archive.sha256))
-                    self._all()[each.key].proved = True
+                    self._inventory.all[each.key].proved = True
                     self.journal.well(named(each.key))
         if newcomers and not self._is_new:
             self._route(document)
@@ -357,14 +321,14 @@ class Reconciler:
         """Unpacked, and known as a member; a former content, or workers of its own, make room for it."""
         archive = self._archive(server, each)
         worker = shared.worker_of(archive, document.shared, explain=each.explain)
-        there = self._all().get(each.key)
+        there = self._inventory.all.get(each.key)
         if there and (there.member is None or there.served.digest != each.digest):
             self._replace(server, there, document)
             there = None
         member = server.run(lambda: shared.unpack_member(archive, server.unpacked, explain=each.explain))
         if there is None or there.worker != worker.name or there.pool is None:
             served = shared.as_member(shared.nobody(worker), each.key, member)
-            self._all()[each.key] = Found.of(served, member=member, worker=worker.name, pool=document.shared)
+            self._inventory.all[each.key] = Found.of(served, member=member, worker=worker.name, pool=document.shared)
         return worker, archive
 
     def _faults_of(
@@ -385,42 +349,26 @@ class Reconciler:
 
     def _open_shared(self, server: Server, worker: SharedWorker, logs: Mark) -> Served:
         """The worker, registered if it is not, with the list of its members."""
-        members = self._list_of(worker.name)
-        if worker.key not in self._all():
+        members = self._inventory.members(worker.name)
+        if worker.key not in self._inventory.all:
             served = shared.begin(server, worker, Path(members[0].folder), logs)
-            self._all()[worker.key] = Found.of(served, proved=True)
-        self._tell_members(server, worker.name)
-        return self._all()[worker.key].served
-
-    def _list_of(self, worker: str) -> list[Member]:
-        return [each.member for each in self._all().values() if each.member and each.worker == worker]
-
-    def _tell_members(self, server: Server, worker: str) -> None:
-        """Its list to a shared worker, and its processes to each on it; nothing to do if it is not there any more."""
-        there = self._all().get((worker, VERSION))
-        if there is not None:
-            shared.write_members(shared.folder_of(there.served, server.unpacked), self._list_of(worker))
-            self._see_members(there.served)
-
-    def _see_members(self, served: Served) -> None:
-        """What TorchServe tells of a shared worker, to its versions."""
-        for key, each in self._all().items():
-            if each.member and each.worker == served.model:
-                each.see(shared.as_member(served, key, each.member))
+            self._inventory.all[worker.key] = Found.of(served, proved=True)
+        self._inventory.tell_members(server, worker.name)
+        return self._inventory.all[worker.key].served
 
     def _scale_shared(self, server: Server, document: Document) -> None:
         """As many processes as are declared."""
         workers = document.shared.workers
-        for key, there in list(self._all().items()):
-            if is_shared(key[0]) and there.served.asked != workers and self._list_of(key[0]):
+        for key, there in list(self._inventory.all.items()):
+            if is_shared(key[0]) and there.served.asked != workers and self._inventory.members(key[0]):
                 there.see(versions.scale(server, *key, workers))
-                self._see_members(there.served)
+                self._inventory.see_members(there.served)
 
     def _as_wanted(self, each: Wanted, pool: Pool | None = None) -> bool:
         """Whether nothing is to be done for it now. `pool`: the settings of shared workers, for one that is in them."""
         if self.journal.waits(named(each.key)):
             return True
-        found = self._all().get(each.key)
+        found = self._inventory.all.get(each.key)
         if found is None or not found.proved or found.served.digest != each.digest:
             return False
         if each.shared:
@@ -430,14 +378,14 @@ class Reconciler:
     def _begin(self, server: Server, each: Wanted, document: Document) -> Archive:
         """Registered and loading afterwards; a content that is not declared any more makes room for it."""
         archive = self._archive(server, each)
-        there = self._all().get(each.key)
+        there = self._inventory.all.get(each.key)
         if there and (there.member or there.served.digest != each.digest):
             self._replace(server, there, document)
             there = None
         if there is None:
             server.notify(f"{named(each.key)}: loading")
             versions.begin(server, archive, each.workers, explain=each.explain)
-            self._all()[each.key] = Found.of(server.management.describe(*each.key))
+            self._inventory.all[each.key] = Found.of(server.management.describe(*each.key))
         elif there.served.asked < each.workers:
             server.notify(f"{named(each.key)}: scaling to {each.workers}")
             server.management.scale(*each.key, each.workers)
@@ -453,15 +401,8 @@ class Reconciler:
         """TorchServe takes no second archive of a version. Others answer meanwhile, where there are others."""
         there.doubt()
         self._route(document)
-        self._drain(server, there)
-        self._remove(server, (there.served.model, there.served.version))
-
-    def _drain(self, server: Server, there: Found) -> None:
-        """Until the requests that wait for it are answered, for whom it gets no more."""
-        if there.member:  # its queue is others', too, and never empty
-            server.pause(MEMBER_DRAIN_S)
-        else:
-            versions.drain(server, there.served)
+        self._inventory.drain(server, there)
+        self._inventory.remove(server, (there.served.model, there.served.version))
 
     @contextmanager
     def _blaming(self, each: Wanted, document: Document) -> Iterator[None]:
@@ -469,14 +410,14 @@ class Reconciler:
 
         A new revision fails with it, an old one goes on without.
         """
-        before = self._all().get(each.key)
+        before = self._inventory.all.get(each.key)
         served_before = before is not None and before.proved
         try:
             yield
         except UserError as err:
             if self._server_gone():
                 raise ServerGone(f"TorchServe ended while {named(each.key)} was loaded: {err}") from err
-            there = self._all().get(each.key)
+            there = self._inventory.all.get(each.key)
             if there is not None and there is before and served_before:
                 if there.member is None:
                     there.see(self._server().management.describe(*each.key))
@@ -488,10 +429,10 @@ class Reconciler:
 
     def _leave_out(self, document: Document, key: Key) -> None:
         """First the routes, then the version."""
-        if (there := self._all().get(key)) and not self._is_new and not there.member:
+        if (there := self._inventory.all.get(key)) and not self._is_new and not there.member:
             there.doubt()
             self._route(document)
-        self._remove(self._server(), key)
+        self._inventory.remove(self._server(), key)
 
     def _check_newcomers(self, document: Document) -> None:
         """Who is to get traffic and had none answers its samples once more. Raises SampleFailed."""
@@ -500,7 +441,7 @@ class Reconciler:
         for name, policy in routing(document, self._answering(document))[1].items():
             before = had[name].split if name in had else {}
             for version in (v for v, weight in policy.split.items() if weight and not before.get(v)):
-                found = self._all().get((name, version))
+                found = self._inventory.all.get((name, version))
                 if found and found.served.ready:
                     self._ask(server, Wanted(name, version, document.models[name].versions[version]), found)
 
@@ -510,40 +451,26 @@ class Reconciler:
         server.run(lambda: ask_samples(server.inference, archive, found.served.response_timeout_s, at))
 
     def _set_defaults(self, document: Document) -> None:
-        """TorchServe's own, for those who ask it without a version."""
-        management = self._server().management
+        server = self._server()
         for name, model in document.models.items():
-            there = self._all().get((name, model.default))
-            if there is None or there.member or self._defaults.get(name) == model.default:
-                continue
-            if management.default_version(name) != model.default:
-                management.set_default(name, model.default)
-            self._defaults[name] = model.default
+            self._inventory.set_default(server, name, model.default)
 
     def _route(self, document: Document) -> None:
         """The gateway's routes, to those versions alone that have proved themselves."""
         if self.servers.running.gateway is None:
             return
-        now = routing(document, self._answering(document), self._addresses(), self._loading(document))
+        now = routing(document, self._answering(document), self._inventory.addresses(), self._loading(document))
         if not self.servers.envoy_alive():
             self._start(ENVOY, lambda: self.servers.start_envoy(*now))
         elif now != self._routing or not self.servers.envoy.in_force(*now):
-            leaving = set(self._all()) - set(wanted(document))
+            leaving = set(self._inventory.all) - set(wanted(document))
             self.servers.envoy.apply(*now, keep=bool(leaving))
         self._routing, self._compared = now, time.monotonic()
         self._tell_health()  # whoever is told next that all is ready may ask at once
 
-    def _addresses(self) -> dict[Key, str]:
-        """Where in the server the versions of shared workers are."""
-        return {
-            key: address(found.worker, found.member.model, found.member.version)
-            for key, found in self._all().items()
-            if found.member
-        }
-
     def _answering(self, document: Document) -> set[Key]:
         """What is declared, has proved itself and has the declared content."""
-        declared, found = wanted(document), self._all()
+        declared, found = wanted(document), self._inventory.all
         return {key for key, there in found.items() if key in declared and self._may_answer(declared[key], there)}
 
     def _may_answer(self, each: Wanted, found: Found) -> bool:
@@ -559,37 +486,24 @@ class Reconciler:
         """After the routes: a version that is parked gets no more requests by then."""
         server = self._server()
         for key, each in wanted(document).items():
-            found = self._all().get(key)
+            found = self._inventory.all.get(key)
             if found and found.proved and not found.member and found.served.asked > each.workers:
                 found.see(versions.scale(server, *key, each.workers))
 
     def _unload(self, document: Document) -> None:
         """What is no longer declared, after the requests that wait for it; then shared workers without a version."""
         server = self._server()
-        leaving = {key for key in self._all() if not is_shared(key[0])} - set(wanted(document))
+        leaving = {key for key in self._inventory.all if not is_shared(key[0])} - set(wanted(document))
         for key in sorted(leaving, key=lambda key: (not is_explainer(key[0]), key)):
             server.notify(f"{named(key)}: unregistering")
-            self._drain(server, self._all()[key])
-            self._remove(server, key)
+            self._inventory.drain(server, self._inventory.all[key])
+            self._inventory.remove(server, key)
             self.journal.well(named(key))
-        for key in [key for key in self._all() if is_shared(key[0]) and not self._list_of(key[0])]:
-            versions.drain(server, self._all()[key].served)
-            self._remove(server, key)
+        for key in [key for key in self._inventory.all if is_shared(key[0]) and not self._inventory.members(key[0])]:
+            versions.drain(server, self._inventory.all[key].served)
+            self._inventory.remove(server, key)
         if leaving:
             self._route(document)
-
-    def _remove(self, server: Server, key: Key) -> None:
-        """It may never have been registered; those that explain a version go before it."""
-        for each in ((explainer_of(key[0]), key[1]), key):
-            there = self._all().pop(each, None)
-            if there is not None and there.member is not None:
-                self._tell_members(server, there.worker)
-                forget_unpacked(server.unpacked, there.served.digest, there.served.archive)
-                continue
-            served = server.served(*each)
-            if served is not None:
-                versions.remove(server, served)
-            self._defaults.pop(each[0], None)
 
     # Waiting and watching
 
@@ -628,40 +542,19 @@ class Reconciler:
     def _watch(self) -> None:
         """Four times a second, and cheap: no call of TorchServe unless a worker has ended."""
         self._tell_health()
-        for instance in INSTANCES:
-            self._revive_redis(instance)
+        self._companions.watch(serving=self._ready)
         self._revive_envoy()
-        self._start_batch()
-        self._start_autoscaler()
-        if self._found is not None and not self.servers.torchserve_alive():
-            self._found = None
+        if self._inventory.known and not self.servers.torchserve_alive():
+            self._inventory.forget()
             self._dirty = True
             raise ServerGone("TorchServe has ended")
         self._watch_workers()
         self._watch_trust()
-        self._watch_secrets()
+        self._dirty = self._secrets.renewed() or self._dirty
         if self._routing and time.monotonic() - self._compared > COMPARE_S:
             self._compared = time.monotonic()
             self._dirty = self._dirty or not self.servers.envoy.in_force(*self._routing)
             self.journal.flush()
-
-    def _watch_secrets(self) -> None:
-        """The gateway's keys and certificate, where the operator changed them."""
-        if time.monotonic() - self._secrets_seen < LOOK_S:
-            return
-        self._secrets_seen = time.monotonic()
-        files = self.servers.secret_files()
-        if files != self._secrets.paths:
-            self._secrets = Watched(files)
-        if not files or not self._secrets.changed():
-            return
-        try:
-            self.servers.renew_secrets()
-        except UserError as err:
-            self.journal.warn(SECRETS, err)
-        else:
-            self.journal.well(SECRETS)
-            self._dirty = True
 
     def _watch_trust(self) -> None:
         if time.monotonic() - self._trust_seen > COMPARE_S:
@@ -674,7 +567,7 @@ class Reconciler:
             return
         served, policies, _ = self._routing
         keys = [(name, version) for name in sorted(served) for version in sorted(served[name])]
-        found = {key: there.served.workers for key, there in (self._found or {}).items() if may_be_asked(key, there)}
+        found = {key: there.served.workers for key, there in self._inventory.so_far.items() if may_be_asked(key, there)}
         workers = [
             Workers(*key, tuple(w.pid for w in found.get(key, ())), tuple(w.ready for w in found.get(key, ())))
             for key in keys
@@ -684,7 +577,7 @@ class Reconciler:
 
     def _watch_workers(self) -> None:
         """TorchServe starts workers that ended again, and gives up after some minutes."""
-        for key, found in list((self._found or {}).items()):
+        for key, found in list(self._inventory.so_far.items()):
             if found.member or found.well or time.monotonic() - found.looked < LOOK_S:
                 continue
             found.looked = time.monotonic()
@@ -700,14 +593,11 @@ class Reconciler:
             self._dirty = True
             found.doubt()
             if served is None:
-                del self._all()[key]
-                for member in self._all().values():
-                    if member.worker == key[0]:
-                        member.doubt()
+                self._inventory.lose(key)
                 return
         before, manned = found.served.ready, found.manned
         found.see(served)
-        self._see_members(served)
+        self._inventory.see_members(served)
         self._dirty = self._dirty or found.manned != manned or served.ready != before
         if found.proved and served.ready != before:
             ready = f"{served.ready} of {served.asked} workers ready"
@@ -715,49 +605,6 @@ class Reconciler:
         if found.proved and found.lost and found.pushed.due:
             found.pushed.tried()
             self._server().management.scale(*key, served.asked)
-
-    def _start_redis(self, instance: Instance) -> None:
-        """Predictions go on without it, so its failure is a condition."""
-        if self.servers.redis_alive(instance) or self.journal.waits(instance.name):
-            return
-        try:
-            self.servers.start_redis(instance)
-        except UserError as err:
-            self.journal.trouble(instance.name, err)
-        else:
-            self.journal.well(instance.name)
-
-    def _start_batch(self) -> None:
-        """Predictions go on without it, so its failure is a condition; its jobs go on while it is away."""
-        if self.servers.batch_alive() or self.journal.waits(BATCH):
-            return
-        try:
-            self.servers.start_batch()
-        except UserError as err:
-            self.journal.trouble(BATCH, err)
-        else:
-            self.journal.well(BATCH)
-
-    def _start_autoscaler(self) -> None:
-        """Not before something serves: until then there is nothing to scale. Its failure is a condition."""
-        if not self._ready or self.servers.autoscaler_alive() or self.journal.waits(AUTOSCALER):
-            return
-        try:
-            self.servers.start_autoscaler()
-        except UserError as err:
-            self.journal.trouble(AUTOSCALER, err)
-        else:
-            self.journal.well(AUTOSCALER)
-
-    def _revive_redis(self, instance: Instance) -> None:
-        redis = self.servers.redis(instance)
-        if redis is None or redis.process is None or self.servers.redis_alive(instance):
-            return
-        self._start_redis(instance)
-        now = self.servers.redis(instance)
-        if now is not None and now != redis:
-            again = f"{instance.name} (pid {redis.pid}) had died and was started again, pid {now.pid}"
-            self.journal.note(f"{again}; cached answers are gone" if instance.cached else again)
 
     def _revive_envoy(self) -> None:
         """At once, with the routes that it had."""
@@ -790,23 +637,13 @@ class Reconciler:
         return Server(
             management=Management(running.management),
             inference=running.inference,
-            unpacked=self._unpacked,
+            unpacked=shared.unpacked_in(self.servers.running),
             server_log=self.state.server_log,
             workers_log=self.state.workers_log,
             notify=self.journal.note,
             pause=self.pause,
             wait=self.wait,
         )
-
-    @property
-    def _unpacked(self) -> Path:
-        return shared.unpacked_in(self.servers.running)
-
-    def _all(self) -> dict[Key, Found]:
-        """Everything that is registered; raises ServerGone where there is no server by now."""
-        if self._found is None:
-            raise ServerGone("TorchServe has ended")
-        return self._found
 
 
 def may_be_asked(key: Key, found: Found) -> bool:
