@@ -8,13 +8,17 @@ weights (Xiao et al. 2022, arXiv:2211.10438), which is exact.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+LAID_OUT_FOR = 64
+"""Tokens that a product is expected to have; it may have any number."""
 LEVELS = 255
 LEVELLING = 0.7
 """Share of a channel's size that moves into the weights; of 0, 0.5 and 0.7 the nearest to float32 on dev questions."""
@@ -40,10 +44,45 @@ class FloatLinear:
         return product if residual is None else product.add_(residual)
 
 
+class LaidOutLinear:
+    """The same by oneDNN on an x86 processor, with the weights in the order in which it reads them.
+
+    Milliseconds of one product, from 384 channels to 1536, on one core of an AMD EPYC of 2025, as FloatLinear and so:
+
+                            8 tokens        96 tokens
+        bfloat16            0.059, 0.037    0.27, 0.24
+        float32, AVX-512    0.136, 0.058    1.06, 0.46
+        float32, AVX2       0.143, 0.095    1.05, 0.88
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), LAID_OUT_FOR)
+        self.bias = bias
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return product if residual is None else product.add_(residual)
+
+
+def float_linear(weight: Tensor, bias: Tensor) -> Linear:
+    """The faster of the two on this processor."""
+    # Laid out, a product of few outputs takes longer: most of it is the call.
+    wide = len(weight) >= LAID_OUT_FOR
+    return LaidOutLinear(weight, bias) if wide and can_lay_out(weight.dtype) else FloatLinear(weight, bias)
+
+
+@cache
+def can_lay_out(dtype: torch.dtype) -> bool:
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(supported()))
+
+
 class FloatFeedForward:
     """`down(gelu(up(x))) + x`."""
 
-    def __init__(self, up: FloatLinear, down: FloatLinear) -> None:
+    def __init__(self, up: Linear, down: Linear) -> None:
         self.up = up
         self.down = down
 

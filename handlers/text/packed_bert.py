@@ -26,6 +26,8 @@ from marctl_handlers.text.linear import FloatFeedForward, FloatLinear, Int8FeedF
 from marctl_handlers.text.packing import Block, Packing
 from marctl_handlers.text.tokenization import PairTemplate, Row, TextTemplate
 
+MakeLinear = Callable[[Tensor, Tensor], Linear]
+"""Of a weight and a bias."""
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
@@ -80,7 +82,7 @@ class PackedBert:
         template: PairTemplate | TextTemplate,
         dtype: torch.dtype,
         n_layers: int,
-        linear: type[FloatLinear] = FloatLinear,
+        linear: MakeLinear = FloatLinear,
     ) -> None:
         """`encoder`: the model without its head, of whose layers the first `n_layers` are computed, all in `dtype`."""
         config: Any = encoder.config
@@ -95,6 +97,8 @@ class PackedBert:
         self._words = embeddings.word_embeddings.weight.to(dtype)
         self._places = torch.cat([positions + types[0], positions + types[second]]).to(dtype)
         self._norm = Norm.of(embeddings.LayerNorm, dtype)
+        self._parts = torch.arange(3 * self.heads).view(3, 1, self.heads, 1)
+        """Where queries, keys and values of each head stand in a token's, in heads."""
         self.layers = [self._layer(layer, linear) for layer in encoder.encoder.layer[:n_layers]]
 
     @property
@@ -133,7 +137,6 @@ class PackedBert:
         hidden = qkv.shape[1] // 3
         size = hidden // self.heads
         parts = qkv.view(-1, size)
-        offsets = torch.arange(3 * self.heads).view(3, 1, self.heads, 1)
         context = qkv.new_zeros(len(qkv if sources is None else sources), hidden)
         for block in blocks:
             shape = (block.rows, block.length, self.heads, size)
@@ -142,21 +145,21 @@ class PackedBert:
                 split = split.reshape(-1, block.length, size)
             else:
                 rows = sources[block.tokens].view(1, block.rows, 1, block.length)
-                split = parts.index_select(0, (rows * (3 * self.heads) + offsets).view(-1))
+                split = parts.index_select(0, (rows * (3 * self.heads) + self._parts).view(-1))
             query, key, value = split.float().view(3, block.rows * self.heads, block.length, size).unbind()
             mixed = torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), -1), value)
             heads_first = mixed.view(block.rows, self.heads, block.length, size)
             context[block.tokens].view(shape).copy_(heads_first.transpose(1, 2))
         return context
 
-    def _layer(self, layer: Any, linear: type[FloatLinear]) -> Layer:
+    def _layer(self, layer: Any, linear: MakeLinear) -> Layer:
         attention, dtype = layer.attention.self, self.dtype
         scale = 1 / math.sqrt(attention.attention_head_size)
         parts = (attention.query, attention.key, attention.value)
         weights = torch.cat([part.weight * (scale if part is attention.query else 1) for part in parts])
         biases = torch.cat([part.bias * (scale if part is attention.query else 1) for part in parts])
 
-        def take(part: Any) -> FloatLinear:
+        def take(part: Any) -> Linear:
             return linear(part.weight.to(dtype), part.bias.to(dtype))
 
         return Layer(

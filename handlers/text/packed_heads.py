@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marctl_handlers.text.linear import FloatFeedForward, FloatLinear
+from marctl_handlers.text.linear import FloatFeedForward, Linear, float_linear
 from marctl_handlers.text.packed_bert import Norm
 from marctl_handlers.text.packing import Packing
 from marctl_handlers.text.pooling import Pooling
@@ -23,18 +23,18 @@ class FirstTokenHead:
     `W_v (sum p h)`, which takes the key and value products from every token to one per row.
     """
 
-    query: FloatLinear
+    query: Linear
     keys: Tensor
     """(heads, head size, hidden)"""
     values: Tensor
     """(heads, hidden, head size)"""
     values_bias: Tensor
-    out: FloatLinear
+    out: Linear
     feed_forward: FloatFeedForward
     attention_norm: Norm
     output_norm: Norm
-    pooler: FloatLinear
-    classifier: FloatLinear
+    pooler: Linear
+    classifier: Linear
 
     @classmethod
     def of(cls, model: Any, dtype: torch.dtype) -> FirstTokenHead:
@@ -44,8 +44,8 @@ class FirstTokenHead:
         shape = (attention.num_attention_heads, attention.attention_head_size, -1)
         scale = 1 / math.sqrt(attention.attention_head_size)
 
-        def take(part: Any, scale: float = 1) -> FloatLinear:
-            return FloatLinear((part.weight * scale).to(dtype), (part.bias * scale).to(dtype))
+        def take(part: Any, scale: float = 1) -> Linear:
+            return float_linear((part.weight * scale).to(dtype), (part.bias * scale).to(dtype))
 
         return cls(
             query=take(attention.query, scale),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marctl_handlers.text.linear import Watched
+from marctl_handlers.text.linear import Watched, float_linear
 from marctl_handlers.text.packed_bert import PackedBert
 from marctl_handlers.text.packed_heads import FirstTokenHead, PoolingHead
 from marctl_handlers.text.packing import Packing
@@ -63,7 +63,7 @@ class PackedRuntime:
         pooling: Pooling | None = None,
     ) -> PackedRuntime:
         """A float model, computed as it is."""
-        bert = PackedBert(model.base_model, encoder.template, dtype, whole_layers(model, pooling))
+        bert = PackedBert(model.base_model, encoder.template, dtype, whole_layers(model, pooling), float_linear)
         return cls(bert, head_of(model, pooling, dtype), encoder, settings, processor, dtype)
 
     @classmethod
