@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from marctl.build.reader import Archive
@@ -22,7 +22,6 @@ from marctl.core.explainers import is_explainer
 from marctl.core.files import WriteFailed
 from marctl.core.process import StartFailed
 from marctl.core.shared import address, is_shared
-from marctl.core.words import counted
 from marctl.gateway.envoy import GatewayFailed
 from marctl.gateway.health import Health, Workers, routed
 from marctl.signing.trust import NotTrusted, Revoked, Stamp
@@ -30,13 +29,13 @@ from marctl.stack import shared, versions
 from marctl.stack.backoff import Backoff
 from marctl.stack.companions import NAMES as COMPANIONS
 from marctl.stack.companions import Companions
-from marctl.stack.document import Document, Pool
+from marctl.stack.document import Document
 from marctl.stack.history import Conflict, HistoryDamaged, Revision
 from marctl.stack.inventory import Inventory, ServerGone
 from marctl.stack.java import NoJava
 from marctl.stack.journal import Journal
-from marctl.stack.logs import Mark
-from marctl.stack.management import Management, ManagementFailed, Served
+from marctl.stack.loading import Loading, explainers_to_come
+from marctl.stack.management import Management, ManagementFailed
 from marctl.stack.plan import TAKE_BACK
 from marctl.stack.ports import PortTaken
 from marctl.stack.registered import Found, Wanted, named, wanted
@@ -45,7 +44,6 @@ from marctl.stack.routing import Key, Routing, routing
 from marctl.stack.samples import ask_samples
 from marctl.stack.secrets import SECRETS, Secrets
 from marctl.stack.servers import Servers
-from marctl.stack.shared import SharedWorker
 from marctl.stack.state import DamagedState, State
 from marctl.stack.store import declared_archive
 from marctl.stack.versions import Notify, Server
@@ -206,8 +204,14 @@ class Reconciler:
             self._start(TORCHSERVE, self.servers.start_torchserve)
         if not self._inventory.known:
             self._inventory.look(self._server())
-        self._look_at_trust(document)
-        self._load(document)
+        loading = self._loading(document)
+        self._look_at_trust(loading)
+        if not self._is_new and self._routing:
+            self._route(document)
+        loading.load(explain=False)
+        if self._routing is None and explainers_to_come(document, self._inventory, self.journal):
+            self._open_early(document)
+        loading.load(explain=True)
         if self._is_new:
             self._check_newcomers(document)
         self._set_defaults(document)
@@ -215,7 +219,27 @@ class Reconciler:
         self._scale_down(document)
         self._unload(document)
 
-    def _look_at_trust(self, document: Document) -> None:
+    def _loading(self, document: Document) -> Loading:
+        server = self._server()
+        return Loading(
+            document=document,
+            is_new=self._is_new,
+            server=server,
+            inventory=self._inventory,
+            journal=self.journal,
+            read=lambda each: self._archive(server, each),
+            route=lambda: self._route(document),
+            gone=self._server_gone,
+            shown=self._shown,
+        )
+
+    def _archive(self, server: Server, each: Wanted) -> Archive:
+        """Read and checked; it takes a second for some hundred megabytes."""
+        store = Path(self.servers.running.store)
+        trust = self.state.trust()
+        return server.run(lambda: declared_archive(store, each.model, each.version, each.content, trust))
+
+    def _look_at_trust(self, loading: Loading) -> None:
         """After a change of the trusted keys, whether what runs may go on.
 
         What is revoked goes at once. A key that is only gone may be so by mistake: nothing more that it signed is
@@ -227,16 +251,15 @@ class Reconciler:
         begins, self._trusted_as = self._trusted_as is None, stamp
         if stamp == NOBODY_ASKED:
             return
-        server = self._server()
-        for each in wanted(document).values():
+        for each in wanted(loading.document).values():
             if each.key not in self._inventory.all:
                 self.journal.try_now(named(each.key))
                 continue
             try:
-                self._archive(server, each)
+                loading.read(each)
             except NotTrusted as err:
                 if begins or isinstance(err, Revoked):
-                    self._leave_out(document, each.key)
+                    loading.leave_out(each.key)
                     self.journal.trouble(named(each.key), err)
                 else:
                     self.journal.warn(named(each.key), err)
@@ -253,29 +276,6 @@ class Reconciler:
             return "damaged", ()
         return NOBODY_ASKED if trust is None else (str(trust.folder), trust.stamp())
 
-    def _load(self, document: Document) -> None:
-        """Everything that is declared and not there, and more workers where there are too few; all side by side."""
-        server = self._server()
-        logs = server.mark()
-        if not self._is_new and self._routing:
-            self._route(document)
-        for explain in (False, True):
-            begun: list[tuple[Wanted, Archive]] = []
-            for each in wanted(document).values():
-                if each.explain == explain and not each.shared and not self._as_wanted(each):
-                    with self._blaming(each, document):
-                        begun.append((each, self._begin(server, each, document)))
-            for each, archive in begun:
-                with self._blaming(each, document):
-                    served = versions.prove(server, archive, logs, explain=explain)
-                    self._inventory.all[each.key] = Found.of(served, proved=True)
-                    self.journal.well(named(each.key))
-                    if not self._is_new:
-                        self._route(document)
-            self._load_shared(document, explain=explain)
-            if not explain and self._routing is None and self._loading(document):
-                self._open_early(document)
-
     def _open_early(self, document: Document) -> None:
         """At a start predictions are served while the workers that explain still load."""
         if self._is_new:
@@ -284,155 +284,6 @@ class Reconciler:
         self._route(document)
         gateway = self.servers.running.gateway
         self.journal.note(f"predictions are served{f' at {gateway.address}' if gateway else ''}; explainers still load")
-
-    def _loading(self, document: Document) -> set[Key]:
-        """Workers that explain, or will, and have not shown it yet; without those that failed lately."""
-        return {
-            key for key, each in wanted(document).items() if each.explain and not self._as_wanted(each, document.shared)
-        }
-
-    def _load_shared(self, document: Document, *, explain: bool) -> None:
-        """Versions without workers of their own: into the lists of shared workers, which must answer for each of them.
-
-        The gateway is told once, of all.
-        """
-        server = self._server()
-        logs = server.mark()
-        newcomers: dict[SharedWorker, list[tuple[Wanted, Archive]]] = {}
-        for each in wanted(document).values():
-            if each.shared and each.explain == explain and not self._as_wanted(each, document.shared):
-                with self._blaming(each, document):
-                    worker, archive = self._begin_shared(server, each, document)
-                    newcomers.setdefault(worker, []).append((each, archive))
-        for worker, begun in newcomers.items():
-            faults = self._faults_of(server, worker, [archive for _, archive in begun], logs)
-            for each, archive in begun:
-                with self._blaming(each, document):
-                    if fault := faults.get(archive.sha256):
-                        raise fault
-                    self._shown.add((worker.name, archive.sha256))
-                    self._inventory.all[each.key].proved = True
-                    self.journal.well(named(each.key))
-        if newcomers and not self._is_new:
-            self._route(document)
-        self._scale_shared(server, document)
-
-    def _begin_shared(self, server: Server, each: Wanted, document: Document) -> tuple[SharedWorker, Archive]:
-        """Unpacked, and known as a member; a former content, or workers of its own, make room for it."""
-        archive = self._archive(server, each)
-        worker = shared.worker_of(archive, document.shared, explain=each.explain)
-        there = self._inventory.all.get(each.key)
-        if there and (there.member is None or there.served.digest != each.digest):
-            self._replace(server, there, document)
-            there = None
-        member = server.run(lambda: shared.unpack_member(archive, server.unpacked, explain=each.explain))
-        if there is None or there.worker != worker.name or there.pool is None:
-            served = shared.as_member(shared.nobody(worker), each.key, member)
-            self._inventory.all[each.key] = Found.of(served, member=member, worker=worker.name, pool=document.shared)
-        return worker, archive
-
-    def _faults_of(
-        self, server: Server, worker: SharedWorker, archives: list[Archive], logs: Mark
-    ) -> dict[str, UserError]:
-        """Why versions cannot be served, by digest: each is asked its samples, unless it answered them in this worker
-        before."""
-        asked = [archive for archive in archives if (worker.name, archive.sha256) not in self._shown]
-        server.notify(f"{worker.name}: {counted(len(archives), 'version')}; the samples of {len(asked)} are asked")
-        try:
-            served = self._open_shared(server, worker, logs)
-            found = shared.prove(server, served, asked, explain=worker.explain)
-        except UserError as err:
-            return dict.fromkeys((archive.sha256 for archive in archives), err)
-        processes = f"{served.ready} of {served.asked} processes"
-        server.notify(f"{worker.name}: ready after {logs.elapsed_s():.1f} s, {processes}")
-        return {archive.sha256: fault for archive, fault in zip(asked, found, strict=True) if fault}
-
-    def _open_shared(self, server: Server, worker: SharedWorker, logs: Mark) -> Served:
-        """The worker, registered if it is not, with the list of its members."""
-        members = self._inventory.members(worker.name)
-        if worker.key not in self._inventory.all:
-            served = shared.begin(server, worker, Path(members[0].folder), logs)
-            self._inventory.all[worker.key] = Found.of(served, proved=True)
-        self._inventory.tell_members(server, worker.name)
-        return self._inventory.all[worker.key].served
-
-    def _scale_shared(self, server: Server, document: Document) -> None:
-        """As many processes as are declared."""
-        workers = document.shared.workers
-        for key, there in list(self._inventory.all.items()):
-            if is_shared(key[0]) and there.served.asked != workers and self._inventory.members(key[0]):
-                there.see(versions.scale(server, *key, workers))
-                self._inventory.see_members(there.served)
-
-    def _as_wanted(self, each: Wanted, pool: Pool | None = None) -> bool:
-        """Whether nothing is to be done for it now. `pool`: the settings of shared workers, for one that is in them."""
-        if self.journal.waits(named(each.key)):
-            return True
-        found = self._inventory.all.get(each.key)
-        if found is None or not found.proved or found.served.digest != each.digest:
-            return False
-        if each.shared:
-            return pool is not None and pool.runs_like(found.pool)
-        return found.member is None and found.served.asked >= each.workers
-
-    def _begin(self, server: Server, each: Wanted, document: Document) -> Archive:
-        """Registered and loading afterwards; a content that is not declared any more makes room for it."""
-        archive = self._archive(server, each)
-        there = self._inventory.all.get(each.key)
-        if there and (there.member or there.served.digest != each.digest):
-            self._replace(server, there, document)
-            there = None
-        if there is None:
-            server.notify(f"{named(each.key)}: loading")
-            versions.begin(server, archive, each.workers, explain=each.explain)
-            self._inventory.all[each.key] = Found.of(server.management.describe(*each.key))
-        elif there.served.asked < each.workers:
-            server.notify(f"{named(each.key)}: scaling to {each.workers}")
-            server.management.scale(*each.key, each.workers)
-        return archive
-
-    def _archive(self, server: Server, each: Wanted) -> Archive:
-        """Read and checked; it takes a second for some hundred megabytes."""
-        store = Path(self.servers.running.store)
-        trust = self.state.trust()
-        return server.run(lambda: declared_archive(store, each.model, each.version, each.content, trust))
-
-    def _replace(self, server: Server, there: Found, document: Document) -> None:
-        """TorchServe takes no second archive of a version. Others answer meanwhile, where there are others."""
-        there.doubt()
-        self._route(document)
-        self._inventory.drain(server, there)
-        self._inventory.remove(server, (there.served.model, there.served.version))
-
-    @contextmanager
-    def _blaming(self, each: Wanted, document: Document) -> Iterator[None]:
-        """A version that fails goes, unless it served before, with fewer workers, and goes on with those.
-
-        A new revision fails with it, an old one goes on without.
-        """
-        before = self._inventory.all.get(each.key)
-        served_before = before is not None and before.proved
-        try:
-            yield
-        except UserError as err:
-            if self._server_gone():
-                raise ServerGone(f"TorchServe ended while {named(each.key)} was loaded: {err}") from err
-            there = self._inventory.all.get(each.key)
-            if there is not None and there is before and served_before:
-                if there.member is None:
-                    there.see(self._server().management.describe(*each.key))
-            else:
-                self._leave_out(document, each.key)
-            if self._is_new:
-                raise
-            self.journal.trouble(named(each.key), err)
-
-    def _leave_out(self, document: Document, key: Key) -> None:
-        """First the routes, then the version."""
-        if (there := self._inventory.all.get(key)) and not self._is_new and not there.member:
-            there.doubt()
-            self._route(document)
-        self._inventory.remove(self._server(), key)
 
     def _check_newcomers(self, document: Document) -> None:
         """Who is to get traffic and had none answers its samples once more. Raises SampleFailed."""
@@ -459,7 +310,8 @@ class Reconciler:
         """The gateway's routes, to those versions alone that have proved themselves."""
         if self.servers.running.gateway is None:
             return
-        now = routing(document, self._answering(document), self._inventory.addresses(), self._loading(document))
+        to_come = explainers_to_come(document, self._inventory, self.journal)
+        now = routing(document, self._answering(document), self._inventory.addresses(), to_come)
         if not self.servers.envoy_alive():
             self._start(ENVOY, lambda: self.servers.start_envoy(*now))
         elif now != self._routing or not self.servers.envoy.in_force(*now):
