@@ -23,7 +23,8 @@ from marctl.core.errors import UserError
 from marctl.core.logs import Position
 
 GRACE_S = 20.0
-"""TorchServe takes about 4 seconds to stop: its HTTP library waits twice for 2 quiet seconds."""
+ORPHANS_S = 3.0
+"""For what a process started and left: long enough to see that it is gone, and to write down what is left."""
 POLL_S = 0.02
 LOG_BYTES = 10 << 20
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -171,12 +172,23 @@ def processes_marked(mark: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if any(mark in word for word in p.info["cmdline"] or [])]
 
 
-def stop_tree(process: psutil.Process, grace_s: float = GRACE_S) -> None:
-    """Ask the process to end, and after the grace period end it and its descendants. An interrupt ends the grace."""
+def never() -> bool:
+    return False
+
+
+def stop_tree(process: psutil.Process, grace_s: float = GRACE_S, has_finished: Callable[[], bool] = never) -> None:
+    """Ask the process to end, and after the grace period end it and its descendants.
+
+    An interrupt ends the grace, and so does `has_finished`, for a process that takes its time once its work is done;
+    its descendants have a moment then to end by themselves.
+    """
     tree = [process, *descendants(process)]
     try:
         process.terminate()
-        wait_gone(tree, grace_s)
+        wait_gone(tree, grace_s, has_finished)
+        if has_finished():
+            process.kill()
+            wait_gone(tree, ORPHANS_S)
     except psutil.NoSuchProcess:
         pass
     finally:
@@ -199,11 +211,11 @@ def kill(processes: Sequence[psutil.Process]) -> None:
     wait_gone(processes, GRACE_S)
 
 
-def wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> None:
-    """Return when none is alive, or after the timeout."""
+def wait_gone(processes: Sequence[psutil.Process], timeout_s: float, has_finished: Callable[[], bool] = never) -> None:
+    """Return when none is alive, when they have finished, or after the timeout."""
     deadline = time.monotonic() + timeout_s
-    while any(is_alive(p) for p in processes) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while any(is_alive(p) for p in processes) and not has_finished() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -144,7 +144,8 @@ def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
 
     yield make
     for site in sites:
-        site.run("down")
+        if (site.state / "running.json").exists() or site.reconcilers() or site.processes():
+            site.run("down")
         for process in [*site.reconcilers(), *site.processes()]:
             process.kill()
 

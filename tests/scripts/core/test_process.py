@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from marctl.core.process import (
+    GRACE_S,
     LOG_BYTES,
     Identity,
     Program,
@@ -126,3 +127,19 @@ def test_what_ignores_the_request_to_stop_is_ended_with_its_children() -> None:
         stop_tree(process, grace_s=0.2)
         assert children
         assert not any(is_alive(p) for p in [process, *children])
+
+
+def test_one_that_has_finished_is_ended_at_once_and_its_children_end_by_themselves(tmp_path: Path) -> None:
+    """As TorchServe with nobody connected to it, whose workers still write down what they answered."""
+    last = tmp_path / "last"
+    child = f"import sys, time\nsys.stdin.read()\ntime.sleep(0.3)\nopen({str(last)!r}, 'w').close()"
+    starts = f"subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE)"
+    nested = f"import subprocess, sys\n{starts}\n{STUBBORN}"
+    with subprocess.Popen([sys.executable, "-c", nested], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        process = psutil.Process(parent.pid)
+        began = time.monotonic()
+        stop_tree(process, has_finished=lambda: is_alive(process))
+        assert time.monotonic() - began < GRACE_S / 2
+        assert last.exists()
