@@ -45,7 +45,6 @@ from marctl.stack.history import NOTHING
 from marctl.stack.look import Stack
 from marctl.stack.operations import Operator, change_traffic
 from marctl.stack.state import State
-from marctl.stack.up import reconciler_of
 from tests.tiny_archives import REQUEST, tiny_archive
 
 SETTLE_TIMEOUT_S = 90.0
@@ -145,7 +144,7 @@ class Chaos:
 
     def at_rest(self) -> dict[str, float]:
         """Before the load: the reconciler's processor time, and how long a change takes until it is in force."""
-        found = reconciler_of(self.state)
+        found = self.state.reconciler()
         assert found is not None
         process = psutil.Process(found.pid)
         before, began = cpu_seconds(process), time.monotonic()
@@ -218,7 +217,7 @@ class Chaos:
         if victim == "command":
             return command
         if victim == "reconciler":
-            found = reconciler_of(self.state)
+            found = self.state.reconciler()
             return found.pid if found else None
         running = self.state.running()
         if running is None:
@@ -251,7 +250,7 @@ class Chaos:
         """How what runs differs from what is declared."""
         try:
             now, status = self.state.history.current(), self.state.status()
-            if now == NOTHING or status.observed != now.revision or status.conditions or not reconciler_of(self.state):
+            if now == NOTHING or status.observed != now.revision or status.conditions or not self.state.reconciler():
                 return f"revision {now.revision}, observed {status.observed}, conditions {status.conditions}"
             stack = Stack.open(self.state)
             found = {s.version: (s.asked, s.ready) for s in stack.management.versions("mcqa")}

@@ -27,7 +27,6 @@ from loadtest.questions import bodies
 from loadtest.stack import CpuMeter, Stack, cpu_seconds, running_stack
 from loadtest.stages import difference, torchserve_counts
 from marctl.stack.state import State
-from marctl.stack.up import reconciler_of
 
 MODEL, VERSION = "mcqa", "mcqa/1.0"
 SIZES = (1, 8, 32)
@@ -116,7 +115,7 @@ def under_load(stack: Stack, connections: int, seconds: float, seed: int, by_siz
 
 def page_cost(stack: Stack, scrapes: int) -> dict[str, Any]:
     """Of one page, in processor time of whoever puts it together and whoever is asked for it."""
-    reconciler = reconciler_of(State(stack.state))
+    reconciler = State(stack.state).reconciler()
     assert reconciler is not None
     pids = stack.pids()
     processes = [psutil.Process(pid) for pid in (reconciler.pid, *pids["envoy"], *pids["java"])]

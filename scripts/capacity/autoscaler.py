@@ -29,7 +29,6 @@ from marctl.stack.follow import refuse_following
 from marctl.stack.history import Conflict, HistoryDamaged, Revision
 from marctl.stack.operations import Operator
 from marctl.stack.state import DamagedState, State
-from marctl.stack.up import reconciler_of
 
 ACTOR = "autoscaler"
 REFUSED_S = 300.0
@@ -139,7 +138,7 @@ class Autoscaler:
             for watch in self._watches.values():
                 watch.forget()
         revision = self.state.history.current()
-        behind = reconciler_of(self.state) is None or self.state.status().observed < revision.revision
+        behind = self.state.reconciler() is None or self.state.status().observed < revision.revision
         return None if behind else revision
 
     def _outcomes(self, revision: Revision) -> Iterator[Outcome]:

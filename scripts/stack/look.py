@@ -28,7 +28,6 @@ from marctl.stack.report import Following
 from marctl.stack.servers import alive
 from marctl.stack.shared import held_by, members_in, unpacked_in
 from marctl.stack.state import DamagedState, Running, State
-from marctl.stack.up import reconciler_of
 from marctl_handlers.shared.report import Held
 
 MIB = 1 << 20
@@ -61,7 +60,7 @@ def running_stack(state: State) -> Running:
     if running is None:
         raise NotRunning(f"nothing runs in {state.folder}; start it with `marctl up`")
     if not alive(running.server):
-        cure = "it is being started" if reconciler_of(state) else "start it again with `marctl up`"
+        cure = "it is being started" if state.reconciler() else "start it again with `marctl up`"
         pid = f"pid {running.server.pid}" if running.server else "not started yet"
         raise NotRunning(f"the server of {state.folder} ({pid}) has died; {cure}; its log is {state.server_log}")
     return running
@@ -79,7 +78,7 @@ def trusted_keys(state: State) -> str | None:
 def status(state: State) -> dict[str, Any]:
     """Everything that `marctl status` shows."""
     stack = Stack.open(state)
-    running, reconciler = stack.running, reconciler_of(state)
+    running, reconciler = stack.running, state.reconciler()
     report = state.status()
     served, shared = every_version(stack), shared_ones(stack)
     try:

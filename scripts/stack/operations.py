@@ -28,7 +28,6 @@ from marctl.stack.plan import TAKE_BACK, declared
 from marctl.stack.report import Answer, Status
 from marctl.stack.state import DamagedState, State
 from marctl.stack.store import missing, put
-from marctl.stack.up import reconciler_of
 from marctl.stack.versions import Notify
 
 POLL_S = 0.02
@@ -95,7 +94,7 @@ class Operator:
             document = edit(before.document)
             refuse_faults(document, "the declared state would have")
             if document == before.document:
-                return Change(before, followed=reconciler_of(self.state) is not None)
+                return Change(before, followed=self.state.reconciler() is not None)
             refuse_full(self.state.folder, SPARE_BYTES)
             try:
                 revision = self.state.history.commit(
@@ -116,7 +115,7 @@ class Operator:
         told = 0
         while True:
             newest = self.state.history.current()
-            if reconciler_of(self.state) is None or self._status().observed >= newest.revision:
+            if self.state.reconciler() is None or self._status().observed >= newest.revision:
                 return newest
             if told != newest.revision:
                 told = newest.revision
@@ -125,7 +124,7 @@ class Operator:
 
     def _follow(self, revision: Revision) -> bool:
         """Tell the reconciler's progress until it has answered; False if there is none and nothing runs."""
-        if reconciler_of(self.state) is None and self.state.running() is None:
+        if self.state.reconciler() is None and self.state.running() is None:
             return False
         seen = max((note.number for note in self._status().notes), default=0)
         news = alive = time.monotonic()
@@ -138,7 +137,7 @@ class Operator:
             if status.observed >= revision.revision:
                 refuse_taken_back(self.state, revision, status)
                 return True
-            alive = now if reconciler_of(self.state) else alive
+            alive = now if self.state.reconciler() else alive
             if now - alive > SUCCESSOR_S:
                 raise NotFollowed(not_followed(self.state, revision))
             if now - news > SLOW_S:

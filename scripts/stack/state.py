@@ -33,6 +33,7 @@ from marctl.build.reader import described
 from marctl.core.errors import UserError
 from marctl.core.files import WriteFailed, write_atomically
 from marctl.core.process import Identity
+from marctl.core.sole import holder
 from marctl.gateway.envoy import Envoy
 from marctl.gateway.settings import GatewaySettings
 from marctl.signing.trust import Trust
@@ -143,6 +144,10 @@ class State:
         ignore = self.folder / ".gitignore"
         if not ignore.exists():
             write_atomically(ignore, "*\n")
+
+    def reconciler(self) -> Identity | None:
+        """The process that reconciles this folder, None if there is none."""
+        return holder(self.reconciler_lock)
 
     def running(self) -> Running | None:
         """What running.json says; its processes may have died since."""

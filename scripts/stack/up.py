@@ -23,8 +23,8 @@ import psutil
 
 from marctl.core.errors import Relayed, UserError, short_name
 from marctl.core.files import write_failed
-from marctl.core.process import Identity, kill, rotate
-from marctl.core.sole import holder, sole_holder
+from marctl.core.process import kill, rotate
+from marctl.core.sole import sole_holder
 from marctl.records.keeper import keeping
 from marctl.stack.document import Document
 from marctl.stack.follow import begin, following, node_name
@@ -172,7 +172,7 @@ def reconciling(state: State) -> Iterator[None]:
 
 
 def already_running(state: State) -> str:
-    found = reconciler_of(state)
+    found = state.reconciler()
     running = None
     with suppress(UserError):
         running = state.running()
@@ -183,17 +183,12 @@ def already_running(state: State) -> str:
     )
 
 
-def reconciler_of(state: State) -> Identity | None:
-    """The process that reconciles this state folder, None if there is none."""
-    return holder(state.reconciler_lock)
-
-
 def serve_detached(state: State, request: Request, notify: Notify) -> None:
     """The same in a process of its own, left behind; returns once everything serves.
 
     Raises AlreadyRunning, and Relayed with what ended the other process before that.
     """
-    if reconciler_of(state) is not None:
+    if state.reconciler() is not None:
         raise AlreadyRunning(already_running(state))
     state.create()
     reading, writing = os.pipe()
@@ -243,7 +238,7 @@ def stop(state: State, notify: Notify) -> bool:
 
     Requests under way are answered first. Needs no room on the disk.
     """
-    found = reconciler_of(state)
+    found = state.reconciler()
     process = found.process if found else None
     if process is not None:
         notify(f"stopping (pid {process.pid})")

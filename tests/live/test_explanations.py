@@ -24,6 +24,7 @@ from marctl.gateway.openapi import document
 from tests.declared import declared_of
 from tests.handlers.tasks.multiple_choice.explain.asking import scores
 from tests.live.conftest import Site
+from tests.live.envoys import until
 from tests.live.test_openapi import CONFORMS
 
 pytestmark = pytest.mark.live
@@ -184,12 +185,13 @@ def test_pages_come_where_they_are_asked_for(gateway: str) -> None:
 
 
 def test_figures_tell_how_many_explanations_there_were(quiz: Site, gateway: str) -> None:
-    time.sleep(1.1)
-    post(f"{gateway}/explanations/quiz/1.0", QUICK)
-    page = requests.get(f"{gateway}/metrics", timeout=10).text
-    line = next(line for line in page.splitlines() if line.startswith("handler_explanations_total{"))
-    assert 'model="quiz-explain"' in line
-    assert float(line.rpartition(" ")[2]) >= 10
+    def counted() -> bool:
+        post(f"{gateway}/explanations/quiz/1.0", QUICK)
+        page = requests.get(f"{gateway}/metrics", timeout=10).text
+        line = next(line for line in page.splitlines() if line.startswith("handler_explanations_total{"))
+        return 'model="quiz-explain"' in line and float(line.rpartition(" ")[2]) >= 10
+
+    until(counted)
 
 
 def test_explaining_workers_can_be_stopped_alone_and_go_with_their_version(quiz: Site, gateway: str) -> None:

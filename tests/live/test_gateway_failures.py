@@ -504,7 +504,14 @@ def test_where_the_own_server_has_no_worker_another_one_is_asked(tmp_path: Path)
         health = opened.watcher(tmp_path)
         opened.look(health, "2.0")
         until(lambda: "2.0" in (health.files / WITHOUT_WORKERS).read_text())
-        time.sleep(0.2)
+
+        def is_asked_elsewhere() -> bool:
+            for server in servers:
+                server.forget()
+            opened.ask("/predictions/mcqa/2.0")
+            return [server.versions_seen() for server in servers] == [[], ["2.0"]]
+
+        until(is_asked_elsewhere)
         for server in servers:
             server.forget()
         paths = ("/predict", "/predictions/mcqa/2.0")

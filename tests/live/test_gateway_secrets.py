@@ -108,7 +108,10 @@ def test_a_key_rotates_and_no_request_with_a_valid_one_is_refused(guarded: Guard
         guarded.write(alice=[OLD, NEW], bob=BOB)
         until(lambda: guarded.code(NEW) == 200)
         guarded.clients["alice"] = NEW
-        time.sleep(0.5)  # requests under way still have the former one
+        # Requests under way still have the former one: each client is to have one answered that began later.
+        answered = codes.copy().total()
+        until(lambda: codes.copy().total() > answered + 10 * CLIENTS)
+        time.sleep(0.5)
         guarded.write(alice=NEW, bob=BOB)
         until(lambda: guarded.code(OLD) == 401)
         assert guarded.code(BOB) == 200

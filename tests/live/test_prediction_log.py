@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,9 +180,14 @@ def test_a_stand_in_is_logged_as_one(site: Site, url: str, log: list[dict[str, A
 
 
 def test_the_metrics_page_counts_what_was_written(site: Site, url: str, log: list[dict[str, Any]]) -> None:
-    time.sleep(1.1)
-    requests.post(f"{url}/predictions/quiz/1.0", json=QUESTIONS[0], timeout=30)
-    page = requests.get(f"{url}/metrics", timeout=30).text
-    written = re.findall(r'^handler_log_written_total\{[^}]*version="1.0"[^}]*\} (\S+)$', page, re.MULTILINE)
-    assert [float(value) >= len(QUESTIONS) for value in written] == [True]
+    page = ""
+
+    def counted() -> bool:
+        nonlocal page
+        requests.post(f"{url}/predictions/quiz/1.0", json=QUESTIONS[0], timeout=30)
+        page = requests.get(f"{url}/metrics", timeout=30).text
+        written = re.findall(r'^handler_log_written_total\{[^}]*version="1.0"[^}]*\} (\S+)$', page, re.MULTILINE)
+        return [float(value) >= len(QUESTIONS) for value in written] == [True]
+
+    until(counted)
     assert not re.findall(r"^handler_log_dropped_total\{[^}]*\} [1-9]", page, re.MULTILINE)

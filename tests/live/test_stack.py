@@ -44,6 +44,14 @@ def test_status_is_a_table_for_people(site: Site) -> None:
     assert lines[8].split()[:6] == ["mcqa", "1.10", "yes", "100", "%", "1/1"]
 
 
+def test_status_as_json_is_what_the_tests_take_for_it(site: Site) -> None:
+    printed, taken = json.loads(site.run("status", "--json").stdout), site.call("status")
+    assert printed.keys() == taken.keys()
+    for name in ("running", "revision", "pid", "gateway", "inference", "redis", "conditions"):
+        assert printed[name] == taken[name]
+    assert [row.keys() for row in printed["versions"]] == [row.keys() for row in taken["versions"]]
+
+
 def test_the_workers_share_a_redis_of_the_stacks_own(site: Site) -> None:
     status = site.call("status")
     assert status["redis_answers"]
