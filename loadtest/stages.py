@@ -19,12 +19,13 @@ MICROSECONDS, SECONDS = 1e-3, 1e3
 """In ms."""
 TORCHSERVE = {
     "ts_inference_requests_total": "requests",
-    "ts_inference_latency_microseconds": "torchserve_us",
-    "ts_queue_latency_microseconds": "queue_us",
+    "ts_inference_latency_microseconds_total": "torchserve_us",
+    "ts_queue_latency_microseconds_total": "queue_us",
     "handler_batches_total": "batches",
     "handler_requests_total": "batched",
     "handler_seconds_total": "handler_s",
 }
+"""By the names that Prometheus' parser gives to counters, which all end in `_total`."""
 Counts = dict[str, float]
 
 

@@ -65,8 +65,9 @@ class Batching(Struct, frozen=True, forbid_unknown_fields=True):
     """TorchServe's batching of requests."""
 
     batch_size: Positive = 32
-    max_delay_ms: Positive = 2
-    """How long the first request of a batch waits for others; while a worker computes, the queue fills by itself."""
+    max_delay_ms: Positive = 1
+    """How long the first request of a batch waits for others; while a worker computes, the queue fills by itself. With
+    0 TorchServe would take two requests at most, however many wait (Model.java, `pollBatch`)."""
     queue_size: Positive = 1000
 
 

@@ -79,7 +79,7 @@ class Pool(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_d
     memory_mb: Annotated[int, Meta(ge=16)] = 2048
     """For the versions that one process holds; the one not asked for longest leaves."""
     batch_size: Annotated[int, Meta(ge=1)] = 64
-    max_delay_ms: Annotated[int, Meta(ge=1)] = 2
+    max_delay_ms: Annotated[int, Meta(ge=1)] = 1
     queue_size: Annotated[int, Meta(ge=1)] = 1000
     response_timeout_s: Annotated[int, Meta(ge=1)] = 60
     cold_wait_ms: Annotated[float, Meta(ge=0)] = 20.0

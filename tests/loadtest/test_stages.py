@@ -11,13 +11,16 @@ PAGE = """# HELP ts_inference_requests_total Torchserve prometheus counter metri
 ts_inference_requests_total{model_name="mcqa",model_version="1.0",hostname="a",} 10.0
 ts_inference_requests_total{model_name="mcqa",model_version="2.0",hostname="a",} 5.0
 ts_inference_requests_total{model_name="embed",model_version="2.0",hostname="a",} 99.0
+# HELP ts_queue_latency_microseconds Torchserve prometheus counter metric
+# TYPE ts_queue_latency_microseconds counter
+ts_queue_latency_microseconds{model_name="mcqa",model_version="1.0",hostname="a",} 2500.5
 handler_batches_total{model="mcqa",version="1.0"} 150.0
 """
 
 
 def test_counts_are_summed_over_a_models_versions_only() -> None:
     found = totals(PAGE, TORCHSERVE, "mcqa")
-    assert (found["requests"], found["batches"], found["queue_us"]) == (15, 150, 0)
+    assert (found["requests"], found["batches"], found["queue_us"]) == (15, 150, 2500.5)
 
 
 def test_parts_add_up_to_what_the_client_saw() -> None:

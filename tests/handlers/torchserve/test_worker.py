@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ class Measure(Task[Text, Length]):
         return [Length(len(question.text)) for question in questions]
 """
 PROGRAM = """
-import base64, json, logging, sys, time
+import base64, gc, json, logging, sys, time
 from types import SimpleNamespace
 from ts.service import Service
 from marctl_handlers.entry import handle
@@ -57,6 +58,7 @@ for text in texts:
     print(base64.b64encode(reply).decode(), flush=True)
 time.sleep(wait_s)
 print("alive", flush=True)
+print("frozen", gc.get_freeze_count(), file=sys.stderr)
 """
 
 
@@ -143,3 +145,9 @@ def test_a_version_that_cannot_serve_says_why_in_one_line_and_ends(
     [line] = [line for line in done.stderr.splitlines() if line.startswith("LoadError: ")]
     assert line.startswith("LoadError: small 1.0: ")
     assert words in line
+
+
+def test_a_worker_s_garbage_collector_leaves_the_libraries_alone(root: Path) -> None:
+    frozen = re.search(r"^frozen (\d+)$", run(root, ["four"]).stderr, re.MULTILINE)
+    assert frozen
+    assert int(frozen[1]) > 10_000
