@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,13 @@ class Site:
 
     def processes(self) -> list[psutil.Process]:
         """Servers and workers of this site; every one names the state folder in its command line."""
-        found = psutil.process_iter(["cmdline"])
-        mark = str(self.state)
-        return [
-            p for p in found if any(mark in word for word in p.info["cmdline"] or []) and is_server(p.info["cmdline"])
-        ]
+        return [process for process in naming(str(self.state)) if is_server(process.info["cmdline"])]
+
+    def kill(self) -> None:
+        """All that runs for this site, those that start others first."""
+        for process in [*self.reconcilers(), *naming(str(self.state))]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def reconcilers(self) -> list[psutil.Process]:
         """The process that was left behind, by its command line."""
@@ -124,6 +127,12 @@ class Site:
         return [
             p for p in found if "marctl.stack.up" in (p.info["cmdline"] or []) and str(self.state) in p.info["cmdline"]
         ]
+
+
+def naming(folder: str) -> list[psutil.Process]:
+    """Processes in whose command line a folder, or a file in it, is named."""
+    found = psutil.process_iter(["cmdline"])
+    return [process for process in found if any(folder in word for word in process.info["cmdline"] or [])]
 
 
 def hear_interrupts() -> None:
@@ -146,28 +155,35 @@ def listening(url: str) -> bool:
         return probe.connect_ex((address.hostname, address.port)) == 0
 
 
-@pytest.fixture(scope="session")
-def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Site]]:
-    """Makes sites, and stops at the end whatever a failed test left running."""
-    sites: list[Site] = []
+MakeSite = Callable[..., Site]
+
+
+@contextmanager
+def sites(factory: pytest.TempPathFactory) -> Iterator[MakeSite]:
+    """Makes sites, and at the end of the block ends whatever still runs for them."""
+    made: list[Site] = []
 
     def make(*versions: str, under: str = "") -> Site:
-        site = Site(tmp_path_factory.mktemp("site") / under)
+        site = Site(factory.mktemp("site") / under)
         for version in versions:
             tiny_archive(site.store, version=version)
-        sites.append(site)
+        made.append(site)
         return site
 
     yield make
-    for site in sites:
-        if (site.state / "running.json").exists() or site.reconcilers() or site.processes():
-            site.run("down")
-        for process in [*site.reconcilers(), *site.processes()]:
-            process.kill()
+    for site in made:
+        site.kill()
 
 
 @pytest.fixture(scope="module")
-def site(make_site: Callable[..., Site]) -> Iterator[Site]:
+def make_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeSite]:
+    """What is left running would take processor time from the next file's tests."""
+    with sites(tmp_path_factory) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def site(make_site: MakeSite) -> Iterator[Site]:
     """mcqa 1.9 and 1.10 are served."""
     served = make_site("1.9", "1.10")
     served.up()
@@ -176,10 +192,11 @@ def site(make_site: Callable[..., Site]) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def quiz_gateway(make_site: Callable[..., Site], tiny_model: Callable[[str], Path]) -> Site:
+def quiz_gateway(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Iterator[Site]:
     """quiz 1.0 and 2.0, two tiny models in float32, are served behind a gateway."""
-    site = make_site()
-    for version, kind in (("1.0", "bert"), ("2.0", "distilbert")):
-        build(adopt(tiny_model(kind), "quiz", version, site.folder / "recipes", precision="float32"), site.store)
-    site.up()
-    return site
+    with sites(tmp_path_factory) as make:
+        site = make()
+        for version, kind in (("1.0", "bert"), ("2.0", "distilbert")):
+            build(adopt(tiny_model(kind), "quiz", version, site.folder / "recipes", precision="float32"), site.store)
+        site.up()
+        yield site
