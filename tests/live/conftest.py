@@ -170,9 +170,11 @@ def sites(factory: pytest.TempPathFactory) -> Iterator[MakeSite]:
         made.append(site)
         return site
 
-    yield make
-    for site in made:
-        site.kill()
+    try:
+        yield make
+    finally:
+        for site in made:
+            site.kill()
 
 
 @pytest.fixture(scope="module")
