@@ -41,6 +41,7 @@ from marctl_handlers.core.settings import Settings
 
 if TYPE_CHECKING:
     from marctl_handlers.core.forms import Form
+    from marctl_handlers.core.portable import Portable
     from marctl_handlers.features.specification import Specification
 
 Question = TypeVar("Question", bound=msgspec.Struct)
@@ -280,6 +281,14 @@ class Task(ABC, Generic[Question, Outcome]):
         Each entry is compared like a sample's `expected`. Empty if there is nothing to compare with.
         """
         return []
+
+    @classmethod
+    def portable(cls, folder: Path, settings: Settings) -> Portable | None:
+        """The model in an archive's `model/` folder, to be written in another format; None where that cannot be done.
+
+        Raises LoadError.
+        """
+        return None
 
     @classmethod
     def expected_faults(cls, request: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

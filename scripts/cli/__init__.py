@@ -29,6 +29,7 @@ COMMANDS = {
         "sign": "marctl.cli.signing:sign",
         "verify": "marctl.cli.signing:verify",
         "keys": "marctl.cli.signing:keys",
+        "export": "marctl.cli.export:export",
     },
     "Serve": {
         "up": "marctl.cli.server:up",

@@ -46,6 +46,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def made_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `target`, and of all that is in it, when the block ends.
+
+    A kill between its last two renames leaves the former content beside it. Raises WriteFailed.
+    """
+    partial, former = (target.with_name(f".{target.name}.{os.getpid()}.{state}") for state in ("partial", "former"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.iterdir():
+            sync(path)
+        with suppress(FileNotFoundError):
+            os.replace(target, former)
+        os.replace(partial, target)
+        sync(target.parent)
+    except OSError as err:
+        if former.exists() and not target.exists():
+            os.replace(former, target)
+        raise write_failed(target, err) from err
+    finally:
+        for rest in (partial, former):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+@contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """One writer in a folder at a time, without a file of its own that would be left behind; others wait."""
     handle = os.open(folder, os.O_RDONLY)

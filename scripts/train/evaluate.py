@@ -107,8 +107,11 @@ def open_archive(path: Path) -> Iterator[Pipeline]:
         yield load(folder, Model(archive.name, archive.version), config.get("handler"))
 
 
-def read_rows(path: Path, task: type[Task[Any, Any]], *, skip_refused: bool = False) -> list[Labelled]:
-    """JSON lines of a task's question, with a `label` beside its fields, and perhaps an `id`.
+def read_rows(
+    path: Path, task: type[Task[Any, Any]], *, skip_refused: bool = False, labelled: bool = True
+) -> list[Labelled]:
+    """JSON lines of a task's question, with a `label` beside its fields, and perhaps an `id`; without `labelled` the
+    labels do not matter, and None stands in their place.
 
     Raises UserError naming the line and field of the first bad row, unless those that are no question of the task are
     to be skipped.
@@ -123,7 +126,8 @@ def read_rows(path: Path, task: type[Task[Any, Any]], *, skip_refused: bool = Fa
             continue
         try:
             fields = msgspec.json.decode(line, type=dict[str, Any])
-            label: Any = msgspec.convert(fields.pop("label"), task.label_type)
+            given = fields.pop("label") if labelled else fields.pop("label", None)
+            label: Any = msgspec.convert(given, task.label_type) if labelled else None
             fields.pop("id", None)
             question = msgspec.convert(fields, task.question_type)
         except KeyError as err:
@@ -134,7 +138,7 @@ def read_rows(path: Path, task: type[Task[Any, Any]], *, skip_refused: bool = Fa
             if skip_refused and isinstance(err, msgspec.ValidationError):
                 continue
             raise UserError(f"{path}:{number}: {err}") from err
-        if fault := task.label_fault(question, label):
+        if labelled and (fault := task.label_fault(question, label)):
             raise UserError(f"{path}:{number}: {fault}")
         found.append(Labelled(question, label))
     if not found:

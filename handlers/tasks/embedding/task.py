@@ -26,6 +26,7 @@ from marctl_handlers.tasks.embedding.schema import (
 )
 
 if TYPE_CHECKING:
+    from marctl_handlers.core.portable import Portable
     from marctl_handlers.text.runtime import Runtime
     from marctl_handlers.text.tokenization import Row, TextEncoder
 
@@ -158,6 +159,14 @@ class Embedding(Task[Question, Vector]):
 
         assert isinstance(settings, EmbeddingSettings)
         return plain_answers(folder, requests, read_pooling(folder, settings), settings.max_tokens)
+
+    @classmethod
+    def portable(cls, folder: Path, settings: Settings) -> Portable:
+        from marctl_handlers.tasks.embedding.portable import portable
+
+        assert isinstance(settings, EmbeddingSettings)
+        assert cls.hub_class is not None
+        return portable(folder, cls.hub_class, settings)
 
     @classmethod
     def expected_faults(cls, request: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

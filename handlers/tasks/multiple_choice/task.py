@@ -22,6 +22,7 @@ from marctl_handlers.tasks.multiple_choice.schema import LOG_COLUMNS, Answer, Ch
 from marctl_handlers.text.settings import TextSettings
 
 if TYPE_CHECKING:
+    from marctl_handlers.core.portable import Portable
     from marctl_handlers.text.runtime import Runtime
     from marctl_handlers.text.tokenization import PairEncoder, Row
 
@@ -196,6 +197,14 @@ class MultipleChoice(Task[Question, Choice]):
 
         assert isinstance(settings, TextSettings)
         return plain_answers(folder, requests, settings.max_tokens)
+
+    @classmethod
+    def portable(cls, folder: Path, settings: Settings) -> Portable:
+        from marctl_handlers.tasks.multiple_choice.portable import portable
+
+        assert isinstance(settings, TextSettings)
+        assert cls.hub_class is not None
+        return portable(folder, cls.hub_class, settings)
 
     @classmethod
     def expected_faults(cls, request: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
