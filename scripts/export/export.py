@@ -23,6 +23,7 @@ from marctl.export.page import description, readme
 from marctl.export.rows import Feeds
 from marctl.export.source import portable_of
 from marctl.export.speed import milliseconds
+from marctl.export.weights_int8 import shrink_weights
 from marctl_handlers.core.portable import Portable
 
 ABOUT = "model.json"
@@ -61,7 +62,8 @@ def export(
     force: bool = False,
     notify: Notify = lambda _: None,
 ) -> Exported:
-    """Write the folder `target`, whole or not at all. `kind`: onnx or openvino; `files`: of questions to compare on.
+    """Write the folder `target`, whole or not at all. `kind`: onnx or openvino; `precision`: float32, or int8 for the
+    weights alone; `files`: of questions to compare on.
 
     Raises UserError.
     """
@@ -98,13 +100,20 @@ def refuse_target(target: Path, *, force: bool) -> None:
 def write_model(portable: Portable, kind: str, precision: str, folder: Path) -> Engine:
     """The model's files, and what runs them. Raises UserError."""
     if kind == "onnx":
-        write_onnx(portable, folder / "model.onnx")
+        write_as(portable, precision, folder / "model.onnx")
         return OnnxEngine(folder / "model.onnx", precision)
     with tempfile.TemporaryDirectory(prefix="marctl-export-") as work:
         between = Path(work, "model.onnx")
-        write_onnx(portable, between)
+        write_as(portable, precision, between)
         write_openvino(between, folder / "model.xml")
     return OpenVinoEngine(folder / "model.xml", precision)
+
+
+def write_as(portable: Portable, precision: str, path: Path) -> None:
+    """The .onnx file in float32, or with int8 weights."""
+    write_onnx(portable, path)
+    if precision == "int8":
+        shrink_weights(path)
 
 
 def write_beside(archive: Archive, portable: Portable, about: dict[str, Any], folder: Path, page: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def write_openvino(source: Path, target: Path, *, half: bool = False) -> None:
-    """`target`: the .xml file; the .bin stands beside it. `half`: weights in float16."""
+def write_openvino(source: Path, target: Path) -> None:
+    """`target`: the .xml file; the .bin stands beside it."""
     import openvino
 
-    openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=half)
+    openvino.save_model(openvino.Core().read_model(str(source)), str(target), compress_to_fp16=False)

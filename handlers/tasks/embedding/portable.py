@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from marctl_handlers.core.portable import Portable
 from marctl_handlers.tasks.embedding.modules import read_pooling
 from marctl_handlers.tasks.embedding.schema import EmbeddingSettings, Question
+from marctl_handlers.tasks.embedding.vectors import distance
 from marctl_handlers.text.portable import Rows, fast_tokenizer, inputs_of, with_limit
 
 SNIPPET = """\
@@ -52,5 +53,4 @@ def answer(vectors: NDArray[np.float32]) -> dict[str, Any]:
 
 def compare(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[None, float]:
     """How far the vector is from the expected one, in lengths of that."""
-    one, other = np.asarray(wanted["embedding"]), np.asarray(given["embedding"])
-    return None, float(np.linalg.norm(one - other) / max(float(np.linalg.norm(one)), 1e-12))
+    return None, distance(wanted["embedding"], given["embedding"])

@@ -24,6 +24,7 @@ from marctl_handlers.tasks.embedding.schema import (
     Vector,
     refuse_blank,
 )
+from marctl_handlers.tasks.embedding.vectors import distance
 
 if TYPE_CHECKING:
     from marctl_handlers.core.portable import Portable
@@ -220,12 +221,6 @@ def vector_of(values: Sequence[float], row: Row) -> Vector:
     if not np.isfinite(found).all():
         raise ArithmeticError("the model gave a value that is not a finite number")
     return Vector(found.tobytes(), len(row.ids), row.truncated)
-
-
-def distance(wanted: Sequence[float], given: Sequence[float]) -> float:
-    """Between two vectors of one width, in lengths of the first."""
-    one, other = np.asarray(wanted, np.float64), np.asarray(given, np.float64)
-    return float(np.linalg.norm(one - other) / max(float(np.linalg.norm(one)), 1e-12))
 
 
 def shown(vector: Sequence[float]) -> str:
