@@ -46,8 +46,8 @@ def portable_of(archive: Archive) -> Iterator[Portable]:
     title = f"{archive.name} {archive.version}"
     with tempfile.TemporaryDirectory(prefix="marctl-export-") as work:
         root = Path(work, "archive")
-        extract(archive, root)
         try:
+            extract(archive, root)
             config = yaml.safe_load((root / archive.manifest["model"]["configFile"]).read_bytes())
             found = archive.task.portable(root / "model", archive.task.settings_type.load(config.get("handler")))
         except (LoadError, KeyError, OSError, yaml.YAMLError) as err:

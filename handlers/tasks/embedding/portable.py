@@ -35,8 +35,8 @@ def portable(folder: Path, hub_class: str, settings: EmbeddingSettings) -> Porta
         compare=compare,
         unit="share of the vector's length",
         description={
-            "rows": "one for each text; one that is too long loses its end",
-            "output": f"a vector for each row, {length}; pooling ({pooling.mode}) is part of the model",
+            "row": "one for each text; one that is too long loses its end",
+            "meaning": f"a vector for each row, {length}; pooling ({pooling.mode}) is part of the model",
             "max_tokens": settings.max_tokens,
         },
         snippet=SNIPPET,

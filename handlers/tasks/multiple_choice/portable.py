@@ -45,9 +45,9 @@ def portable(folder: Path, hub_class: str, settings: TextSettings) -> Portable:
         compare=compare,
         unit="probability",
         description={
-            "rows": "one for each choice: the pair (context + ' ' + question, choice), or (question, choice) without a "
+            "row": "one for each choice: the pair (context + ' ' + question, choice), or (question, choice) without a "
             "context; a pair that is too long loses the first text's beginning",
-            "output": "a score for each row; a question's answer is the choice with the highest one, and its "
+            "meaning": "a score for each row; a question's answer is the choice with the highest one, and its "
             "probabilities are softmax(scores / temperature) over its choices",
             "temperature": {
                 "by_choices": {str(count): value for count, value in known.by_choices.items()},

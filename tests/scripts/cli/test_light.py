@@ -13,7 +13,19 @@ import pytest
 from tests.scripts.cli.test_group import whole_names
 
 HELP = [f"{name} --help" for name in whole_names()]
-SLOW = {"torch", "transformers", "ray", "pyarrow", "captum", "sklearn", "xgboost", "onnxruntime", "pandas"}
+SLOW = {
+    "torch",
+    "transformers",
+    "ray",
+    "pyarrow",
+    "captum",
+    "sklearn",
+    "xgboost",
+    "onnxruntime",
+    "onnx",
+    "openvino",
+    "pandas",
+}
 CODE = """
 import json, os, sys
 from click.testing import CliRunner
@@ -77,6 +89,12 @@ REFUSED = [
     "eval quiz 1.0 --file nosuch",
     "eval quiz 1.0 --file labels.jsonl",
     "calibrate quiz 1.0 --data nosuch",
+    "export quiz/1.0",
+    "export quiz --onnx",
+    "export quiz/1.0 --onnx",
+    "export quiz/1.0 --onnx --data nosuch",
+    "export labels.jsonl --openvino",
+    "export nosuch.mar --openvino",
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from marctl.core.files import WriteFailed, write_atomically
+from marctl.core.files import WriteFailed, made_folder, write_atomically
 from tests.full_disk import small_disk
 
 ENDLESS = """
@@ -51,3 +51,23 @@ def test_a_killed_writer_leaves_one_whole_content(tmp_path: Path) -> None:
                 pass
             writer.kill()
         assert path.read_text() in ("a" * 100_000, "b" * 100_000)
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "model"
+    with made_folder(target) as folder:
+        (folder / "one").write_text("1")
+        assert not target.exists()
+    with made_folder(target) as folder:
+        (folder / "two").write_text("2")
+    with pytest.raises(ZeroDivisionError), made_folder(target) as folder:
+        (folder / "three").write_text(str(1 / 0))
+    assert os.listdir(target) == ["two"]
+    assert os.listdir(target.parent) == ["model"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_folder(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        with pytest.raises(WriteFailed, match="make room"), made_folder(disk / "model") as folder:
+            (folder / "weights").write_bytes(bytes(2 << 20))
+        assert os.listdir(disk) == []
