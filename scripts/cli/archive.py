@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from marctl.cli.output import json_option, keys_option, note, recipes_option, result, store_option
 from marctl.core.errors import UserError
@@ -245,6 +244,8 @@ def computed_in(metadata: Mapping[str, Any], settings_type: type[Settings]) -> d
     device = metadata.get("device", "cpu")
     told = {"cuda": ["on an NVIDIA GPU, nowhere else"], "auto": ["on an NVIDIA GPU where the node has one"]}
     places = told.get(device, [])
+    import msgspec
+
     defaults = {field.name: field.default for field in msgspec.structs.fields(settings_type)}
     precision = metadata.get("settings", {}).get("precision", defaults.get("precision"))
     if precision is not None and device != "cuda":
