@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,7 @@ def train_on_table(version: Version, data: Path) -> None:
 @recipes_option
 @store_option
 @HTML
+@click.option("--float32", is_flag=True, help="Also ask each row in float32, and tell how many answers change.")
 @click.option("--write", is_flag=True, help="Record the figures in metadata.yaml and MODEL_CARD.md.")
 def evaluate(
     model: str,
@@ -155,6 +157,7 @@ def evaluate(
     recipes: Path,
     store: Path,
     html: Path | None,
+    float32: bool,
     write: bool,
 ) -> None:
     """Measure the accuracy and calibration of built archives on labelled rows.
@@ -176,6 +179,8 @@ def evaluate(
         raise click.UsageError("give the labelled rows: either --data FOLDER, or --file FILE, once or more")
     paths = rows_of(data, split, files)
     archives = {version: built_archive(model, version, store) for version in versions}
+    for path in archives.values() if float32 else ():
+        refuse_without_precision(path)
     from marctl.build.reader import read_archive
     from marctl.build.recipe import read_version
     from marctl.train.evaluate import evaluate as score
@@ -188,9 +193,10 @@ def evaluate(
         if learned_from(known, paths):
             note(f"{model} {version}: it has learned from these rows; MODEL_CARD.md has held-out figures")
         note(f"{model} {version}: loading")
-        with open_archive(path) as pipeline:
+        other = open_archive(path, {"precision": "float32"}) if float32 else nullcontext()
+        with open_archive(path) as pipeline, other as exact:
             table[version] = [
-                score(pipeline, file, target or known.get("target"), known.get("groups")) for file in paths
+                score(pipeline, file, target or known.get("target"), known.get("groups"), exact) for file in paths
             ]
         if write:
             item = read_version(recipes / model / version)
@@ -204,6 +210,18 @@ def evaluate(
         "versions": {v: {s.dataset: figures(s) for s in scores} for v, scores in table.items()},
     }
     result(content, report(model, table))
+
+
+def refuse_without_precision(path: Path) -> None:
+    """Raise UserError for an archive whose task has no choice of numbers to compute in, or predicts nothing."""
+    import msgspec
+
+    from marctl.build.reader import read_archive
+
+    archive = read_archive(path)
+    settings = {field.name for field in msgspec.structs.fields(archive.task.settings_type)}
+    if "precision" not in settings or not archive.task.log_columns:
+        raise UserError(f"--float32: versions of task {archive.metadata.get('task')} have no `precision` to compare")
 
 
 def rows_of(data: Path | None, split: str, files: Sequence[Path]) -> list[Path]:
@@ -255,6 +273,7 @@ def figures(score: Score) -> dict[str, Any]:
         **score.record(),
         **(score.reliability.record() if score.reliability else {}),
         **({"groups": list(score.groups)} if score.groups else {}),
+        **({"changed_from_float32": round(score.changed / score.questions, 4)} if score.changed is not None else {}),
         "interval_95": round(score.interval, 4),
         "chance": round(score.chance, 4),
         "cpu_seconds_per_1000": round(1000 * score.cpu_seconds / score.questions, 2),
@@ -282,10 +301,24 @@ def report(model: str, table: dict[str, list[Score]]) -> str:
                 [f"  without {first.questions - first.unrepeated} repeats", f"{first.unrepeated:,}", "", *shares]
             )
     rows.append(["mean", "", "", *(f"{100 * mean_accuracy(scores):.1f}" for scores in table.values())])
-    rows += area_rows(table) + reliability_rows(table)
+    rows += changed_rows(table) + area_rows(table) + reliability_rows(table)
     costs = [1000 * sum(s.cpu_seconds for s in scores) / sum(s.questions for s in scores) for scores in table.values()]
     rows.append(["CPU-s per 1,000 questions", "", "", *(f"{cost:.2f}" for cost in costs)])
     return "\n".join([columns(rows), *(group_table(f"{model} {v}", scores) for v, scores in table.items())]).rstrip()
+
+
+def changed_rows(table: dict[str, list[Score]]) -> list[list[str]]:
+    """Shares of answers that differ from float32's, in %; none if that was not asked."""
+    rows = []
+    for scores in zip(*table.values(), strict=True):
+        if all(score.changed is not None for score in scores):
+            first, shares = scores[0], [f"{100 * (s.changed or 0) / s.questions:.2f} %" for s in scores]
+            rows.append([f"changed from float32, {first.dataset}", f"{first.questions:,}", "", *shares])
+    if rows:
+        counts = [(sum(s.changed or 0 for s in scores), sum(s.questions for s in scores)) for scores in table.values()]
+        total = [f"{100 * changed / questions:.2f} %" for changed, questions in counts]
+        rows.append(["changed from float32, all rows", f"{counts[0][1]:,}", "", *total])
+    return rows
 
 
 def area_rows(table: dict[str, list[Score]]) -> list[list[str]]:

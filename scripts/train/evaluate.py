@@ -53,6 +53,8 @@ class Score:
     """None where the task gives no probabilities."""
     ranks: bool = False
     """Whether `judged` has the probabilities of one event, so that rows can be ordered by them."""
+    changed: int | None = None
+    """Rows that are answered otherwise than in float32; None if that was not asked."""
     groups: tuple[dict[str, Any], ...] = ()
     """Of rows of a table, the figures of each group of people."""
 
@@ -97,14 +99,15 @@ class Labelled:
 
 
 @contextmanager
-def open_archive(path: Path) -> Iterator[Pipeline]:
-    """The archive's version in this process, from a temporary copy of its files."""
+def open_archive(path: Path, changes: Mapping[str, Any] | None = None) -> Iterator[Pipeline]:
+    """The archive's version in this process, from a temporary copy of its files; `changes`: settings in place of its
+    own."""
     archive = read_archive(path)
     with tempfile.TemporaryDirectory(prefix="marctl-eval-") as root:
         folder = Path(root, "archive")
         extract(archive, folder)
         config = yaml.safe_load((folder / archive.manifest["model"]["configFile"]).read_text())
-        yield load(folder, Model(archive.name, archive.version), config.get("handler"))
+        yield load(folder, Model(archive.name, archive.version), (config.get("handler") or {}) | dict(changes or {}))
 
 
 def read_rows(
@@ -146,10 +149,17 @@ def read_rows(
     return found
 
 
-def evaluate(pipeline: Pipeline, path: Path, target: str | None = None, edges: Edges | None = None) -> Score:
+def evaluate(
+    pipeline: Pipeline,
+    path: Path,
+    target: str | None = None,
+    edges: Edges | None = None,
+    exact: Pipeline | None = None,
+) -> Score:
     """Ask every row of a data file and count the right answers; raises UserError if one is refused.
 
-    `target`: the column of a table that has the labels; `edges`: where the groups of its numeric features begin.
+    `target`: the column of a table that has the labels; `edges`: where the groups of its numeric features begin;
+    `exact`: the same version in float32, whose answers are compared.
     """
     task, table = type(pipeline.task), table_of(pipeline, path, target)
     rows = read_rows(path, task) if table is None else table_rows(pipeline, table)
@@ -167,6 +177,7 @@ def evaluate(pipeline: Pipeline, path: Path, target: str | None = None, edges: E
         unrepeated=len(fresh) if some_repeat else None,
         judged=judge(pipeline.task, rows, answers),
         ranks=pipeline.task.gives_probabilities_of == "event",
+        changed=None if exact is None else changed(task, answers, ask(exact, path, rows, exact.predict)[0]),
         groups=() if table is None else groups(pipeline, table, answers, edges or {}),
     )
 
@@ -223,6 +234,12 @@ def ask(
             found += results
             progress("")
     return found, cpu_seconds
+
+
+def changed(task: type[Task[Any, Any]], answers: Sequence[Any], others: Sequence[Any]) -> int:
+    """Rows whose prediction, an answer's first log column, is another one."""
+    name = task.log_columns[0].name
+    return sum(getattr(one, name) != getattr(other, name) for one, other in zip(answers, others, strict=True))
 
 
 def judge(task: Task[Any, Any], rows: Sequence[Labelled], answers: Sequence[Any]) -> Judged | None:

@@ -14,6 +14,7 @@ from marctl.build.build import build
 from marctl.build.recipe import read_version
 from marctl.build.recipe_text import with_section
 from marctl.cli import main
+from tests.questions import some_questions
 from tests.scripts.train.test_train import write_data
 
 
@@ -40,6 +41,22 @@ def test_eval_prints_a_table_and_records_the_figures(
     assert accuracy in {0.0, 1.0}
     assert f"accuracy: {accuracy}" in (version.folder / "metadata.yaml").read_text()
     assert f"| easy | 10 | {100 * accuracy:.1f} |" in (version.folder / "MODEL_CARD.md").read_text()
+
+
+def test_eval_tells_how_many_answers_8_bits_change(
+    tmp_path: Path, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "verify", lambda *_: None)
+    recipes, store = tmp_path / "recipes", tmp_path / "store"
+    build(adopt(tiny_model("bert"), "quiz", "1.0", recipes, precision="int8"), store)
+    questions = some_questions(40, seed=5)
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row | {"label": 0}) + "\n" for row in questions))
+    ask = ["eval", "quiz", "1.0", "--file", tmp_path / "dev.jsonl", "--float32", "--store", store]
+    done = marctl(*ask)
+    assert done.exit_code == 0, done.stderr
+    share = json.loads(marctl(*ask, "--json").stdout)["versions"]["1.0"]["dev"]["changed_from_float32"]
+    assert 0 <= share < 0.5
+    assert f"changed from float32, all rows  40                 {100 * share:.2f} %" in done.stdout
 
 
 def test_eval_needs_data_or_files() -> None:

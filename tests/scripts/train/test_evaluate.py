@@ -37,6 +37,23 @@ def test_accuracy_equals_plain_transformers_with_and_without_repeats(
     assert (score.unrepeated, score.right_unrepeated) == (40, sum(hits[10:]))
 
 
+def test_changed_answers_are_those_that_differ_from_the_other_version_s(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    folders = [tiny_model("bert"), tiny_model("roberta")]
+    asked = some_questions(50, seed=5)
+    file = write(tmp_path / "set" / "dev.jsonl", [{**question, "label": 0} for question in asked])
+    pipelines = [load(folder) for folder in folders]
+    chosen = [
+        [answer["prediction"] for answer in MultipleChoice.reference(folder, asked, pipeline.settings)]
+        for folder, pipeline in zip(folders, pipelines, strict=True)
+    ]
+    expected = sum(one != other for one, other in zip(*chosen, strict=True))
+    assert expected > 0
+    assert evaluate(pipelines[0], file, exact=pipelines[1]).changed == expected
+    assert evaluate(pipelines[0], file).changed is None
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
