@@ -221,7 +221,7 @@ def refuse_without_precision(path: Path) -> None:
     archive = read_archive(path)
     settings = {field.name for field in msgspec.structs.fields(archive.task.settings_type)}
     if "precision" not in settings or not archive.task.log_columns:
-        raise UserError(f"--float32: versions of task {archive.metadata.get('task')} have no `precision` to compare")
+        raise UserError(f"--float32: {archive.name} {archive.version} has no `precision` to compare with float32")
 
 
 def rows_of(data: Path | None, split: str, files: Sequence[Path]) -> list[Path]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -14,7 +15,11 @@ from marctl.build.build import build
 from marctl.build.recipe import read_version
 from marctl.build.recipe_text import with_section
 from marctl.cli import main
+from marctl.train.evaluate import open_archive
+from marctl_handlers.tasks.multiple_choice.schema import Question
+from marctl_handlers.tasks.multiple_choice.task import MultipleChoice
 from tests.questions import some_questions
+from tests.scripts.train.test_calibration_job import OWN_RECIPE, SENTIMENT
 from tests.scripts.train.test_train import write_data
 
 
@@ -43,20 +48,44 @@ def test_eval_prints_a_table_and_records_the_figures(
     assert f"| easy | 10 | {100 * accuracy:.1f} |" in (version.folder / "MODEL_CARD.md").read_text()
 
 
-def test_eval_tells_how_many_answers_8_bits_change(
+def test_eval_tells_how_many_answers_the_precision_changes(
     tmp_path: Path, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Beside plain transformers, which computes in float32."""
     monkeypatch.setattr(build_module, "verify", lambda *_: None)
     recipes, store = tmp_path / "recipes", tmp_path / "store"
-    build(adopt(tiny_model("bert"), "quiz", "1.0", recipes, precision="int8"), store)
-    questions = some_questions(40, seed=5)
-    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row | {"label": 0}) + "\n" for row in questions))
-    ask = ["eval", "quiz", "1.0", "--file", tmp_path / "dev.jsonl", "--float32", "--store", store]
-    done = marctl(*ask)
+    version = adopt(tiny_model("bert"), "quiz", "1.0", recipes, precision="bfloat16")
+    path, _ = build(version, store)
+    questions = some_questions(300, seed=5)
+    rows = tmp_path / "set" / "dev.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("".join(json.dumps(row | {"label": 0}) + "\n" for row in questions))
+    with open_archive(path) as pipeline:
+        given = pipeline.predict([msgspec.convert(question, Question) for question in questions])
+    wanted = MultipleChoice.reference(tiny_model("bert"), questions, version.settings)
+    changed = sum(one.prediction != other["prediction"] for one, other in zip(given, wanted, strict=True))
+    assert changed > 0
+    ask = ["eval", "quiz", "1.0", "--file", rows, "--float32", "--store", store]
+    done = marctl(*ask, "--json")
     assert done.exit_code == 0, done.stderr
-    share = json.loads(marctl(*ask, "--json").stdout)["versions"]["1.0"]["dev"]["changed_from_float32"]
-    assert 0 <= share < 0.5
-    assert f"changed from float32, all rows  40                 {100 * share:.2f} %" in done.stdout
+    assert json.loads(done.stdout)["versions"]["1.0"]["set"]["changed_from_float32"] == round(changed / 300, 4)
+    told = [line.split() for line in marctl(*ask).stdout.splitlines() if "all rows" in line]
+    assert told[0] == [*["changed", "from", "float32,", "all", "rows", "300"], f"{changed / 3:.2f}", "%"]
+
+
+def test_eval_in_float32_refuses_a_task_without_a_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "verify", lambda *_: None)
+    folder = tmp_path / "recipes" / "moods" / "1.0"
+    folder.mkdir(parents=True)
+    (folder / "sentiment.py").write_text(SENTIMENT)
+    (folder / "model.yaml").write_text(OWN_RECIPE)
+    build(read_version(folder), tmp_path)
+    (tmp_path / "dev.jsonl").write_text('{"score": 1.0, "label": "good"}\n')
+    ask = ["eval", "moods", "1.0", "--file", tmp_path / "dev.jsonl", "--store", tmp_path]
+    assert marctl(*ask).exit_code == 0
+    done = marctl(*ask, "--float32")
+    assert done.exit_code == 1
+    assert "--float32: moods 1.0 has no `precision` to compare with float32" in done.stderr
 
 
 def test_eval_needs_data_or_files() -> None:
