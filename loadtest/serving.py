@@ -1,7 +1,7 @@
 """What the settings of serving give and cost: batches, delays, workers and threads of a version, Envoy's threads.
 
     python -m loadtest.serving
-    python -m loadtest.serving mcqa/2.0 --only served delay-1 2-workers --rounds 5
+    python -m loadtest.serving mcqa/2.0 --only served delay-2 2-workers --rounds 5
 
 Each variant is a stack of its own without Redis; all are started before the first round, and take turns in every round.
 Loads: 64 connections in a closed loop; one connection; 100 requests a second, open loop. One JSON line per variant,
@@ -50,7 +50,7 @@ def delay_of(ms: int) -> Variant:
 
 VARIANTS = {
     "served": Variant(),
-    "delay-1": delay_of(1),
+    "delay-2": delay_of(2),
     "delay-5": delay_of(5),
     "batch-8": batches_of(8),
     "batch-16": batches_of(16),
