@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-
-import msgspec
 
 from loadtest import machine
 from loadtest.compare.contenders import CONTENDERS, MODEL, PROJECT
@@ -29,6 +27,7 @@ from loadtest.compare.harness import Model, Plan, Reference, StartFailed, WrongA
 from loadtest.compare.table import Ceiling, Entry, markdown, plot
 from loadtest.questions import bodies
 from loadtest.run import interruptible, tell
+from loadtest.stack import RECIPES, change_recipe
 
 N_CHECKED = 32
 CHECK_SEED = 7
@@ -54,13 +53,16 @@ def unpacked(version: str) -> Iterator[Model]:
     from marctl.build.build import build
     from marctl.build.recipe import find_versions
 
-    recipe = next((v for v in find_versions(PROJECT / "model_store") if (v.model, v.version) == (MODEL, version)), None)
-    if recipe is None:
+    original = RECIPES / MODEL / version
+    if not (original / "model.yaml").is_file():
         raise StartFailed(f"model_store has no {MODEL} {version}")
-    # Answers are held to plain transformers', which have no calibration.
-    plain = replace(recipe, recipe=msgspec.structs.replace(recipe.recipe, calibration=None))
     with tempfile.TemporaryDirectory(prefix="cmp-") as folder:
-        archive, _ = build(plain, Path(folder), notify=tell)
+        recipes = Path(folder) / "recipes"
+        copy = shutil.copytree(original, recipes / MODEL / version)
+        # Answers are held to plain transformers', which have no calibration.
+        change_recipe(copy / "model.yaml", {"calibration": None})
+        [recipe] = find_versions(recipes)
+        archive, _ = build(recipe, Path(folder), notify=tell)
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
         yield Model(version, archive.resolve(), Path(folder) / "model", recipe.folder.resolve())

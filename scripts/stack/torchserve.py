@@ -40,7 +40,7 @@ START_TIMEOUT_S = 90.0
 SOCKET_PATH_BYTES = 104
 """The shortest limit on a Unix socket's path among the systems that TorchServe runs on (macOS; Linux has 108)."""
 PASSED_ON = {"HOME", "USER", "LOGNAME", "LANG", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD"}
-PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "HF_", "TORCH_")
+PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_", "ONEDNN_", "ATEN_", "HF_", "TORCH_")
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 MODELS = "models"
 """In the temp folder, where TorchServe links what it serves."""

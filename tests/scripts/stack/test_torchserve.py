@@ -67,6 +67,12 @@ def test_workers_are_offline_with_one_thread_unless_told_otherwise() -> None:
     assert environment({"OMP_NUM_THREADS": "2"}, LOGS, TEMP)["OMP_NUM_THREADS"] == "2"
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"])
+def test_workers_are_held_to_the_instructions_that_the_caller_names(name: str) -> None:
+    """So that a stack here computes as one on an older processor does."""
+    assert environment({name: "AVX2"}, LOGS, TEMP)[name] == "AVX2"
+
+
 def test_python_of_this_environment_comes_first_in_path() -> None:
     assert environment({"PATH": "/usr/bin"}, LOGS, TEMP)["PATH"].split(":")[0] == str(Path(sys.executable).parent)
 
