@@ -49,11 +49,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def made_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `target`, and of all that is in it, when the block ends.
 
-    A kill between its last two renames leaves the former content beside it. Raises WriteFailed.
+    What a killed process left of such a folder goes first. Raises WriteFailed.
     """
     partial, former = (target.with_name(f".{target.name}.{os.getpid()}.{state}") for state in ("partial", "former"))
     try:
         partial.mkdir(parents=True)
+        remove_leftovers(target)
         yield partial
         for path in partial.iterdir():
             sync(path)
@@ -68,6 +69,29 @@ def made_folder(target: Path) -> Iterator[Path]:
     finally:
         for rest in (partial, former):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Of processes that ended while they made this folder; one that ended between two renames is undone."""
+    for path in target.parent.iterdir():
+        start, _, state = path.name.rpartition(".")
+        start, _, pid = start.rpartition(".")
+        if start != f".{target.name}" or state not in ("partial", "former") or not pid.isdigit() or is_alive(int(pid)):
+            continue
+        if state == "former" and not target.exists():
+            os.replace(path, target)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process has this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager

@@ -71,3 +71,17 @@ def test_a_full_disk_leaves_no_part_of_a_folder(tmp_path: Path) -> None:
         with pytest.raises(WriteFailed, match="make room"), made_folder(disk / "model") as folder:
             (folder / "weights").write_bytes(bytes(2 << 20))
         assert os.listdir(disk) == []
+
+
+def test_what_a_killed_process_left_of_a_folder_is_undone(tmp_path: Path) -> None:
+    """It was killed after the former content had been set aside; another process is still at work."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".model.{ended.pid}.partial", f".model.{ended.pid}.former", f".model.{os.getppid()}.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name.rpartition(".")[2]).write_text("x")
+    with made_folder(tmp_path / "model") as folder:
+        assert os.listdir(tmp_path / "model") == ["former"]
+        (folder / "new").write_text("x")
+    assert os.listdir(tmp_path / "model") == ["new"]
+    assert sorted(os.listdir(tmp_path)) == [f".model.{os.getppid()}.partial", "model"]

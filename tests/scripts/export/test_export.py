@@ -194,3 +194,14 @@ def test_tasks_without_a_text_model_are_refused(tmp_path: Path, task: str) -> No
     done = marctl("export", path, "--onnx")
     assert done.exit_code == 1
     assert f"its task is {task}; tasks that can be are embedding, multiple_choice" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_included_model_answers_alone(tmp_path: Path) -> None:
+    """As it is shipped, in 8 bits and a quarter of its 91 MB."""
+    done = marctl("build", "mcqa", "2.0", "--store", tmp_path / "store")
+    assert done.exit_code == 0, done.output
+    words = ["--onnx", "--precision", "int8", "--store", tmp_path / "store", "--out", tmp_path / "mcqa"]
+    assert marctl("export", "mcqa/2.0", *words).exit_code == 0
+    assert (tmp_path / "mcqa" / "model.onnx").stat().st_size < 24e6
+    assert run_alone(tmp_path / "mcqa", readme_code(tmp_path / "mcqa")).startswith("a knife")
