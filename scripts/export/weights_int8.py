@@ -2,6 +2,10 @@
 
 Each output channel of a matrix and each row of a table of embeddings keeps a scale of its own. DequantizeLinear is a
 standard operator, which onnxruntime and OpenVINO read alike.
+
+Activations stay in float because of mcqa 2.0's large ones: with weights alone in 8 bits 6 of 1,000 dev questions got
+another choice, with onnxruntime's quantize_dynamic 40 (and half the time), with its quantize_static, on ranges of 200
+training questions, 129.
 """
 
 from __future__ import annotations
