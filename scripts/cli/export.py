@@ -93,5 +93,5 @@ def report(found: Exported) -> str:
     rows = [["beside float32", "questions", "other choice", f"largest difference ({found.unit})"]]
     for one in found.agreements:
         changed = "" if one.changed is None else f"{100 * one.changed / one.questions:.2f} %"
-        rows.append([one.name, f"{one.questions:,}", changed, f"{one.largest:.4f}"])
+        rows.append([one.name, f"{one.questions:,}", changed, f"{one.largest:.2g}"])
     return "\n".join([*lines, table(rows)])

@@ -32,7 +32,7 @@ class Agreement:
     """Questions of which a part that must be kept whole is longer than a row."""
 
     def record(self) -> dict[str, Any]:
-        shared = {"largest_difference": round(self.largest, 4), "left_out": self.left_out}
+        shared = {"largest_difference": round(self.largest, 7), "left_out": self.left_out}
         changed = {} if self.changed is None else {"changed_share": round(self.changed / self.questions, 5)}
         return {"questions": self.questions, **changed, **shared}
 
