@@ -14,9 +14,10 @@ from marctl_handlers.text.gpu.model import GpuBert
 from marctl_handlers.text.gpu.runtime import GpuRuntime
 from marctl_handlers.text.hub import load_model
 from marctl_handlers.text.packed_bert import MODEL_TYPES, can_pack
-from marctl_handlers.text.packed_runtime import PackedRuntime
+from marctl_handlers.text.packed_runtime import PackedRuntime, watched
 from marctl_handlers.text.pooling import Pooling
 from marctl_handlers.text.processor import Processor
+from marctl_handlers.text.ranges import RANGES_FILE, read_ranges
 from marctl_handlers.text.runtime import Runtime
 from marctl_handlers.text.saved_bert import open_bert
 from marctl_handlers.text.settings import Precision, TextSettings
@@ -37,7 +38,8 @@ def load_runtime(
     """The fastest runtime for a `save_pretrained` folder; raises LoadError naming the cure.
 
     Its values are the model's logits, or with `pooling` the vectors that it makes of the last layer's states.
-    `samples` show the ranges of 8-bit integers. Without fast ones an int8 version is computed like `auto`.
+    The ranges of 8-bit integers are in a file of the folder, or else `samples` show them. Without fast ones an int8
+    version is computed like `auto`.
     """
     torch.set_num_threads(settings.threads)
     processor = processor or Processor.here()
@@ -51,7 +53,8 @@ def load_runtime(
             f"precision is int8, which is for {', '.join(sorted(MODEL_TYPES))} models with GELU; "
             f"this is a {model.config.model_type} model: set `precision: auto` in model.yaml"
         )
-    if settings.precision == "int8" and not samples:
+    ranges = read_ranges(folder / RANGES_FILE) if settings.precision == "int8" else None
+    if settings.precision == "int8" and ranges is None and not samples:
         raise LoadError("precision is int8, but there is no samples.json to learn ranges from; set `precision: auto`")
     if device != "cpu":
         return gpu_runtime(model, encoder, settings, torch.device(device), pooling)
@@ -59,7 +62,9 @@ def load_runtime(
         return TorchRuntime.of(model, encoder, settings, device, pooling)
     if numbers != "int8":
         return PackedRuntime.of(model, encoder, settings, processor, dtype, pooling)
-    return PackedRuntime.quantized(model, encoder, settings, processor, samples, pooling)
+    if ranges is None:
+        ranges = watched(model, encoder, samples, pooling).learn_ranges()
+    return PackedRuntime.quantized(model, encoder, settings, processor, ranges, pooling)
 
 
 def gpu_runtime(

@@ -1,15 +1,14 @@
 """Matrix products of a forward pass, in floating point or in 8-bit integers.
 
 8-bit products take a half to a ninth of the time of float ones (processor.py). A weight keeps one scale per output
-channel. An input keeps one scale and zero point in all, found once from sample inputs, so that an answer depends on
-no other row of its batch; before that its channels are levelled: what makes one input channel large is moved into the
-weights (Xiao et al. 2022, arXiv:2211.10438), which is exact.
+channel. An input keeps one scale and zero point in all, found once from sample inputs (ranges.py), so that an answer
+depends on no other row of its batch; before that its channels are levelled: what makes one input channel large is moved
+into the weights (Xiao et al. 2022, arXiv:2211.10438), which is exact.
 """
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -17,13 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from marctl_handlers.text.ranges import LEVELS, Grid, InputRange
+
 LAID_OUT_FOR = 64
 """Tokens that a product is expected to have; it may have any number."""
-LEVELS = 255
-LEVELLING = 0.7
-"""Share of a channel's size that moves into the weights; of 0, 0.5 and 0.7 the nearest to float32 on dev questions."""
-CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Shares of the seen range that are tried: clipping few large values can be worth finer steps for all others."""
 
 
 class Linear(Protocol):
@@ -91,7 +87,7 @@ class FloatFeedForward:
 
 
 class Watched(FloatLinear):
-    """A float linear that keeps its inputs, from which an Int8Linear learns their range."""
+    """A float linear that keeps its inputs, from which their range is learned."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__(weight, bias)
@@ -102,49 +98,20 @@ class Watched(FloatLinear):
         return super().__call__(x, residual)
 
 
-@dataclass(frozen=True)
-class Range:
-    """An unsigned 8-bit grid: `value = (step number - zero) * scale`."""
-
-    scale: float
-    zero: int
-
-    @classmethod
-    def of(cls, values: Tensor) -> Range:
-        """The grid, out of some narrower and wider ones, that loses least (mean square) on sample values."""
-        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-        grids = []
-        for clip in CLIPS:
-            scale = max((high - low) * clip / LEVELS, 1e-8)
-            grids.append(cls(scale, round(-low * clip / scale)))
-        return min(grids, key=lambda grid: grid.loss(values))
-
-    def loss(self, values: Tensor) -> float:
-        """Mean square error of sample values on this grid."""
-        steps = (values / self.scale + self.zero).round_().clamp_(0, LEVELS)
-        return float(((steps - self.zero) * self.scale - values).square_().mean())
-
-
 class Int8Linear:
     """In 8-bit integers, float32 in and out."""
 
-    def __init__(self, watched: FloatLinear, inputs: Tensor, middle: int, *, level: bool = True) -> None:
-        """`inputs`: sample inputs, (tokens, in). `middle`: the largest step of a weight. `level` is off where the input
-        is made on its grid elsewhere."""
-        weight = watched.weight
-        size = torch.ones(weight.shape[1])
-        if level:
-            largest = weight.abs().amax(0).clamp_(min=1e-5)
-            size = inputs.abs().amax(0).clamp_(min=1e-5) ** LEVELLING / largest ** (1 - LEVELLING)
-        self.grid = Range.of(inputs / size)
-        self._to_steps = 1 / (size * self.grid.scale)
+    def __init__(self, linear: FloatLinear, given: InputRange, middle: int) -> None:
+        """`given`: how its input becomes 8-bit integers. `middle`: the largest step of a weight."""
+        self.grid = given.grid
+        self._to_steps = 1 / (given.levels * self.grid.scale)
         self._half_up = torch.tensor(self.grid.zero + 0.5)
-        weight = weight * size
+        weight = linear.weight * given.levels
         self._scales = weight.abs().amax(1).clamp_(min=1e-8) / middle
         steps = (weight / self._scales[:, None]).round_().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(steps, None)
         self._zeros = torch.zeros(len(steps), dtype=torch.int64)
-        self._bias = watched.bias
+        self._bias = linear.bias
 
     def steps(self, x: Tensor) -> Tensor:
         """float32 -> uint8 on the input's grid."""
@@ -166,13 +133,32 @@ class Int8Linear:
             )
         return result
 
-    def gelu_steps(self, x: Tensor, grid: Range) -> Tensor:
+    def gelu_steps(self, x: Tensor, grid: Grid) -> Tensor:
         """uint8: GELU of the product, on the grid of the linear that comes next."""
+        return self._gelu(x, grid, torch.uint8)
+
+    def gelu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """GELU of the product in a float type."""
+        return self._gelu(x, Grid(1.0, 0), dtype)
+
+    def _gelu(self, x: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
         given = (self.steps(x), self.grid.scale, self.grid.zero, self._weight, self._scales, self._zeros)
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            *given, self._bias, grid.scale, grid.zero, torch.uint8, "gelu", [], "none"
+            *given, self._bias, grid.scale, grid.zero, dtype, "gelu", [], "none"
         )
         return result
+
+
+class CastLinear:
+    """In a float type, between products in 8-bit integers: float32 out."""
+
+    def __init__(self, linear: FloatLinear, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._linear = float_linear(linear.weight.to(dtype), linear.bias.to(dtype))
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        product = self._linear(x.to(self.dtype))
+        return product.float() if residual is None else residual + product
 
 
 class Int8FeedForward:
@@ -184,3 +170,14 @@ class Int8FeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down.product(self.up.gelu_steps(x, self.down.grid), x)
+
+
+class MixedFeedForward:
+    """`down(gelu(up(x))) + x`, `up` in 8-bit integers, `down` in a float type."""
+
+    def __init__(self, up: Int8Linear, down: CastLinear) -> None:
+        self.up = up
+        self.down = down
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.up.gelu(x, self.down.dtype), x)

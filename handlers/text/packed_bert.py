@@ -13,17 +13,27 @@ transformers/models/bert/modeling_bert.py. Tensors are (tokens, hidden) unless s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from marctl_handlers.core.errors import LoadError
-from marctl_handlers.text.linear import FloatFeedForward, FloatLinear, Int8FeedForward, Int8Linear, Linear, Watched
+from marctl_handlers.text.linear import (
+    CastLinear,
+    FloatFeedForward,
+    FloatLinear,
+    Int8FeedForward,
+    Int8Linear,
+    Linear,
+    MixedFeedForward,
+    Watched,
+)
 from marctl_handlers.text.packing import Block, Packing
+from marctl_handlers.text.ranges import InputRange
 from marctl_handlers.text.tokenization import PairTemplate, Row, TextTemplate
 
 MakeLinear = Callable[[Tensor, Tensor], Linear]
@@ -170,21 +180,41 @@ class PackedBert:
             output_norm=Norm.of(layer.output.LayerNorm, dtype),
         )
 
-    def quantize(self, middle: int) -> None:
-        """Compute the layers in 8-bit integers, weights in steps up to `middle`.
-
-        For one that was made with `linear=Watched` and has seen samples.
-        """
-        for layer in self.layers:
+    def products(self) -> Iterator[tuple[str, FloatLinear]]:
+        """The layers' products in floating point, by names of their own: `0.qkv`."""
+        for number, layer in enumerate(self.layers):
             feed_forward = layer.feed_forward
             assert isinstance(feed_forward, FloatFeedForward)
-            layer.qkv = int8(layer.qkv, middle)
-            layer.out = int8(layer.out, middle)
-            up, down = int8(feed_forward.up, middle), int8(feed_forward.down, middle, level=False)
-            layer.feed_forward = Int8FeedForward(up, down)
+            parts = {"qkv": layer.qkv, "out": layer.out, "up": feed_forward.up, "down": feed_forward.down}
+            for name, linear in parts.items():
+                yield f"{number}.{name}", cast(FloatLinear, linear)
+
+    def learn_ranges(self) -> dict[str, InputRange]:
+        """Of every product, for one that was made with `linear=Watched` and has seen samples."""
+        return {
+            name: InputRange.of(linear.weight, torch.cat(linear.inputs), level=not name.endswith(".down"))
+            for name, linear in self.products()
+            if isinstance(linear, Watched)
+        }
+
+    def quantize(self, ranges: Mapping[str, InputRange], middle: int, otherwise: torch.dtype) -> None:
+        """Compute the products that have a range in 8-bit integers, weights in steps up to `middle`, and the others in
+        a float type. Raises LoadError for ranges of another model."""
+        products = dict(self.products())
+        for name, given in ranges.items():
+            if name not in products or len(given.levels) != products[name].weight.shape[1]:
+                raise LoadError(f"the ranges are of another model: {name} does not fit; run `marctl quantize` again")
+        made: dict[str, Int8Linear | CastLinear] = {
+            name: Int8Linear(linear, ranges[name], middle) if name in ranges else CastLinear(linear, otherwise)
+            for name, linear in products.items()
+        }
+        for number, layer in enumerate(self.layers):
+            layer.qkv, layer.out = made[f"{number}.qkv"], made[f"{number}.out"]
+            layer.feed_forward = feed_forward_of(made[f"{number}.up"], made[f"{number}.down"])
 
 
-def int8(watched: Any, middle: int, *, level: bool = True) -> Int8Linear:
-    """What a Watched linear computed, in 8-bit integers; it may forget its inputs then."""
-    assert isinstance(watched, Watched)
-    return Int8Linear(watched, torch.cat(watched.inputs), middle, level=level)
+def feed_forward_of(up: Int8Linear | CastLinear, down: Int8Linear | CastLinear) -> Callable[[Tensor], Tensor]:
+    """With as little as possible between the two products."""
+    if isinstance(up, CastLinear):
+        return FloatFeedForward(up, down)
+    return Int8FeedForward(up, down) if isinstance(down, Int8Linear) else MixedFeedForward(up, down)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from marctl_handlers.text.packed_heads import FirstTokenHead, PoolingHead
 from marctl_handlers.text.packing import Packing
 from marctl_handlers.text.pooling import Pooling
 from marctl_handlers.text.processor import Processor
+from marctl_handlers.text.ranges import InputRange
 from marctl_handlers.text.runtime import warm_up
 from marctl_handlers.text.settings import TextSettings
 from marctl_handlers.text.tokenization import Row, RowEncoder
@@ -33,6 +34,9 @@ Head = Callable[[Tensor, Packing], Tensor]
 
 class PackedRuntime:
     """Computes rows with a PackedBert and a head."""
+
+    ranges: Mapping[str, InputRange] | None = None
+    """Of the products in 8-bit integers, if there are such."""
 
     def __init__(
         self,
@@ -74,17 +78,20 @@ class PackedRuntime:
         encoder: RowEncoder,
         settings: TextSettings,
         processor: Processor,
-        samples: Sequence[Row],
+        ranges: Mapping[str, InputRange],
         pooling: Pooling | None = None,
     ) -> PackedRuntime:
-        """A float32 model, whose layers are computed in 8-bit integers with ranges that `samples` show; a last layer
+        """A float32 model, whose layers are computed in 8-bit integers, but for products without a range; a last layer
         for the first token alone is in floating point."""
-        n_layers = whole_layers(model, pooling)
-        bert = PackedBert(model.base_model, encoder.template, torch.float32, n_layers, linear=Watched)
-        bert(sorted(samples, key=length))
-        bert.quantize(processor.int8_middle)
-        dtype = getattr(torch, processor.numbers("auto"))
-        return cls(bert, head_of(model, pooling, dtype), encoder, settings, processor, "int8")
+        otherwise = processor.numbers("auto")
+        bert = PackedBert(model.base_model, encoder.template, torch.float32, whole_layers(model, pooling))
+        n_float = sum(name not in ranges for name, _ in bert.products())
+        bert.quantize(ranges, processor.int8_middle, getattr(torch, otherwise))
+        numbers = f"int8 but {n_float} products in {otherwise}" if n_float else "int8"
+        head = head_of(model, pooling, getattr(torch, otherwise))
+        made = cls(bert, head, encoder, settings, processor, numbers)
+        made.ranges = ranges
+        return made
 
     def run(self, rows: Sequence[Row], deadline: float) -> list[Any]:
         """A value per row, in order; None where the deadline (time.monotonic seconds) came first."""
@@ -121,6 +128,14 @@ def whole_layers(model: Any, pooling: Pooling | None) -> int:
     """Layers that every token goes through: without pooling the last one is the head's."""
     n_layers: int = model.config.num_hidden_layers
     return n_layers if pooling else n_layers - 1
+
+
+@torch.inference_mode()
+def watched(model: Any, encoder: RowEncoder, rows: Sequence[Row], pooling: Pooling | None = None) -> PackedBert:
+    """A float32 model that has seen sample rows, to learn ranges from."""
+    bert = PackedBert(model.base_model, encoder.template, torch.float32, whole_layers(model, pooling), linear=Watched)
+    bert(sorted(rows, key=length))
+    return bert
 
 
 def head_of(model: Any, pooling: Pooling | None, dtype: torch.dtype) -> Head:

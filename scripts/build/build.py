@@ -263,6 +263,8 @@ def source_digest(version: Version, members: Sequence[Archive]) -> str:
         parts |= {path.name: digest(path) for path in own_files(version)}
     if weights.delta and (version.folder / weights.delta).exists():
         parts["delta"] = digest(version.folder / weights.delta)
+    if version.recipe.ranges:
+        parts["ranges"] = digest(version.folder / version.recipe.ranges)
     if weights.directory:
         folder = (version.folder / weights.directory).resolve()
         parts |= {f"weights/{p.relative_to(folder)}": digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -315,6 +317,7 @@ def lay_out_model(version: Version, folder: Path) -> None:
             shutil.copytree(locate(version), folder, dirs_exist_ok=True)
         return
     from marctl.build.weights import load_weights, quiet_transformers
+    from marctl_handlers.text.ranges import RANGES_FILE
     from marctl_handlers.text.saved_tokenizer import record
 
     model, tokenizer = load_weights(version)
@@ -323,6 +326,8 @@ def lay_out_model(version: Version, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
         record(folder, tokenizer)
     copy_files(Path(locate(version)), folder, version.task.files)
+    if version.recipe.ranges:
+        shutil.copyfile(version.folder / version.recipe.ranges, folder / RANGES_FILE)
     forget_origin(folder)
 
 

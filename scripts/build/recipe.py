@@ -174,6 +174,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`cache: off`, or how long answers are kept."""
     calibration: Calibration | None = None
     """How scores become probabilities; learned by `marctl calibrate`."""
+    ranges: str | None = None
+    """Safetensors file beside the recipe with the ranges of 8-bit integers; written by `marctl quantize`."""
     explanations: Explanations | None = None
     response_timeout_s: Positive = 60
     startup_timeout_s: Positive = 180
@@ -406,6 +408,7 @@ def meaning_faults(version: Version) -> list[str]:
     if recipe.explanations and version.task.explain_types() is None:
         faults.append(f"explanations: task {recipe.task} explains nothing; remove the section")
     faults += calibration_faults(version)
+    faults += ranges_faults(version)
     faults += device_faults(recipe)
     if recipe.table_training is not None:
         faults += table_training_faults(version, recipe.table_training)
@@ -465,6 +468,17 @@ def table_training_faults(version: Version, training: TableTraining) -> list[str
     if not (version.folder / training.features).is_file():
         faults.append(f"table_training.features: no file {version.folder / training.features}")
     return faults
+
+
+def ranges_faults(version: Version) -> list[str]:
+    name = version.recipe.ranges
+    if name is None:
+        return []
+    if getattr(version.settings, "precision", None) != "int8":
+        return ["ranges: only `precision: int8` uses them; set it, or remove the line"]
+    if not (version.folder / name).is_file():
+        return [f"ranges: no file {version.folder / name}; make it with `marctl quantize`, or remove the line"]
+    return []
 
 
 def weight_faults(folder: Path, recipe: Recipe) -> list[str]:

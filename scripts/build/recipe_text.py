@@ -50,7 +50,8 @@ def with_section(text: str, name: str, content: Any) -> str:
 
 def dumped(content: Any) -> str:
     """Block style, with the innermost lists and mappings in one line."""
-    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=WIDTH))
+    flow = None if any(isinstance(value, dict | list) for value in content.values()) else False
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=WIDTH))
 
 
 def spliced(text: str, name: str, block: str) -> str:

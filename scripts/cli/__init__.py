@@ -66,6 +66,7 @@ COMMANDS = {
         "train": "marctl.cli.training:train",
         "eval": "marctl.cli.training:evaluate",
         "calibrate": "marctl.cli.calibration:calibrate",
+        "quantize": "marctl.cli.quantization:quantize",
     },
 }
 """By section, in the order of the help; `module:function`, imported when it is needed."""
