@@ -241,6 +241,8 @@ def inspect(file: Path, check: bool, keys: Path | None) -> None:
 
 def computed_in(metadata: Mapping[str, Any], settings_type: type[Settings]) -> dict[str, str]:
     """Where a version computes, and in which numbers this machine's processor would, if that depends on it."""
+    import msgspec
+
     device = metadata.get("device", "cpu")
     told = {"cuda": ["on an NVIDIA GPU, nowhere else"], "auto": ["on an NVIDIA GPU where the node has one"]}
     places = told.get(device, [])
@@ -252,7 +254,10 @@ def computed_in(metadata: Mapping[str, Any], settings_type: type[Settings]) -> d
         from marctl_handlers.text.processor import Processor
 
         here = Processor.here()
-        places = [*places, f"{here.numbers(precision)} on this processor: {here}"]
+        numbers = here.numbers(precision)
+        if numbers == "int8" and (left := metadata.get("ranges", {}).get("in_floating_point")):
+            numbers += f" but {len(left)} products in {here.numbers('auto')}"
+        places = [*places, f"{numbers} on this processor: {here}"]
     return {"computed_in": "; ".join(places)} if places else {}
 
 

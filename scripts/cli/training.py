@@ -87,6 +87,11 @@ def train(
         for path in work.glob("*.pt"):
             path.unlink()
     path = train_version(item, data, work, note)
+    if item.recipe.ranges:
+        from marctl.train.questions import find_files
+        from marctl.train.ranges_job import quantize
+
+        quantize(recipes / model / version, find_files(data, "train"), note)
     if calibrate_trained(recipes / model / version, data, note):
         note(f"{model} {version}: calibrated on {data}/*/dev.jsonl")
     build, measure = f"marctl build {model} {version}", f"marctl eval {model} {version} --data {data} --write"

@@ -95,6 +95,7 @@ REFUSED = [
     "export quiz/1.0 --onnx --data nosuch",
     "export labels.jsonl --openvino",
     "export nosuch.mar --openvino",
+    "quantize quiz 1.0 --data nosuch",
 ]
 
 
