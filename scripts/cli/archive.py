@@ -241,8 +241,6 @@ def inspect(file: Path, check: bool, keys: Path | None) -> None:
 
 def computed_in(metadata: Mapping[str, Any], settings_type: type[Settings]) -> dict[str, str]:
     """Where a version computes, and in which numbers this machine's processor would, if that depends on it."""
-    import msgspec
-
     device = metadata.get("device", "cpu")
     told = {"cuda": ["on an NVIDIA GPU, nowhere else"], "auto": ["on an NVIDIA GPU where the node has one"]}
     places = told.get(device, [])
