@@ -21,7 +21,8 @@ class TextSettings(Settings, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     precision: Precision = "auto"
     """`auto`: bfloat16 where the processor computes in it, float32 elsewhere. `int8`: 8-bit integers where it has fast
-    ones (processor.py), else `auto`; for BERT and RoBERTa models, with ranges that the version's samples show."""
+    ones (processor.py), else `auto`; for BERT and RoBERTa models, with ranges that were learned for the version
+    (`marctl quantize`), or else that its samples show."""
     max_tokens: Annotated[int, Meta(ge=8)] = 128
     """Longest row, special tokens included; longer ones are cut."""
     rows_per_pass: Count | None = None

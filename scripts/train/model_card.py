@@ -29,6 +29,23 @@ def learned_from(model: str, teacher: str | dict[str, str] | None) -> str:
     return "fine-tuned; distilled " + ", ".join(f"on {' and '.join(sets)} from {name}" for name, sets in taught.items())
 
 
+def ranges_lines(version: Version) -> list[str]:
+    """Which products are in 8-bit integers, and where their ranges come from; nothing if the recipe names none."""
+    known = version.metadata.get("ranges")
+    if not known or not version.recipe.ranges:
+        return []
+    left = known["in_floating_point"]
+    found = f"{known['products'] - len(left)} of {known['products']} matrix products of the layers"
+    rest = f"; in floating point: {', '.join(f'layer {name}' for name in left)}" if left else ""
+    return [
+        "",
+        "## 8-bit integers",
+        "",
+        f"Where the processor has fast ones, {found} are computed in them{rest}. Weights are not changed by it. Ranges were "
+        f"learned {known['learned']} from {known['questions']} questions of {', '.join(known['files'])}.",
+    ]
+
+
 def calibration_lines(version: Version) -> list[str]:
     """How confidence was calibrated, and what it was worth on held-out rows; nothing if the recipe has no calibration,
     or one that was written by hand since."""
@@ -95,6 +112,7 @@ def model_card(version: Version) -> str:
         for name, score in scores.items():
             unrepeated = f"{100 * score['accuracy_without_repeats']:.1f}" if "accuracy_without_repeats" in score else ""
             lines.append(f"| {name} | {score['questions']:,} | {100 * score['accuracy']:.1f} | {unrepeated} |")
+    lines += ranges_lines(version)
     lines += calibration_lines(version)
     if version.recipe.table_training is not None and "cross_validation" in known:
         lines += table_lines(version)

@@ -71,7 +71,7 @@ def test_a_damaged_file_is_named_with_the_cure(tmp_path: Path) -> None:
     path = tmp_path / RANGES_FILE
     assert read_ranges(path) is None
     path.write_bytes(b"no tensors")
-    with pytest.raises(LoadError, match="ranges.safetensors is damaged .* `marctl quantize`"):
+    with pytest.raises(LoadError, match=r"ranges\.safetensors is damaged .* `marctl quantize`"):
         read_ranges(path)
 
 

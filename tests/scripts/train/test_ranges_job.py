@@ -95,5 +95,5 @@ def test_a_recipe_that_names_no_ranges_that_exist_or_are_used_is_refused(root: P
     with pytest.raises(UserError, match="ranges: only `precision: int8` uses them"):
         read_version(folder(root))
     recipe.write_text(text + "precision: int8\nranges: ranges.safetensors\n")
-    with pytest.raises(UserError, match="ranges: no file .*ranges.safetensors; make it with `marctl quantize`"):
+    with pytest.raises(UserError, match=r"ranges: no file .*ranges\.safetensors; make it with `marctl quantize`"):
         read_version(folder(root))
