@@ -41,8 +41,8 @@ def ranges_lines(version: Version) -> list[str]:
         "",
         "## 8-bit integers",
         "",
-        f"Where the processor has fast ones, {found} are computed in them{rest}. Weights are not changed by it. Ranges were "
-        f"learned {known['learned']} from {known['questions']} questions of {', '.join(known['files'])}.",
+        f"Where the processor has fast ones, {found} are computed in them{rest}. Weights are not changed by it. Ranges "
+        f"were learned {known['learned']} from {known['questions']} questions of {', '.join(known['files'])}.",
     ]
 
 
