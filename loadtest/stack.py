@@ -67,6 +67,14 @@ class Stack:
                 raise CommandFailed(f"the worker of {name} is not back after {READY_TIMEOUT_S:.0f} s")
             time.sleep(0.5)
 
+    def wait_for_all_workers(self) -> None:
+        """Predictions are served while explainers still load, which takes what a measurement is about."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while any(row["workers_ready"] < row["workers_asked"] for row in self.marctl("status")["versions"]):
+            if time.monotonic() > deadline:
+                raise CommandFailed(f"not all workers are ready after {READY_TIMEOUT_S:.0f} s")
+            time.sleep(0.5)
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """A version's row of the status."""
         return [row for row in self.marctl("status")["versions"] if f"{row['model']} {row['version']}" == name]
@@ -138,7 +146,9 @@ def running_stack(
             (store / archive.name).symlink_to(archive)  # what is current need not be built
         try:
             where = ["--recipes", str(recipes), "--store", str(store)]
-            yield Stack(state, marctl(state, "up", *where, *FREE_PORTS, "--detach", *options))
+            stack = Stack(state, marctl(state, "up", *where, *FREE_PORTS, "--detach", *options))
+            stack.wait_for_all_workers()
+            yield stack
         finally:
             subprocess.run([*MARCTL, "down", "--state", str(state)], cwd=PROJECT, capture_output=True, check=False)
 
