@@ -70,7 +70,9 @@ class Stack:
     def wait_for_all_workers(self) -> None:
         """Predictions are served while explainers still load, which takes what a measurement is about."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while any(row["workers_ready"] < row["workers_asked"] for row in self.marctl("status")["versions"]):
+        while any(
+            row.get("workers_ready", 0) < row.get("workers_asked", 0) for row in self.marctl("status")["versions"]
+        ):
             if time.monotonic() > deadline:
                 raise CommandFailed(f"not all workers are ready after {READY_TIMEOUT_S:.0f} s")
             time.sleep(0.5)
