@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from marctl.export.openvino_file import library
 from marctl.export.rows import Feeds
 from marctl_handlers.core.portable import Portable
 
@@ -60,8 +61,7 @@ class OpenVinoEngine:
     """An .xml file with its .bin; what the file does not say is computed in float32."""
 
     def __init__(self, path: Path, precision: str) -> None:
-        import openvino
-
+        openvino = library()
         settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         self.name = f"openvino {openvino.get_version().partition('-')[0]} {precision}"
         self._compiled: Any = openvino.Core().compile_model(str(path), "CPU", settings)

@@ -46,6 +46,11 @@ OPENED = {
 """By format: the library, how it opens the model, how it computes."""
 
 
+REMARKS = {
+    "openvino": "Importing openvino reports its use to Google Analytics; `pip uninstall openvino-telemetry` ends that.\n\n"
+}
+
+
 def description(
     archive: Archive, portable: Portable, kind: str, precision: str, folder: Path, agreements: Sequence[Agreement]
 ) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def readme(archive: Archive, portable: Portable, kind: str, precision: str) -> s
         f"# {archive.name} {archive.version}, {kind}, {precision}\n\n{archive.metadata.get('description', '')}\n\n"
         f"`model.json` tells inputs, output and how a row is built; `tokenizer.json` cuts rows to {limit} tokens and\n"
         f"pads them; `samples.json` has requests and the answers to expect. `pip install {library} tokenizers numpy`,\n"
-        f"then, in this folder:\n\n```python\n{code}```\n"
+        f"then, in this folder:\n\n{REMARKS.get(kind, '')}```python\n{code}```\n"
     )
 
 

@@ -76,7 +76,8 @@ def readme_code(folder: Path) -> str:
 
 def run_alone(folder: Path, code: str) -> str:
     """What code prints in a process that knows no package of ours."""
-    block = "import sys\nsys.modules.update(dict.fromkeys(['marctl', 'marctl_handlers', 'torch', 'transformers']))\n"
+    absent = ["marctl", "marctl_handlers", "torch", "transformers", "openvino_telemetry"]
+    block = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
     command = [sys.executable, "-I", "-c", block + code]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
@@ -131,6 +132,7 @@ def test_int8_weights_in_openvino_take_a_quarter(store: Path, tmp_path: Path) ->
     assert (out / "model.bin").stat().st_size < 0.45 * weights  # a tiny model has many weights that stay in float
     assert "token_type_ids" not in [one["name"] for one in json.loads((out / "model.json").read_text())["inputs"]]
     assert run_alone(out, readme_code(out)).startswith("a ")
+    assert sys.modules.get("openvino_telemetry") is None, "its import sends events to Google Analytics"
 
 
 def test_vectors_are_those_of_sentence_transformers_and_equal_archives_equal_bytes(store: Path, tmp_path: Path) -> None:
