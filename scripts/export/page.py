@@ -47,7 +47,7 @@ OPENED = {
 
 
 REMARKS = {
-    "openvino": "Importing openvino reports its use to Google Analytics; `pip uninstall openvino-telemetry` ends that.\n\n"
+    "openvino": "Importing openvino reports that to Google Analytics; `pip uninstall openvino-telemetry` ends it.\n\n"
 }
 
 
