@@ -138,10 +138,11 @@ def test_a_dead_or_hung_worker_holds_up_nobody_for_long_and_is_asked_again(
         assert ask(url).headers["x-model-version"] == "2.0"
         worker.send_signal(blow)
         struck = time.monotonic()
-        while time.monotonic() - struck < bar_s + 1:
+        late: list[requests.Response] = []
+        while time.monotonic() - struck < bar_s + 1 or (len(late) <= 8 and time.monotonic() - struck < 30):
             clients.submit(asked, struck)
             time.sleep(0.05)
-        late = [got for sent, got in found if sent > bar_s]
+            late = [got for sent, got in list(found) if sent > bar_s]
         if blow is signal.SIGSTOP:
             worker.send_signal(signal.SIGCONT)
         until(lambda: ask(url).headers["x-model-version"] == "2.0", timeout_s=30)
