@@ -433,13 +433,21 @@ def traffic(row: dict[str, Any]) -> str:
     return f"{row['traffic']:g} %" + (f", {row['shadow']:g} % copies" if row["shadow"] else "")
 
 
+def workers(row: dict[str, Any]) -> str:
+    """`1/2 loading`: those that answer, of those that are asked for; a process that does not answer yet is loading."""
+    if "shared" in row:
+        return "shared"
+    loading = " loading" if len(row["pids"]) > row["workers_ready"] else ""
+    return f"{row['workers_ready']}/{row['workers_asked']}{loading}"
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     return [
         row["model"],
         row["version"],
         "yes" if row["default"] else "",
         traffic(row),
-        f"{row['workers_ready']}/{row['workers_asked']}" if "shared" not in row else "shared",
+        workers(row),
         " ".join(map(str, row["pids"])),
         str(row["memory_mb"]) if "shared" not in row else "loaded" if row["resident"] else "cold",
         f"{row['queue']}/{row['queue_size']}",

@@ -1,10 +1,10 @@
-"""What `up` and `status` say of a version is what it gets: its share of the traffic."""
+"""What `up` and `status` say of a version is what it gets, and what its workers do."""
 
 from __future__ import annotations
 
 import pytest
 
-from marctl.cli.server import place, traffic
+from marctl.cli.server import place, traffic, workers
 from marctl.gateway.policies import Traffic
 from marctl.stack.document import Model, Version
 from marctl.stack.look import traffic_of
@@ -34,3 +34,17 @@ def test_each_version_is_told_with_its_share(
 
 def test_workers_that_explain_have_no_share_of_their_own() -> None:
     assert traffic(traffic_of(None, "1")) == ""
+
+
+@pytest.mark.parametrize(
+    ("ready", "asked", "pids", "told"),
+    [
+        (0, 1, [71], "0/1 loading"),
+        (1, 2, [71, 72], "1/2 loading"),
+        (2, 2, [71, 72], "2/2"),
+        (0, 1, [], "0/1"),  # nobody is left, and none has been started again
+        (0, 0, [], "0/0"),
+    ],
+)
+def test_a_worker_that_does_not_answer_yet_is_told_to_load(ready: int, asked: int, pids: list[int], told: str) -> None:
+    assert workers({"workers_ready": ready, "workers_asked": asked, "pids": pids}) == told
