@@ -18,7 +18,7 @@ QUESTION = {
 
 
 def load(
-    folder: Path, max_tokens: int = 64, batch_seconds: float = 30.0, calibration: Any = None, **limits: Any
+    folder: Path, max_tokens: int = 64, batch_seconds: float = 300.0, calibration: Any = None, **limits: Any
 ) -> Pipeline:
     return loading.load(
         folder,
